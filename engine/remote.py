@@ -1,0 +1,88 @@
+"""Watches an engine that runs elsewhere: whether it answers, and by what name it knows the served model."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import httpx2
+
+from engine.replica import Replica
+from penstock import metrics
+from penstock.config import Probe
+from penstock.errors import EngineError, EngineUnavailable
+
+RETRY_S = 1.0
+
+
+class Watcher:
+    """Asks `/v1/models` every `probe.interval_s`. `model` is the configured name there; None: found by looking."""
+
+    def __init__(self, replica: Replica, probe: Probe, model: str | None, served: Sequence[str]) -> None:
+        self.replica = replica
+        self.probe = probe
+        self.model = model
+        self.served = served
+        self.log = logging.getLogger(f"engine.{replica.name}")
+        self._suspected = asyncio.Event()
+        replica.suspect = self._suspect
+
+    async def run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                names = await self._names()
+                self.replica.model = self._name_there(names)
+                failures = 0
+                self._set_ready(True)
+            except EngineError as error:
+                failures += 1
+                if failures >= self.probe.failures or not self.replica.ready.is_set():
+                    self._set_ready(False)
+                    self.log.warning("not usable: %s", error)
+            await self._pause(self.probe.interval_s if not failures else RETRY_S)
+
+    async def _names(self) -> list[str]:
+        try:
+            async with asyncio.timeout(self.probe.timeout_s):
+                answer = await self.replica.client.get("/v1/models")
+            if answer.status_code != 200:
+                raise EngineError(f"{self.replica.client.base_url}v1/models answers {answer.status_code}")
+            return [model["id"] for model in answer.json()["data"]]
+        except (httpx2.HTTPError, TimeoutError) as error:
+            raise EngineUnavailable(
+                f"{self.replica.client.base_url} does not answer: {type(error).__name__}"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self.replica.client.base_url}v1/models is not OpenAI's list of models") from error
+
+    def _name_there(self, names: Sequence[str]) -> str | None:
+        """None if the served name is known there; else the configured name, else the only one there is."""
+        if self.model:
+            if self.model not in names:
+                raise EngineError(f"it serves {', '.join(names)}, not {self.model}")
+            return self.model
+        if all(name in names for name in self.served):
+            return None
+        if len(names) == 1:
+            return names[0]
+        raise EngineError(f"it serves {', '.join(names)}: say which with the engine's `model`")
+
+    def _suspect(self) -> None:
+        self.replica.ready.clear()
+        self._suspected.set()
+
+    async def _pause(self, wait_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._suspected.wait(), wait_s)
+        except TimeoutError:
+            return
+        self._suspected.clear()
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready and not self.replica.ready.is_set():
+            self.log.info("ready")
+            self.replica.ready.set()
+        elif not ready:
+            self.replica.ready.clear()
+        engine, _, number = self.replica.name.rpartition("-")
+        metrics.engine_ready.labels(engine, number).set(ready)

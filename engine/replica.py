@@ -1,0 +1,50 @@
+"""One server that generates: where it is, whether it can be used, how much it is doing."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import httpx2
+
+# A generation may be silent for as long as its queue is: whoever waits sets the limits that fit the request.
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Replica:
+    """`ready` is set by whoever watches it; `suspect` asks that watcher to look again now."""
+
+    def __init__(self, name: str, client: httpx2.AsyncClient) -> None:
+        self.name = name
+        self.client = client
+        self.ready = asyncio.Event()
+        self.outstanding = 0
+        self.model: str | None = None  # the model's name there, where it differs from the served one
+        self.suspect: Callable[[], None] = lambda: None
+
+    @classmethod
+    def at(cls, name: str, url: str, api_key: str | None = None) -> Self:
+        """`http://host:8000` or `unix:/run/engine.sock`."""
+        socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        transport = httpx2.AsyncHTTPTransport(
+            uds=socket, limits=httpx2.Limits(max_connections=None, keepalive_expiry=60)
+        )
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        return cls(
+            name,
+            httpx2.AsyncClient(
+                base_url="http://engine" if socket else url,
+                transport=transport,
+                headers=headers,
+                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+                trust_env=False,
+            ),
+        )
+
+    @classmethod
+    def behind(cls, name: str, socket: Path) -> Self:
+        return cls.at(name, f"unix:{socket}")
+
+    async def close(self) -> None:
+        self.ready.clear()
+        await self.client.aclose()

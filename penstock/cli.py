@@ -1,0 +1,195 @@
+"""The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from penstock.config import Config
+
+app = typer.Typer(
+    help="Serve open-weight language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; default ./penstock.yaml")]
+Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="PENSTOCK_API_KEY", help="An API key, if the gateway asks for one")
+]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help="The address to bind [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="The port [default: 8000]")] = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=URL[,URL...]", help="Serve NAME from servers that already run")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="`scripted`: set answers without any model, to try the gateway")
+    ] = None,
+) -> None:
+    """Start the gateway, and the engines that the configuration names."""
+    overrides: dict[str, Any] = {"gateway": given(host=host, port=port)}
+    if upstream or engine:
+        if config:
+            fail("--upstream and --engine take the place of a configuration file: leave --config out")
+        overrides |= upstreams(upstream) if upstream else single_engine(engine or "")
+    tree = loaded(config, overrides, file_wanted=not (upstream or engine))
+
+    from penstock import log
+    from penstock.errors import StartError
+
+    log.configure(tree.log.level, tree.log.style)
+    from serving.run import run
+
+    try:
+        run(tree, say=typer.echo)
+    except StartError as error:
+        fail(error.message)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="Ask once; without it, a conversation")] = None,
+    model: Annotated[str | None, typer.Option(help="A served model [default: the first]")] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Talk to a served model; the answer streams to the terminal."""
+    from penstock.terminal import converse
+
+    with explained():
+        converse(url, key, model, message)
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL, key: Key = None) -> None:
+    """List the models that a running gateway serves."""
+    from penstock.terminal import served_models
+
+    with explained():
+        for name in served_models(url, key):
+            typer.echo(name)
+
+
+@app.command("config")
+def show_config(config: ConfigFile = None) -> None:
+    """Print the resolved configuration: file, environment and defaults; secrets are masked."""
+    import yaml
+
+    typer.echo(yaml.safe_dump(loaded(config).model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A training recipe, such as recipes/demo/pretrain.yaml")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for checkpoints, metrics and the final model")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder")] = False,
+) -> None:
+    """Run a training recipe in its own process."""
+    import subprocess
+    import sys
+
+    import yaml
+
+    script = (yaml.safe_load(recipe.read_text()) or {}).get("script")
+    scripts = [file.stem for file in (Path(__file__).parent.parent / "training").glob("*.py") if is_script(file)]
+    if script not in scripts:
+        fail(f"{recipe}: `script` must name one of {', '.join(sorted(scripts))}, not {script!r}")
+    command = [
+        sys.executable,
+        "-m",
+        f"training.{script}",
+        str(recipe),
+        "--out",
+        str(out),
+        *(["--resume"] if resume else []),
+    ]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, what is wrong, and how to mend it."""
+    from rich.console import Console
+
+    from engine.doctor import examine
+
+    report = examine()
+    console = Console()
+    for finding in report:
+        mark = {"good": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}[finding.level]
+        console.print(f"{mark} {finding.subject}: {finding.says}", highlight=False)
+    if any(finding.level == "bad" for finding in report):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print Penstock's version."""
+    from penstock import __version__
+
+    typer.echo(__version__)
+
+
+def loaded(path: Path | None, overrides: dict[str, Any] | None = None, *, file_wanted: bool = True) -> "Config":
+    from penstock import config
+    from penstock.errors import ConfigError
+
+    try:
+        return config.load(path or (config.find() if file_wanted else None), overrides)
+    except ConfigError as error:
+        fail(error.message)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def upstreams(pairs: list[str]) -> dict[str, Any]:
+    """["m=http://a,http://b"] -> one engine and one served model called m."""
+    engines: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, urls = pair.partition("=")
+        if not (name and equals and urls):
+            fail(f"--upstream {pair}: write NAME=URL[,URL...], such as --upstream llama=http://10.0.0.7:8000")
+        engines[name] = {"urls": urls.split(",")}
+    return {"engines": engines, "models": {name: {"engine": name} for name in engines}}
+
+
+def single_engine(kind: str) -> dict[str, Any]:
+    if kind != "scripted":
+        fail(f"--engine {kind}: only `scripted` needs no model; name models in a configuration file")
+    return {"engines": {"scripted": {"kind": "scripted"}}, "models": {"scripted": {"engine": "scripted"}}}
+
+
+def is_script(file: Path) -> bool:
+    return "__main__" in file.read_text(encoding="utf-8")
+
+
+def fail(message: str) -> NoReturn:
+    typer.echo(f"penstock: {message}", err=True)
+    raise typer.Exit(1)
+
+
+class explained:
+    """Turns a PenstockError inside the block into its message and exit status 1."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from penstock.errors import PenstockError
+
+        if isinstance(error, PenstockError):
+            fail(error.message)

@@ -1,0 +1,247 @@
+"""The configuration: one tree, from one YAML file, the environment above it.
+
+`PENSTOCK_GATEWAY__PORT=9000` overrides `gateway: {port: ...}`: double underscores lead down the tree. A key that
+does not exist is an error which names the file, the line and the nearest key that does.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from penstock.errors import ConfigError
+from penstock.home import home
+
+ENV_PREFIX = "PENSTOCK_"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Gateway(Section):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    engine_wait_s: float = Field(60, ge=0, description="how long a request waits for an engine that is starting")
+    first_byte_timeout_s: float = Field(600, gt=0, description="an engine silent for longer is given up on")
+    stall_timeout_s: float = Field(120, gt=0, description="the longest silence inside a stream")
+    shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after SIGTERM")
+
+    @field_validator("keys")
+    @classmethod
+    def keys_are_long(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        if any(len(key.get_secret_value()) < 16 for key in keys):
+            raise ValueError("a key needs at least 16 characters; `openssl rand -hex 24` makes one")
+        return keys
+
+
+class Probe(Section):
+    """How an engine is found to be alive: it makes progress, or answers a one-token generation in time."""
+
+    interval_s: float = Field(5, gt=0)
+    timeout_s: float = Field(20, gt=0)
+    failures: int = Field(2, ge=1, description="probes in a row that must fail before a restart")
+    start_timeout_s: float = Field(1800, gt=0, description="from the process's start to its first token")
+
+
+class Engine(Section):
+    """A pool of identical replicas: started and supervised here (`model`), or running elsewhere (`urls`)."""
+
+    kind: Literal["vllm", "openai", "scripted"] | None = Field(None, description="found from the other keys")
+    model: str | None = Field(None, description="`demo`, a directory, or a Hugging Face id; with urls: its name there")
+    urls: list[str] = []
+    api_key: SecretStr | None = Field(None, description="sent to the servers in `urls`")
+    replicas: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    options: dict[str, Any] = Field(default={}, description="vLLM's own flags by name, such as max-model-len: 4096")
+    env: dict[str, str] = Field(default={}, description="the environment of the engine's process")
+    probe: Probe = Probe()
+    stop_s: float = Field(20, ge=0, description="how long the engine may drain after SIGTERM before SIGKILL")
+
+    @field_validator("urls")
+    @classmethod
+    def urls_are_reachable_in_principle(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not url.startswith(("http://", "https://", "unix:/")):
+                raise ValueError(f"{url!r} is no address: write http://HOST:PORT or unix:/PATH")
+        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+
+    @model_validator(mode="after")
+    def is_one_kind(self) -> Self:
+        if self.kind == "scripted":
+            return self
+        if not self.urls and not self.model:
+            raise ValueError("an engine needs `model` (started here) or `urls` (running elsewhere)")
+        if self.urls and (self.options or self.env or self.replicas != 1):
+            raise ValueError("`options`, `env` and `replicas` are for engines started here, not for `urls`")
+        return self
+
+
+class Model(Section):
+    """A served model: the name clients ask for."""
+
+    engine: str
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    style: Literal["auto", "json", "text"] = "auto"
+
+
+class Config(BaseSettings):
+    """The whole tree. Without a file it serves the bundled demo model."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    gateway: Gateway = Gateway()
+    engines: dict[str, Engine] = {"base": Engine(model="demo")}
+    models: dict[str, Model] = {}
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load` lays the environment between the file and the command line
+
+    @model_validator(mode="before")
+    @classmethod
+    def demo_is_the_default_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "models" not in data and "engines" not in data:
+            return data | {"models": {"demo": {"engine": "base"}}}
+        return data
+
+    @model_validator(mode="after")
+    def models_name_engines(self) -> Self:
+        if not self.models:
+            raise ValueError("no model is served: add `models: {NAME: {engine: ENGINE}}`")
+        for name, model in self.models.items():
+            if model.engine not in self.engines:
+                raise ValueError(f"models.{name}: unknown engine {model.engine!r}{nearest(model.engine, self.engines)}")
+        return self
+
+    @model_validator(mode="after")
+    def only_loopback_without_keys(self) -> Self:
+        if self.gateway.host not in LOOPBACK and not self.gateway.keys:
+            raise ValueError(
+                f"gateway.host {self.gateway.host} is reachable by others and no key is set: "
+                "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
+            )
+        return self
+
+
+def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """`pi`, [`pii`, `json`] -> `, did you mean 'pii'?`; empty if nothing is near."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def find() -> Path | None:
+    """The file used when none is named: ./penstock.yaml, else PENSTOCK_HOME/penstock.yaml, else none."""
+    places = [Path("penstock.yaml"), home() / "penstock.yaml"]
+    return next((place for place in places if place.is_file()), None)
+
+
+def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads `path`, lays the environment and then `overrides` (the command line) above it.
+
+    Raises ConfigError with everything that is wrong, a line each.
+    """
+    text = read(path) if path else ""
+    try:
+        tree = yaml.compose(text)
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top, found {type(data).__name__}")
+    try:
+        return Config(**merged(merged(data, EnvSettingsSource(Config)()), overrides or {}))
+    except SettingsError as error:
+        raise ConfigError(f"from the environment: {error}") from error
+    except ValidationError as error:
+        wrong = [explain(detail, path, tree) for detail in error.errors()]
+        raise ConfigError("\n".join(wrong)) from error
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
+
+
+def merged(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """{a: {b: 1, c: 2}}, {a: {b: 3}} -> {a: {b: 3, c: 2}}."""
+    result = dict(base)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None) -> str:
+    """One error as a person would say it: `penstock.yaml:4: unknown key 'prot', did you mean 'port'?`."""
+    loc = detail["loc"]
+    unknown = detail["type"] == "extra_forbidden"
+    line = line_of(tree, loc, whole=unknown)
+    where = (
+        f"{path}:{line}"
+        if line
+        else "from the environment or the command line"
+        if loc
+        else str(path or "configuration")
+    )
+    message = detail["msg"].removeprefix("Value error, ")
+    if not unknown:
+        return f"{where}: {'.'.join(map(str, loc))}{': ' if loc else ''}{message}"
+    return f"{where}: unknown key {'.'.join(map(str, loc))!r}{nearest(str(loc[-1]), valid_keys(loc[:-1]))}"
+
+
+def line_of(node: yaml.Node | None, loc: tuple[int | str, ...], *, whole: bool) -> int | None:
+    """The line, counted from 1, of the deepest key of `loc` in the file; `whole`: of all of it or None."""
+    line = None
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if pair is None:
+                return None if whole else line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def valid_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at a place of the tree: `("engines", "base")` -> the fields of Engine."""
+    place: Any = Config
+    for part in loc:
+        if isinstance(place, type) and issubclass(place, BaseModel):
+            place = place.model_fields[str(part)].annotation
+        else:  # a dict of sections, `part` being a name of the user's; or a list of them
+            place = get_args(place)[-1]
+    return list(place.model_fields) if isinstance(place, type) and issubclass(place, BaseModel) else []

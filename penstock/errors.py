@@ -1,0 +1,114 @@
+"""Everything that can go wrong, as one tree. Each class knows its HTTP status, OpenAI `type` and `code`.
+
+PenstockError                     500 server_error
+  StartError                      never sent: the command ends with the message
+    ConfigError
+  BadRequest                      400 invalid_request_error
+    ContextLengthExceeded             context_length_exceeded
+    BodyTooLarge                  413 body_too_large
+  InvalidKey                      401 invalid_api_key
+  NotFound                        404 unknown_url
+    ModelNotFound                     model_not_found
+  MethodNotAllowed                405 method_not_allowed
+  RateLimited                     429 rate_limit_exceeded
+  EngineError                     502 engine_error
+    EngineUnavailable             503 engine_unavailable
+    EngineTimeout                 504 engine_timeout
+    StreamInterrupted             502 stream_interrupted
+"""
+
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """`message` is for the caller: what is wrong and what to do. `param` names the field at fault, if one is."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class StartError(PenstockError):
+    """The process cannot start, or cannot go on."""
+
+    code = "start_failed"
+
+
+class ConfigError(StartError):
+    """The configuration cannot be used."""
+
+    code = "invalid_configuration"
+
+
+class BadRequest(PenstockError):
+    status = 400
+    type = "invalid_request_error"
+    code: ClassVar[str | None] = None
+
+
+class ContextLengthExceeded(BadRequest):
+    code = "context_length_exceeded"
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+    code = "body_too_large"
+
+
+class InvalidKey(PenstockError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFound(PenstockError):
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(PenstockError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RateLimited(PenstockError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class EngineError(PenstockError):
+    """The engine failed; the request may have been fine."""
+
+    status = 502
+    code = "engine_error"
+
+
+class EngineUnavailable(EngineError):
+    """No replica can take the request now."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+class EngineTimeout(EngineError):
+    status = 504
+    code = "engine_timeout"
+
+
+class StreamInterrupted(EngineError):
+    """The engine's stream ended before the answer did."""
+
+    code = "stream_interrupted"

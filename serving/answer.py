@@ -1,0 +1,67 @@
+"""A composed model's answers: a `Chat` behind /v1/chat/completions and /v1/completions."""
+
+import time
+from typing import Any
+
+import orjson
+
+from penstock.chat import Chat, ChatRequest, Delta, Message, silent
+from penstock.errors import BadRequest
+from serving.exchange import Exchange
+from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, TextShape, data_event
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+class Answer:
+    """A served model that is a `Chat` rather than an engine's own routes."""
+
+    def __init__(self, name: str, chat: Chat) -> None:
+        self.name = name
+        self.chat = chat
+
+    async def __call__(self, exchange: Exchange, body: dict[str, Any]) -> None:
+        request, shape = self._asked(exchange, body)
+        if body.get("stream"):
+            await self._stream(exchange, request, shape, usage_wanted(body))
+        else:
+            reply = await self.chat(request, silent)
+            await exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
+
+    def _asked(self, exchange: Exchange, body: dict[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
+        created = int(time.time())
+        if exchange.path == CHAT:
+            return ChatRequest(**body), ChatShape(f"chatcmpl-{exchange.request_id}", self.name, created)
+        if exchange.path == TEXT:
+            prompt = body.get("prompt")
+            if not isinstance(prompt, str):
+                raise BadRequest(f"the model {self.name!r} takes one prompt, as a string", param="prompt")
+            rest = {key: value for key, value in body.items() if key != "prompt"}
+            request = ChatRequest(**rest, messages=[Message(role="user", content=prompt)])
+            return request, TextShape(f"cmpl-{exchange.request_id}", self.name, created)
+        raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
+
+    async def _stream(
+        self, exchange: Exchange, request: ChatRequest, shape: ChatShape | TextShape, with_usage: bool
+    ) -> None:
+        async def begin() -> None:
+            if exchange.status is None:
+                await exchange.start(200, EVENT_STREAM)
+                first = shape.first()
+                if first:
+                    await exchange.write(data_event(first))
+
+        async def emit(delta: Delta) -> None:
+            await begin()
+            await exchange.write(data_event(shape.piece(delta)))
+
+        reply = await self.chat(request, emit)
+        await begin()
+        tail = data_event(shape.last(reply)) + (data_event(shape.usage_chunk(reply)) if with_usage else b"")
+        await exchange.write(tail + DONE_EVENT)
+        await exchange.end()
+
+
+def usage_wanted(body: dict[str, Any]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))

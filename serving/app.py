@@ -1,0 +1,259 @@
+"""The gateway's routes, and what happens around each: key, body, served model, errors, metrics, the access log.
+
+An ASGI application. A handler sees only an `Exchange`, so that it can be carried by something leaner than ASGI.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from penstock import metrics
+from penstock.config import Config
+from penstock.config import nearest as nearest_name
+from penstock.errors import (
+    BadRequest,
+    EngineError,
+    EngineUnavailable,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    PenstockError,
+)
+from penstock.log import request_id
+from serving import bodies
+from serving.bodies import Routed
+from serving.exchange import AsgiExchange, ClientGone, Exchange, Receive, Scope, Send
+from serving.keys import Keys
+from serving.models import described, described_for_anthropic, listed
+from serving.relay import Relay
+from serving.stack import Served, Stack
+from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
+
+log = logging.getLogger(__name__)
+
+GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
+MODEL_PREFIX = "/v1/models/"
+RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True)
+class Route:
+    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for."""
+
+    method: str
+    dialect: Dialect = OPENAI
+    shape: type[Routed] | None = None
+    control: Callable[["Gateway", Exchange], Awaitable[None]] | None = None
+    open: bool = False
+
+
+class Gateway:
+    """Created before its engines run; `stack` is set once they are being started."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.keys = Keys(config.gateway.keys)
+        self.stack: Stack | None = None
+        self.draining = False
+        self.began = int(time.time())
+        self._ended: asyncio.Future[None] | None = None
+
+    def end_requests(self) -> None:
+        """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
+        if self._ended and not self._ended.done():
+            self._ended.set_result(None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
+        if scope["type"] == "http":
+            await self.answer(AsgiExchange(scope, receive, send))
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Serves one request from its first header to the access log."""
+        exchange.request_id = id_of(exchange.headers)
+        token = request_id.set(exchange.request_id)
+        began = time.perf_counter()
+        call = Call(name=route_name(exchange.path))
+        metrics.in_flight.inc()
+        try:
+            await self._unless_gone(exchange, call)
+        except ClientGone:
+            metrics.disconnects.labels(call.name).inc()
+            log.info("client left", extra={"route": call.name, "model": call.model or None})
+        finally:
+            metrics.in_flight.dec()
+            self._account(exchange, call, time.perf_counter() - began)
+            request_id.reset(token)
+
+    async def _unless_gone(self, exchange: Exchange, call: "Call") -> None:
+        """Serves, cancelled at once when the client leaves (ClientGone) or the shutdown's deadline is over."""
+        self._ended = self._ended or asyncio.get_running_loop().create_future()
+        served = asyncio.ensure_future(self._serve(exchange, call))
+        gone = asyncio.ensure_future(exchange.gone())
+        try:
+            await asyncio.wait([served, gone, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            left_undone = served.cancel()
+            await asyncio.wait([served])
+        if gone.done() and not gone.cancelled():
+            raise ClientGone
+        if left_undone:
+            call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
+            return await refuse(exchange, dialect_of(exchange.path), call.error)
+        await served
+
+    async def _serve(self, exchange: Exchange, call: "Call") -> None:
+        dialect = dialect_of(exchange.path)
+        try:
+            await self._dispatch(exchange, call)
+        except PenstockError as error:
+            call.error = error
+            await refuse(exchange, dialect, error)
+        except (ClientGone, OSError):
+            raise ClientGone from None
+        except Exception as error:  # whatever it is, the caller gets an answer in its own shape, and the log the trace
+            log.exception("unexpected error")
+            call.error = PenstockError("something went wrong here; the request's id leads to the log")
+            call.error.__cause__ = error
+            await refuse(exchange, dialect, call.error)
+
+    async def _dispatch(self, exchange: Exchange, call: "Call") -> None:
+        route = self._route(exchange)
+        if not route.open:
+            self.keys.check(exchange.headers)
+        if route.control:
+            return await route.control(self, exchange)
+        assert route.shape is not None
+        raw = await exchange.body(self.config.gateway.max_body_bytes)
+        body = bodies.parse(raw, route.shape)
+        served = self._model(body["model"])
+        call.model = served.name
+        if isinstance(served, Relay):
+            await served(exchange, raw, route.dialect)
+        else:
+            await served(exchange, body)
+
+    def _route(self, exchange: Exchange) -> Route:
+        path = exchange.path
+        route = ROUTES.get(path) or (ONE_MODEL if path.startswith(MODEL_PREFIX) else None)
+        if route is None:
+            raise NotFound(f"there is no route {path}{nearest_name(path, list(ROUTES))}")
+        if exchange.method != route.method:
+            raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}")
+        return route
+
+    def _model(self, name: str) -> Served:
+        assert self.stack is not None
+        served = self.stack.models.get(name)
+        if served is None:
+            raise ModelNotFound(
+                f"the model {name!r} is not served here{nearest_name(name, self.stack.models)} (GET /v1/models)",
+                param="model",
+            )
+        return served
+
+    def _account(self, exchange: Exchange, call: "Call", took_s: float) -> None:
+        status = exchange.status or 499
+        if isinstance(call.error, EngineError) and exchange.status == 200:
+            log.error("stream ended in an error event: %s", call.error)
+        metrics.requests.labels(call.name, call.model, status).inc()
+        metrics.seconds.labels(call.name).observe(took_s)
+        log.info(
+            "served",
+            extra={
+                "method": exchange.method,
+                "route": call.name,
+                "model": call.model or None,
+                "status": status,
+                "seconds": round(took_s, 4),
+                "error": call.error.code or call.error.type if call.error else None,
+            },
+        )
+
+    async def health(self, exchange: Exchange) -> None:
+        """Whether this process answers; it does if this runs."""
+        await exchange.send(200, JSON, b'{"status":"ok"}')
+
+    async def ready(self, exchange: Exchange) -> None:
+        """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
+        up = self.stack is not None and self.stack.ready and not self.draining
+        engines = {name: pool.ready for name, pool in self.stack.pools.items()} if self.stack else {}
+        await exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
+
+    async def metrics(self, exchange: Exchange) -> None:
+        await exchange.send(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest())
+
+    async def models(self, exchange: Exchange) -> None:
+        assert self.stack is not None
+        names = list(self.stack.models)
+        await exchange.send(200, JSON, orjson.dumps(listed(names, self.began, exchange.headers)))
+
+    async def model(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(MODEL_PREFIX)
+        self._model(name)
+        describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
+        await exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
+
+
+@dataclass
+class Call:
+    """What the access log says about a request."""
+
+    name: str
+    model: str = ""
+    error: PenstockError | None = None
+
+
+ONE_MODEL = Route("GET", control=Gateway.model)
+ROUTES: Mapping[str, Route] = {
+    "/health": Route("GET", control=Gateway.health, open=True),
+    "/ready": Route("GET", control=Gateway.ready, open=True),
+    "/metrics": Route("GET", control=Gateway.metrics),
+    "/v1/models": Route("GET", control=Gateway.models),
+    "/v1/chat/completions": Route("POST", shape=bodies.ChatCompletions),
+    "/v1/completions": Route("POST", shape=bodies.Completions),
+    "/v1/embeddings": Route("POST", shape=bodies.Embeddings),
+    "/v1/rerank": Route("POST", shape=bodies.Rerank),
+    "/v1/score": Route("POST", shape=bodies.Score),
+    "/tokenize": Route("POST", shape=bodies.Tokenize),
+    "/detokenize": Route("POST", shape=bodies.Detokenize),
+    "/v1/responses": Route("POST", RESPONSES, bodies.Responses),
+    "/v1/messages": Route("POST", ANTHROPIC, bodies.Messages),
+    "/v1/messages/count_tokens": Route("POST", ANTHROPIC, bodies.CountTokens),
+}
+
+
+def route_name(path: str) -> str:
+    """The path as a label: a bounded set, whatever is asked for."""
+    return path if path in ROUTES else "/v1/models/{id}" if path.startswith(MODEL_PREFIX) else "other"
+
+
+def dialect_of(path: str) -> Dialect:
+    return ROUTES[path].dialect if path in ROUTES else ANTHROPIC if path.startswith("/v1/messages") else OPENAI
+
+
+def id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's own id where it is harmless, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if GIVEN_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:
+    """The error as a status while nothing is out, else as the stream's last event."""
+    if exchange.status is not None:
+        await exchange.write(dialect.error_event(error, exchange.request_id))
+        return await exchange.end()
+    headers = [*JSON, *dialect.headers(exchange.request_id)]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, BadRequest) and error.status == 413:
+        headers.append((b"connection", b"close"))
+    await exchange.send(error.status, headers, orjson.dumps(dialect.error(error, exchange.request_id)))

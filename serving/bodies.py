@@ -1,0 +1,306 @@
+"""What a well-formed request body is, route by route: OpenAI's schema (OpenAPI 2.3.0), plus what vLLM adds to it.
+
+Fields not named here are kept and reach the engine. A null is accepted wherever a field may be left out, as the
+official clients send it.
+"""
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from penstock.errors import BadRequest
+
+INT64 = 2**63 - 1
+Count = Annotated[int, Field(ge=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=256)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Stop = str | Annotated[list[str], Field(min_length=1, max_length=4)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Routed(Body):
+    """Every body says which served model is meant."""
+
+    model: Text
+
+
+class Part(Body):
+    """A piece of a message's content; what other types than these hold is the engine's to check."""
+
+    type: Text
+    text: str | None = None
+    image_url: dict[str, Any] | str | None = None
+
+    @model_validator(mode="after")
+    def has_what_its_type_says(self) -> "Part":
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type text needs the field text")
+        if self.type == "image_url" and not self.image_url:
+            raise ValueError("a part of type image_url needs the field image_url")
+        return self
+
+
+Content = str | Annotated[list[Part], Field(min_length=1)]
+
+
+class FunctionCall(Body):
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+
+
+class Instruction(Body):
+    role: Literal["system", "developer", "user"]
+    content: Content
+    name: str | None = None
+
+
+class AssistantTurn(Body):
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    name: str | None = None
+
+
+class ToolResult(Body):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+
+
+class FunctionResult(Body):
+    role: Literal["function"]
+    content: str | None
+    name: str
+
+
+Turn = Annotated[Instruction | AssistantTurn | ToolResult | FunctionResult, Field(discriminator="role")]
+
+
+class Function(Body):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class CustomTool(Body):
+    type: Literal["custom"]
+    custom: dict[str, Any]
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class OtherTool(Body):
+    type: Literal["custom", "allowed_tools"]
+
+
+class JsonSchema(Body):
+    name: Name
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class PlainFormat(Body):
+    type: Literal["text", "json_object", "structural_tag"]
+
+
+class SchemaFormat(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampling(Routed):
+    """What chat and plain completions share."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
+    stop: Stop | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+
+class ChatCompletions(Sampling):
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | OtherTool | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], Field(min_length=1, max_length=128)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+
+
+class Completions(Sampling):
+    prompt: str | list[str] | Tokens | Annotated[list[Tokens], Field(min_length=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    best_of: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+    @model_validator(mode="after")
+    def has_a_prompt(self) -> "Completions":
+        if self.prompt is None and not (self.model_extra or {}).get("prompt_embeds"):
+            raise ValueError("prompt is required")
+        return self
+
+
+class Embeddings(Routed):
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | Tokens | list[Tokens] | None = None
+    messages: list[Turn] | None = None
+    encoding_format: Text | None = None
+    dimensions: Count | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def has_an_input(self) -> "Embeddings":
+        if self.input is None and self.messages is None:
+            raise ValueError("input is required")
+        return self
+
+
+class Rerank(Routed):
+    query: str | dict[str, Any]
+    documents: list[str | dict[str, Any]] | dict[str, Any]
+    top_n: Annotated[int, Field(ge=0)] | None = None
+
+
+class Score(Routed):
+    """Pairs as `text_1` and `text_2`, or as `queries` and `documents`: which of them is the engine's to say."""
+
+
+class Tokenize(Routed):
+    prompt: str | None = None
+    messages: list[Turn] | None = None
+
+    @model_validator(mode="after")
+    def has_one_of_two(self) -> "Tokenize":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either prompt or messages is required")
+        return self
+
+
+class Detokenize(Routed):
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
+class Responses(Routed):
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class AnthropicTurn(Body):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class CountTokens(Routed):
+    messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class Messages(CountTokens):
+    max_tokens: Count
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+
+
+def parse(raw: bytes, shape: type[Routed]) -> dict[str, Any]:
+    """The body as it was sent, checked. Raises BadRequest, naming the parameter: `messages[0].content`."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}")
+    try:
+        shape.model_validate(body)
+    except ValidationError as error:
+        raise explained(error, body) from error
+    return body
+
+
+def explained(error: ValidationError, body: dict[str, Any]) -> BadRequest:
+    """The error that lies deepest in the body: of a union's branches the one that fitted best."""
+    details = error.errors(include_url=False, include_input=False)
+    paths = [path_in(body, detail["loc"], missing=detail["type"] == "missing") for detail in details]
+    deepest = max(range(len(details)), key=lambda index: len(paths[index]))
+    message = details[deepest]["msg"].removeprefix("Value error, ")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[deepest]).lstrip(".")
+    if not param:
+        param = message.partition(" is required")[0].removeprefix("either ") if "is required" in message else ""
+    return BadRequest(f"{param}: {message}" if param else message, param=param or None)
+
+
+def path_in(body: Any, loc: tuple[int | str, ...], *, missing: bool) -> list[int | str]:
+    """The steps of `loc` that lead through `body`, without the names of union branches that pydantic puts between."""
+    path: list[int | str] = []
+    for step in loc:
+        try:
+            body = body[step]
+        except (KeyError, IndexError, TypeError):
+            if not (missing and step == loc[-1]):
+                continue
+        path.append(step)
+    return path

@@ -1,0 +1,103 @@
+"""One request and its answer, whatever carries them: the small interface between handlers and HTTP."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from penstock.errors import BodyTooLarge
+
+Headers = Sequence[tuple[bytes, bytes]]
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Exchange(Protocol):
+    """`path` is as it was sent, never rebuilt; header names are lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    request_id: str
+    status: int | None
+    """What was answered, None while nothing is out: only until then an error can still become a status."""
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises BodyTooLarge before it is read in full."""
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The head of an answer that `write` streams and `end` ends."""
+
+    async def write(self, piece: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+    async def gone(self) -> None:
+        """Returns when the client has left. To be awaited only after the body was read."""
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+class AsgiExchange:
+    """An exchange over ASGI 3."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.request_id = ""
+        self.status: int | None = None
+        self._receive = receive
+        self._send = send
+        self._body_read = asyncio.Event()
+
+    async def body(self, limit_bytes: int) -> bytes:
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit_bytes:
+            raise too_large(limit_bytes)
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            event = await self._receive()
+            if event["type"] == "http.disconnect":
+                raise ClientGone
+            piece = event.get("body", b"")
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit_bytes:
+                raise too_large(limit_bytes)
+            if not event.get("more_body"):
+                self._body_read.set()
+                return b"".join(pieces)
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+        own = [(b"x-request-id", self.request_id.encode())]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+
+    async def write(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def gone(self) -> None:
+        await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit_bytes} bytes (gateway.max_body_bytes)")

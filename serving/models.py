@@ -1,0 +1,22 @@
+"""How served models are described: OpenAI's list of models, or Anthropic's for its clients."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+def listed(names: Sequence[str], created: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The answer to GET /v1/models. `created` is in seconds since 1970."""
+    if b"anthropic-version" not in headers:
+        return {"object": "list", "data": [described(name, created) for name in names]}
+    data = [described_for_anthropic(name, created) for name in names]
+    return {"data": data, "first_id": names[0], "last_id": names[-1], "has_more": False}
+
+
+def described(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "penstock"}
+
+
+def described_for_anthropic(name: str, created: int) -> dict[str, Any]:
+    stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": name, "display_name": name, "created_at": stamp}

@@ -1,0 +1,105 @@
+"""Where the parts meet: the configuration becomes engines that run and one served model per name."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import machine, remote
+from engine.launch import plan
+from engine.pool import Pool
+from engine.replica import Replica
+from engine.scripted import Scripted
+from engine.supervisor import Supervisor
+from penstock.config import Config, Engine
+from penstock.home import run_dir
+from serving.answer import Answer
+from serving.relay import Relay
+
+Served = Relay | Answer
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`failed` ends with the first error that an engine's watcher cannot mend."""
+
+    models: Mapping[str, Served]
+    pools: Mapping[str, Pool]
+    failed: asyncio.Future[None]
+
+    @property
+    def ready(self) -> bool:
+        return all(pool.ready for pool in self.pools.values())
+
+    async def until_ready(self) -> None:
+        """Every replica of every engine."""
+        for pool in self.pools.values():
+            for replica in pool.replicas:
+                await replica.ready.wait()
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Stack]:
+    """Starts what is configured; on leaving, drains and ends it. Raises StartError for what cannot start."""
+    sockets = run_dir()
+    pools: dict[str, Pool] = {}
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watchers: list[asyncio.Task[None]] = []
+    try:
+        for name, engine in config.engines.items():
+            if engine.kind == "scripted":
+                continue
+            served = [model for model, options in config.models.items() if options.engine == name]
+            watched = started(name, engine, served, sockets) if not engine.urls else elsewhere(name, engine, served)
+            pools[name] = Pool(name, [replica for replica, _ in watched], config.gateway.engine_wait_s)
+            for _, watcher in watched:
+                task = asyncio.create_task(watcher.run(), name=f"watch {name}")
+                task.add_done_callback(lambda task: report(task, failed))
+                watchers.append(task)
+        yield Stack(served_models(config, pools), pools, failed)
+    finally:
+        for task in watchers:
+            task.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*(replica.close() for pool in pools.values() for replica in pool.replicas))
+        if failed.done():
+            failed.exception()  # seen: whoever waited for it has been told already
+        sockets.rmdir() if not any(sockets.iterdir()) else None
+
+
+def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served]:
+    models: dict[str, Served] = {}
+    for name, model in config.models.items():
+        if config.engines[model.engine].kind == "scripted":
+            models[name] = Answer(name, Scripted())
+        else:
+            models[name] = Relay(name, pools[model.engine], config.gateway)
+    return models
+
+
+def started(name: str, engine: Engine, served: list[str], sockets: Path) -> list[tuple[Replica, Supervisor]]:
+    here = machine.detect()
+    watched = []
+    for number in range(engine.replicas):
+        socket = sockets / f"{name}-{number}.sock"
+        launch = plan(f"{name}-{number}", engine, served or [name], here, socket)
+        replica = Replica.behind(launch.name, socket)
+        watched.append((replica, Supervisor(launch, engine.probe, engine.stop_s, replica)))
+    return watched
+
+
+def elsewhere(name: str, engine: Engine, served: list[str]) -> list[tuple[Replica, remote.Watcher]]:
+    key = engine.api_key.get_secret_value() if engine.api_key else None
+    watched = []
+    for number, url in enumerate(engine.urls):
+        replica = Replica.at(f"{name}-{number}", url, key)
+        watched.append((replica, remote.Watcher(replica, engine.probe, engine.model, served)))
+    return watched
+
+
+def report(task: asyncio.Task[None], failed: asyncio.Future[None]) -> None:
+    """A watcher ends only by cancellation or by an error; the first error is everyone's."""
+    error = None if task.cancelled() else task.exception()
+    if error and not failed.done():
+        failed.set_exception(error)

@@ -49,8 +49,10 @@ def engine(here: Machine) -> Finding:
 
 def processor(here: Machine) -> Finding:
     cores = f"{here.cores} cores"
+    if here.bfloat16:
+        return Finding("good", "processor", f"{cores} with AVX512 and bfloat16: every CPU kernel, 4-bit included")
     if here.avx512:
-        return Finding("good", "processor", f"{cores} with AVX512: every CPU kernel, 16-bit weights and 4-bit included")
+        return Finding("good", "processor", f"{cores} with AVX512, no bfloat16 arithmetic: models run in float32")
     if "avx2" in here.cpu_flags:
         says = f"{cores} with AVX2 and no AVX512: models run in float32, and GPTQ and AWQ weights have no CPU kernel"
         return Finding("note", "processor", says)

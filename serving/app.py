@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
 MODEL_PREFIX = "/v1/models/"
 RETRY_AFTER_S = 5
+QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ class Gateway:
             log.error("stream ended in an error event: %s", call.error)
         metrics.requests.labels(call.name, call.model, status).inc()
         metrics.seconds.labels(call.name).observe(took_s)
-        log.info(
+        log.log(
+            logging.DEBUG if exchange.path in QUIET else logging.INFO,
             "served",
             extra={
                 "method": exchange.method,

@@ -285,6 +285,9 @@ def explained(error: ValidationError, body: dict[str, Any]) -> BadRequest:
     """The error that lies deepest in the body: of a union's branches the one that fitted best."""
     details = error.errors(include_url=False, include_input=False)
     paths = [path_in(body, detail["loc"], missing=detail["type"] == "missing") for detail in details]
+    for path, detail in zip(paths, details, strict=True):
+        if detail["type"].startswith("union_tag"):
+            path.append(detail["ctx"]["discriminator"].strip("'"))
     deepest = max(range(len(details)), key=lambda index: len(paths[index]))
     message = details[deepest]["msg"].removeprefix("Value error, ")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[deepest]).lstrip(".")

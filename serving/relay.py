@@ -25,7 +25,7 @@ from serving.wire import DONE_EVENT, EVENT_STREAM, OPENAI, Dialect
 
 log = logging.getLogger(__name__)
 
-FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
+FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
 TRIES = 2
 
 
@@ -53,7 +53,7 @@ class Relay:
         headers = {
             name.decode(): exchange.headers[name].decode("latin-1") for name in FORWARDED if name in exchange.headers
         }
-        headers["x-request-id"] = exchange.request_id
+        headers |= {"content-type": "application/json", "x-request-id": exchange.request_id}
         request = replica.client.build_request("POST", exchange.path, content=body, headers=headers)
         try:
             async with asyncio.timeout(self.limits.first_byte_timeout_s):

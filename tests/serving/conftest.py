@@ -1,0 +1,46 @@
+"""The gateway on a real socket, in the test's own event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from penstock.chat import Chat
+from penstock.config import Config
+from serving.answer import Answer
+from serving.app import Gateway
+from serving.run import Server, bind
+from serving.stack import running
+
+Running = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+@asynccontextmanager
+async def run_gateway(chats: dict[str, Chat] | None = None, **tree: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a gateway with this configuration; `chats` are served beside what it names."""
+    if "models" not in tree:
+        tree |= {"engines": {"scripted": {"kind": "scripted"}}, "models": {"scripted": {"engine": "scripted"}}}
+    config = Config(**tree)
+    gateway = Gateway(config)
+    server = Server(uvicorn.Config(gateway, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        async with running(config) as stack:
+            gateway.stack = stack
+            stack.models.update({name: Answer(name, chat) for name, chat in (chats or {}).items()})
+            http = asyncio.create_task(server.serve(sockets=[listener]))
+            await stack.until_ready()
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
+                yield client
+            server.should_exit = True
+            await http
+
+
+@pytest.fixture
+def gateway(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Running:
+    monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path))
+    return run_gateway

@@ -17,6 +17,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=256)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Batch = Annotated[list[Tokens], Field(min_length=1)]
 Stop = str | Annotated[list[str], Field(min_length=1, max_length=4)]
 
 
@@ -183,7 +184,7 @@ class ChatCompletions(Sampling):
 
 
 class Completions(Sampling):
-    prompt: str | list[str] | Tokens | Annotated[list[Tokens], Field(min_length=1)] | None = None
+    prompt: str | list[str] | Tokens | Batch | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -198,7 +199,7 @@ class Completions(Sampling):
 
 
 class Embeddings(Routed):
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | Tokens | list[Tokens] | None = None
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | Tokens | Batch | None = None
     messages: list[Turn] | None = None
     encoding_format: Text | None = None
     dimensions: Count | None = None
@@ -228,7 +229,7 @@ class Tokenize(Routed):
     @model_validator(mode="after")
     def has_one_of_two(self) -> "Tokenize":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("either prompt or messages is required")
+            raise ValueError("prompt is required, or messages")
         return self
 
 
@@ -292,18 +293,18 @@ def explained(error: ValidationError, body: dict[str, Any]) -> BadRequest:
     message = details[deepest]["msg"].removeprefix("Value error, ")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[deepest]).lstrip(".")
     if not param:
-        param = message.partition(" is required")[0].removeprefix("either ") if "is required" in message else ""
+        param = message.partition(" is required")[0] if " is required" in message else ""
     return BadRequest(f"{param}: {message}" if param else message, param=param or None)
 
 
 def path_in(body: Any, loc: tuple[int | str, ...], *, missing: bool) -> list[int | str]:
     """The steps of `loc` that lead through `body`, without the names of union branches that pydantic puts between."""
     path: list[int | str] = []
-    for step in loc:
+    for number, step in enumerate(loc, start=1):
         try:
             body = body[step]
         except (KeyError, IndexError, TypeError):
-            if not (missing and step == loc[-1]):
+            if not (missing and number == len(loc)):
                 continue
         path.append(step)
     return path

@@ -11,10 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+import hypothesis
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 300
+
+# Other work may hold this machine up at any moment: an example has no deadline.
+hypothesis.settings.register_profile(
+    "penstock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], max_examples=60
+)
+hypothesis.settings.load_profile("penstock")
 
 
 @dataclass

@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Served:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    home: Path
     client: httpx2.Client = field(repr=False)
 
     @property
@@ -60,43 +62,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(command: list[str], port: int, log: Path, home: Path, **env: str) -> Served:
-    """Starts a gateway and returns at once; `stop` ends it."""
-    environment = {**os.environ, "PENSTOCK_HOME": str(home), **env}
+@contextmanager
+def running(command: Sequence[str], port: int, folder: Path, **env: str) -> Iterator[Served]:
+    """A gateway on `port` with its state and log in `folder`, once it has said that it serves; ended with SIGTERM."""
+    environment = {**os.environ, "PENSTOCK_HOME": str(folder), **env}
+    log = folder / f"log-{port}"
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
-    return Served(process, url, log, httpx2.Client(base_url=url, timeout=120, trust_env=False))
-
-
-def stop(served: Served) -> int:
-    """SIGTERM, and the exit status."""
-    served.client.close()
-    served.process.send_signal(signal.SIGTERM)
-    return served.process.wait(60)
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+    with process, httpx2.Client(base_url=url, timeout=120, trust_env=False) as client:
+        served = Served(process, url, log, folder, client)
+        try:
+            served.until("Try:", START_S)
+            yield served
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 @pytest.fixture(scope="session")
-def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`make serve`: the gateway and the real vLLM with the bundled model. Probes are frequent, for the tests that
     kill the engine; they wait for it to be back before they end."""
     port = free_port()
-    log = tmp_path_factory.mktemp("demo") / "log"
     quick = {"INTERVAL_S": "1", "TIMEOUT_S": "3", "FAILURES": "2"}
     env = {f"PENSTOCK_ENGINES__BASE__PROBE__{name}": value for name, value in quick.items()}
-    served = start(["make", "serve", f"PORT={port}"], port, log, home, **env)
-    try:
-        served.until("Try:", START_S)
+    with running(["make", "serve", f"PORT={port}"], port, tmp_path_factory.mktemp("demo"), **env) as served:
         yield served
-    finally:
-        assert stop(served) == 0
 
 
 @pytest.fixture

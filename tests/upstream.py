@@ -50,7 +50,7 @@ async def upstream(say: Say) -> AsyncIterator[Upstream]:
         await writer.drain()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    here.url = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+    here.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield here
     finally:

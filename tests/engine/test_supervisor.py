@@ -1,4 +1,4 @@
-"""Starting, watching, replacing and ending an engine's process: with a pretend engine that has a real process's ways."""
+"""Starting, watching, replacing and ending an engine: a pretend one, with a real process and its ways."""
 
 import asyncio
 import os

@@ -25,7 +25,9 @@ def with_key(**gateway: Any) -> dict[str, Any]:
     return {"gateway": {"keys": [KEY], **gateway}}
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/docs", "/openapi.json", "/v1", "/collective_rpc", "/v1//models", "/é"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nope", "/docs", "/openapi.json", "/v1", "/collective_rpc", "/v1//models", "/é"]
+)
 async def test_what_is_no_route_is_a_404_in_openais_shape(gateway: Running, path: str) -> None:
     async with gateway() as client:
         answer = await client.post(path, json={})
@@ -74,7 +76,9 @@ async def test_both_headers_bear_a_key(gateway: Running, header: dict[str, str])
         assert (await client.post(CHAT, json=ask(), headers=header)).status_code == 200
 
 
-@pytest.mark.parametrize("header", [{"authorization": f"Bearer {KEY}x"}, {"authorization": "Basic eDp5"}, {"x-api-key": ""}])
+@pytest.mark.parametrize(
+    "header", [{"authorization": f"Bearer {KEY}x"}, {"authorization": "Basic eDp5"}, {"x-api-key": ""}]
+)
 async def test_a_wrong_key_is_a_401_that_does_not_repeat_it(gateway: Running, header: dict[str, str]) -> None:
     async with gateway(**with_key()) as client:
         answer = await client.post(CHAT, json=ask(), headers=header)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,8 @@ SHAPES += [bodies.Tokenize, bodies.Detokenize, bodies.Responses, bodies.Messages
 
 @given(st.sampled_from(SHAPES), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6))
 def test_no_body_at_all_raises_anything_else(shape: type[bodies.Routed], body: dict[str, Any]) -> None:
-    try:
+    with suppress(BadRequest):
         parse(json.dumps(body).encode(), shape)
-    except BadRequest as error:
-        assert error.message
 
 
 # OpenAI's published schema (OpenAPI 2.3.0, MIT), wherever a copy lies beside the repository.

@@ -1,0 +1,103 @@
+"""Any OpenAI-compatible server as a Chat."""
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.openai import OpenAIChat
+from engine.pool import Pool
+from engine.replica import Replica
+from penstock.chat import ChatRequest, Delta, Message, Reply, Usage
+from penstock.errors import BadRequest, EngineError, EngineUnavailable, PenstockError, StreamInterrupted
+from tests.upstream import Say, answers, streams, upstream
+
+pytestmark = pytest.mark.anyio
+
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice], **more}).encode() + b"\n\n"
+
+
+async def ask(say: Say, **fields: Any) -> tuple[Reply, list[Delta], dict[str, Any]]:
+    deltas: list[Delta] = []
+
+    async def emit(delta: Delta) -> None:
+        deltas.append(delta)
+
+    request = ChatRequest(model="m", messages=[Message(role="user", content="hi")], **fields)
+    async with upstream(say) as server:
+        replica = Replica.at("r", server.url)
+        replica.ready.set()
+        try:
+            reply = await OpenAIChat(Pool("e", [replica], 0))(request, emit)
+        finally:
+            await replica.close()
+        return reply, deltas, json.loads(server.bodies[0])
+
+
+async def test_the_stream_is_emitted_as_it_comes_and_returned_whole() -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    tail = b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
+    said = streams(
+        chunk({"role": "assistant", "content": ""}),
+        chunk({"content": "a"}),
+        chunk({"content": "b"}, "stop"),
+        tail,
+        DONE,
+    )
+    reply, deltas, sent = await ask(said, top_k=5)
+    assert [delta.content for delta in deltas] == ["a", "b"]
+    assert (reply.message.text, reply.finish_reason, reply.usage) == ("ab", "stop", Usage(3, 2, 1))
+    assert sent["top_k"] == 5
+    assert sent["stream_options"] == {"include_usage": True}
+
+
+async def test_tool_calls_are_put_together_from_their_pieces() -> None:
+    first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    pieces = [{"index": 0, "function": {"arguments": part}} for part in ('{"a"', ": 1}")]
+    said = [chunk({"tool_calls": [call]}) for call in (first, *pieces)]
+    reply, deltas, _ = await ask(streams(*said, chunk({}, "tool_calls"), DONE))
+    assert reply.finish_reason == "tool_calls"
+    assert reply.message.tool_calls == [
+        {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    ]
+    assert len(deltas) == 3
+
+
+@pytest.mark.parametrize(
+    ("say", "kind"),
+    [
+        (streams(chunk({"content": "a"}), cut=True), StreamInterrupted),
+        (streams(chunk({"content": "a"})), StreamInterrupted),
+        (streams(chunk({"content": "a"}), DONE), StreamInterrupted),
+        (streams(b'data: {"error": {"message": "dead", "code": 500}}\n\n', DONE), EngineError),
+        (streams(b"data: {oops\n\n"), EngineError),
+        (streams(b"data: 5\n\n"), EngineError),
+        (answers(400, b'{"error": {"message": "no"}}'), BadRequest),
+        (answers(503, b""), EngineUnavailable),
+    ],
+)
+async def test_what_goes_wrong_is_raised_and_never_a_short_answer(say: Say, kind: type[PenstockError]) -> None:
+    with pytest.raises(kind):
+        await ask(say)
+
+
+async def test_several_answers_at_once_are_refused() -> None:
+    with pytest.raises(BadRequest, match="n must be 1"):
+        await ask(streams(DONE), n=2)
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    replica = Replica.at("r", "unix:/nonexistent.sock")
+    replica.ready.set()
+    request = ChatRequest(model="m", messages=[Message(role="user", content="hi")])
+    with pytest.raises(EngineUnavailable):
+        await OpenAIChat(Pool("e", [replica], 0))(request, _ignored)
+    await replica.close()
+
+
+async def _ignored(delta: Delta) -> None: ...

@@ -1,0 +1,133 @@
+"""The real vLLM behind the gateway: sensible, and mended when it is killed or stopped."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx2
+import orjson
+
+from tests.conftest import Served
+
+CHAT = "/v1/chat/completions"
+BACK_S = 180
+
+
+def ask(text: str, **more: object) -> dict[str, object]:
+    return {"model": "demo", "messages": [{"role": "user", "content": text}], **more}
+
+
+LONG = ask("Tell me a story.", stream=True, max_tokens=1500, ignore_eos=True)
+
+
+def engine_processes(served: Served) -> list[int]:
+    """vLLM's processes, the API server first: the group that was started for this gateway's socket."""
+    socket = next((served.home / "run").glob("*/base-0.sock"))
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    leader = next(pid for pid in pids if str(socket).encode() in cmdline(pid) and os.getpgid(pid) == pid)
+    return [leader, *(pid for pid in pids if pid != leader and group(pid) == leader)]
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def broken_stream(served: Served, break_it: signal.Signals, *victims: int) -> list[str]:
+    """A stream's lines, with a signal to some of the engine's processes after the first."""
+    with served.client.stream("POST", CHAT, json=LONG) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        first = next(lines)
+        for pid in victims:
+            os.kill(pid, break_it)
+        return [first, *(line for line in lines if line)]
+
+
+def assert_ends_in_an_error_event(lines: list[str]) -> None:
+    last = orjson.loads(lines[-1].removeprefix("data: "))
+    assert last["error"]["type"] == "server_error"
+    assert "data: [DONE]" not in lines
+
+
+def assert_answers_again(served: Served, restarts: float) -> None:
+    """The next request, however early it comes, is answered by a new engine."""
+    answer = served.client.post(CHAT, json=ask("What can you do?", max_tokens=5))
+    assert answer.status_code == 200, answer.text
+    assert served.figure('penstock_engine_restarts_total{engine="base",replica="0"}') == restarts + 1
+    until_ready(served)
+
+
+def until_ready(served: Served) -> None:
+    deadline = time.monotonic() + BACK_S
+    while served.client.get("/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def restarts(served: Served) -> float:
+    return served.figure('penstock_engine_restarts_total{engine="base",replica="0"}')
+
+
+def test_make_serve_prints_what_a_newcomer_needs(demo: Served) -> None:
+    assert f"Penstock serves demo on {demo.url}" in demo.text
+    assert f"curl {demo.url}/v1/chat/completions" in demo.text
+
+
+def test_the_engines_figures_are_published_under_our_names(demo: Served) -> None:
+    demo.client.post(CHAT, json=ask("Hello", max_tokens=5))
+    deadline = time.monotonic() + 30
+    while demo.figure('penstock_engine{engine="base",figure="generation_tokens",replica="0"}') < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_client_that_leaves_frees_the_engines_slot_within_a_second(demo: Served) -> None:
+    socket = next((demo.home / "run").glob("*/base-0.sock"))
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://engine") as engine:
+
+        def running() -> float:
+            lines = engine.get("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+        for stream in (True, False):
+            with httpx2.Client(base_url=demo.url, trust_env=False) as client:
+                try:
+                    with client.stream("POST", CHAT, json=LONG | {"stream": stream}, timeout=1) as answer:
+                        next(answer.iter_lines())
+                except httpx2.ReadTimeout:
+                    assert not stream
+            left = time.monotonic()
+            while running() and time.monotonic() - left < 1:
+                time.sleep(0.05)
+            assert running() == 0
+
+
+def test_killing_every_process_of_the_engine_is_an_error_event_and_the_next_request_is_answered(demo: Served) -> None:
+    before = restarts(demo)
+    lines = broken_stream(demo, signal.SIGKILL, *engine_processes(demo))
+    assert_ends_in_an_error_event(lines)
+    assert_answers_again(demo, before)
+
+
+def test_killing_the_engine_core_alone_is_mended_too(demo: Served) -> None:
+    before = restarts(demo)
+    core = next(pid for pid in engine_processes(demo) if b"EngineCore" in cmdline(pid))
+    assert_ends_in_an_error_event(broken_stream(demo, signal.SIGKILL, core))
+    assert_answers_again(demo, before)
+
+
+def test_a_stopped_engine_is_noticed_and_mended(demo: Served) -> None:
+    before = restarts(demo)
+    assert_ends_in_an_error_event(broken_stream(demo, signal.SIGSTOP, *engine_processes(demo)))
+    assert_answers_again(demo, before)

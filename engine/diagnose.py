@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 SHOWN_LINES = 15
 
+# An exception as a traceback ends with it, behind vLLM's prefix or not: `(EngineCore pid=7) ERROR ... ValueError: x`.
+EXCEPTION = re.compile(r"^[ |]*(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
+CONSEQUENCE = "Engine core initialization failed"
+
 # The first that matches the engine's last lines; what a person can do about it.
 CAUSES: tuple[tuple[str, str], ...] = (
     (
@@ -25,6 +29,10 @@ CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"(?i)SafetensorError|deserializing header|InvalidHeader|incomplete metadata",
         "the weights are damaged or cut short: fetch or copy the model again",
+    ),
+    (
+        r"Cannot find any model weights|no file named model\.safetensors",
+        "the folder has no weights: it needs model.safetensors, or its shards and their index, beside config.json",
     ),
     (
         r"(?i)out of memory|cannot allocate memory|MemoryError|not enough memory|available memory on node|"
@@ -58,8 +66,16 @@ def explain(name: str, returncode: int | None, lines: Sequence[str]) -> str:
     """One message: what happened, what to do, then the engine's last lines. `returncode` None: it ran out of time."""
     text = "\n".join(lines)
     ended = how_it_ended(returncode)
+    cause = root_cause(lines)
+    said = f"it said: {cause}\n" if cause else ""
     shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
-    return f"engine {name} did not start: {ended}\n{remedy(returncode, text)}\nits last lines:\n{shown}"
+    return f"engine {name} did not start: {ended}\n{said}{remedy(returncode, text)}\nits last lines:\n{shown}"
+
+
+def root_cause(lines: Sequence[str]) -> str | None:
+    """The last exception printed that is more than the consequence of one in another of vLLM's processes."""
+    found = [match[1] for match in map(EXCEPTION.match, lines) if match and CONSEQUENCE not in match[1]]
+    return found[-1] if found else None
 
 
 def how_it_ended(returncode: int | None) -> str:

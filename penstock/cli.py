@@ -27,6 +27,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, or a Hugging Face id [default: what is configured]")
+    ] = None,
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="The address to bind [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="The port [default: 8000]")] = None,
@@ -38,12 +41,12 @@ def serve(
     ] = None,
 ) -> None:
     """Start the gateway, and the engines that the configuration names."""
-    overrides: dict[str, Any] = {"gateway": given(host=host, port=port)}
-    if upstream or engine:
-        if config:
-            fail("--upstream and --engine take the place of a configuration file: leave --config out")
-        overrides |= upstreams(upstream) if upstream else single_engine(engine or "")
-    tree = loaded(config, overrides, file_wanted=not (upstream or engine))
+    named = [*([started_here(model)] if model else []), *([single_engine(engine)] if engine else [])]
+    named += [upstreams(upstream)] if upstream else []
+    if len(named) + bool(config) > 1:
+        fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
+    overrides = {"gateway": given(host=host, port=port)} | (named[0] if named else {})
+    tree = loaded(config, overrides, file_wanted=not named)
 
     from penstock import log
     from penstock.errors import StartError
@@ -155,6 +158,13 @@ def loaded(path: Path | None, overrides: dict[str, Any] | None = None, *, file_w
 
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def started_here(model: str) -> dict[str, Any]:
+    """`org/name` is served as `org/name`, a folder by its own name."""
+    path = Path(model).expanduser()
+    name = path.resolve().name if path.is_dir() else model
+    return {"engines": {"base": {"model": model}}, "models": {name: {"engine": "base"}}}
 
 
 def upstreams(pairs: list[str]) -> dict[str, Any]:

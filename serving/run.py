@@ -79,9 +79,8 @@ async def serve(config: Config, listener: socket.socket, say: Callable[[str], No
             server.should_exit = True
             announcing.cancel()
             stop.cancel()
-        await http
-        if stack.failed.done():
-            await stack.failed
+    if stack.failed.done():
+        stack.failed.result()
 
 
 class Server(uvicorn.Server):

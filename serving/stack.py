@@ -64,7 +64,7 @@ async def running(config: Config) -> AsyncIterator[Stack]:
         await asyncio.gather(*watchers, return_exceptions=True)
         await asyncio.gather(*(replica.close() for pool in pools.values() for replica in pool.replicas))
         if failed.done():
-            failed.exception()  # seen: whoever waited for it has been told already
+            failed.exception()  # marks it as seen: `serve` raises it when everything has ended
         sockets.rmdir() if not any(sockets.iterdir()) else None
 
 

@@ -96,6 +96,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port = free_port()
     quick = {"INTERVAL_S": "1", "TIMEOUT_S": "3", "FAILURES": "2"}
     env = {f"PENSTOCK_ENGINES__BASE__PROBE__{name}": value for name, value in quick.items()}
+    env["PENSTOCK_GATEWAY__ENGINE_WAIT_S"] = str(START_S)
     with running(["make", "serve", f"PORT={port}"], port, tmp_path_factory.mktemp("demo"), **env) as served:
         yield served
 

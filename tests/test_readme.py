@@ -1,0 +1,130 @@
+"""Whatever stands in the README is done here; whatever stands in docs/structure.md exists, and nothing else does."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.launch import DEMO, plan
+from penstock import config
+from tests.conftest import REPOSITORY, Served, free_port, running
+from tests.engine.test_launch import GPU_NODE
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BIN = Path(sys.executable).parent
+
+ASKS = ("curl ", ".venv/bin/penstock chat", ".venv/bin/penstock models", ".venv/bin/penstock doctor")
+SERVES = ".venv/bin/penstock serve"
+MAKES = ("make serve", "make check", "make test")
+
+
+def commands() -> list[str]:
+    """The README's shell commands, each with the lines it goes on over."""
+    shell = "".join(text for language, text in BLOCKS if language == "bash")
+    return shell.replace("\\\n", "").splitlines()
+
+
+def here(command: str, demo: Served) -> str:
+    """The command with this run's addresses, and the bundled model for those that cannot be downloaded."""
+    command = command.replace("http://127.0.0.1:8000", demo.url).replace(".venv/bin", str(BIN))
+    command = re.sub(r"http://127\.0\.0\.1:800[12]", demo.url, command)
+    return re.sub(r"\b(Qwen|meta-llama)/\S+", str(DEMO), command)
+
+
+def yaml_blocks() -> list[str]:
+    return [text for language, text in BLOCKS if language == "yaml"]
+
+
+def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
+    assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
+    for command in commands():
+        assert command.startswith((*ASKS, SERVES, *MAKES)), command
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
+def test_every_make_command_stands_in_the_makefile(command: str) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(ASKS)])
+def test_every_command_that_asks_gets_an_answer(demo: Served, command: str) -> None:
+    env = {**os.environ, "PENSTOCK_URL": demo.url}
+    shown = subprocess.run(["bash", "-c", here(command, demo)], capture_output=True, text=True, env=env)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
+
+
+@pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
+def test_every_python_example_prints_an_answer(demo: Served, code: str) -> None:
+    shown = subprocess.run([sys.executable, "-c", here(code, demo)], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(SERVES)])
+def test_every_command_that_serves_serves(demo: Served, command: str, tmp_path: Path) -> None:
+    port = free_port()
+    words = [*here(command, demo).split(), "--port", str(port)]
+    with running(words, port, tmp_path) as served:
+        assert_answers(served, served.client.get("/v1/models").json()["data"][0]["id"])
+
+
+def test_the_configuration_example_serves_both_its_models(demo: Served, tmp_path: Path) -> None:
+    text = re.sub(r"\[http://10\.0\.0\.7:8000, http://10\.0\.0\.8:8000\]", f"[{demo.url}]", yaml_blocks()[0])
+    text = here(text.replace("max-model-len: 4096", "max-model-len: 1024"), demo)
+    file = tmp_path / "penstock.yaml"
+    file.write_text(text)
+    port = free_port()
+    command = [str(BIN / "penstock"), "serve", "--config", str(file), "--port", str(port)]
+    with running(command, port, tmp_path) as served:
+        for model in ("qwen", "big"):
+            assert_answers(served, model)
+
+
+@pytest.mark.parametrize("text", yaml_blocks())
+def test_every_configuration_is_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(text)
+    assert config.load(file).models
+
+
+def test_the_gpu_configuration_becomes_vllms_flags(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(yaml_blocks()[1])
+    launch = plan("llama-0", config.load(file).engines["llama"], ["llama"], GPU_NODE, tmp_path / "s")
+    assert "serve meta-llama/Llama-3.1-70B-Instruct --uds" in " ".join(launch.argv)
+    assert "--tensor-parallel-size 4 --max-model-len 32768" in " ".join(launch.argv)
+
+
+def test_the_exchanges_shown_are_what_the_demo_model_says(demo: Served) -> None:
+    shown = re.findall(r"^> \*\*(?P<asked>.+?)\*\*  \n> (?P<said>.+)$", README, re.MULTILINE)
+    assert shown
+    for asked, said in shown:
+        body = {"model": "demo", "temperature": 0, "messages": [{"role": "user", "content": asked}]}
+        answer = demo.client.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"] == said
+
+
+def test_the_map_shows_folders_that_exist() -> None:
+    (drawn,) = (text for language, text in BLOCKS if language == "text")
+    for line in drawn.splitlines():
+        assert (REPOSITORY / line.split()[0]).is_dir(), line
+
+
+def test_every_file_is_named_in_structure_and_every_named_file_exists() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    files = {file for file in listed.stdout.splitlines() if not file.startswith("recipes/demo/model/")}
+    named = set(re.findall(r"^- `([^`]+)`: \S", STRUCTURE, re.MULTILINE))
+    assert files == named
+
+
+def assert_answers(served: Served, model: str) -> None:
+    body = {"model": model, "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+    answer = served.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text

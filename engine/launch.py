@@ -42,7 +42,8 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     device = chosen_device(engine, machine)
     path = model_path(engine.model or "")
     options = default_options(path, device, machine) | normalised(engine.options)
-    env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path) | engine.env
+    env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
+    env |= {name: value.get_secret_value() for name, value in engine.env.items()}
     argv = [sys.executable, "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
     probe_path, probe_body = probe(served[0], options)

@@ -38,6 +38,7 @@ class Watcher:
                 failures += 1
                 if failures >= self.probe.failures or not self.replica.ready.is_set():
                     self._set_ready(False)
+                if failures == 1:
                     self.log.warning("not usable: %s", error)
             await self._pause(self.probe.interval_s if not failures else RETRY_S)
 

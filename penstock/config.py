@@ -71,7 +71,7 @@ class Engine(Section):
     replicas: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     options: dict[str, Any] = Field(default={}, description="vLLM's own flags by name, such as max-model-len: 4096")
-    env: dict[str, str] = Field(default={}, description="the environment of the engine's process")
+    env: dict[str, SecretStr] = Field(default={}, description="the environment of the engine's process")
     probe: Probe = Probe()
     stop_s: float = Field(20, ge=0, description="how long the engine may drain after SIGTERM before SIGKILL")
 

@@ -7,6 +7,7 @@ PenstockError                     500 server_error
     ContextLengthExceeded             context_length_exceeded
     BodyTooLarge                  413 body_too_large
   InvalidKey                      401 invalid_api_key
+  Forbidden                       403 forbidden
   NotFound                        404 unknown_url
     ModelNotFound                     model_not_found
   MethodNotAllowed                405 method_not_allowed
@@ -65,6 +66,12 @@ class InvalidKey(PenstockError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class Forbidden(PenstockError):
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
 
 
 class NotFound(PenstockError):

@@ -1,12 +1,13 @@
 """Where this installation keeps its state: PENSTOCK_HOME, by default the platform's data directory."""
 
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
 
-# sun_path of a Unix socket holds 108 bytes; the longest name below the run folder takes about half of it.
-LONGEST_RUN_DIR = 60
+# sun_path of a Unix socket holds 108 bytes; the names below the run folder need some of them.
+LONGEST_RUN_DIR = 80
 
 
 def home() -> Path:
@@ -23,12 +24,16 @@ def home() -> Path:
 
 
 def run_dir() -> Path:
-    """A folder for this process's sockets; those that killed processes left behind are removed."""
+    """A folder for this process's sockets; those that killed processes of this machine left behind are removed.
+
+    The machine's name is part of the folder's: containers that share a home count their processes each from 1.
+    """
     runs = home() / "run"
-    for left in runs.iterdir() if runs.is_dir() else ():
-        if left.name.isdigit() and not Path(f"/proc/{left.name}").exists():
+    node = platform.node() or "here"
+    for left in runs.glob(f"{node}:*"):
+        if not Path("/proc", left.name.rpartition(":")[2]).exists():
             shutil.rmtree(left, ignore_errors=True)
-    path = runs / str(os.getpid())
+    path = runs / f"{node}:{os.getpid()}"
     if len(str(path)) > LONGEST_RUN_DIR:
         return Path(tempfile.mkdtemp(prefix="penstock-"))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -64,12 +64,13 @@ class Gateway:
         self.stack: Stack | None = None
         self.draining = False
         self.began = int(time.time())
-        self._ended: asyncio.Future[None] | None = None
+        self._calls: set[Call] = set()
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
-        if self._ended and not self._ended.done():
-            self._ended.set_result(None)
+        for call in self._calls:
+            call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
+            call.serving.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
@@ -80,8 +81,7 @@ class Gateway:
         """Serves one request from its first header to the access log."""
         exchange.request_id = id_of(exchange.headers)
         token = request_id.set(exchange.request_id)
-        began = time.perf_counter()
-        call = Call(name=route_name(exchange.path))
+        call = Call(route_name(exchange.path))
         metrics.in_flight.inc()
         try:
             await self._unless_gone(exchange, call)
@@ -90,26 +90,28 @@ class Gateway:
             log.info("client left", extra={"route": call.name, "model": call.model or None})
         finally:
             metrics.in_flight.dec()
-            self._account(exchange, call, time.perf_counter() - began)
+            self._account(exchange, call)
             request_id.reset(token)
 
     async def _unless_gone(self, exchange: Exchange, call: "Call") -> None:
         """Serves, cancelled at once when the client leaves (ClientGone) or the shutdown's deadline is over."""
-        self._ended = self._ended or asyncio.get_running_loop().create_future()
-        served = asyncio.ensure_future(self._serve(exchange, call))
+        call.serving = asyncio.ensure_future(self._serve(exchange, call))
         gone = asyncio.ensure_future(exchange.gone())
+        self._calls.add(call)
         try:
-            await asyncio.wait([served, gone, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([call.serving, gone], return_when=asyncio.FIRST_COMPLETED)
+            left = not call.serving.done()
         finally:
+            self._calls.discard(call)
             gone.cancel()
-            left_undone = served.cancel()
-            await asyncio.wait([served])
-        if gone.done() and not gone.cancelled():
+            call.serving.cancel()
+            await asyncio.wait([call.serving])
+        if left:
             raise ClientGone
-        if left_undone:
-            call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
+        if call.serving.cancelled():
+            assert call.error
             return await refuse(exchange, dialect_of(exchange.path), call.error)
-        await served
+        await call.serving
 
     async def _serve(self, exchange: Exchange, call: "Call") -> None:
         dialect = dialect_of(exchange.path)
@@ -161,12 +163,15 @@ class Gateway:
             )
         return served
 
-    def _account(self, exchange: Exchange, call: "Call", took_s: float) -> None:
+    def _account(self, exchange: Exchange, call: "Call") -> None:
+        took_s = time.perf_counter() - call.began
         status = exchange.status or 499
         if isinstance(call.error, EngineError) and exchange.status == 200:
             log.error("stream ended in an error event: %s", call.error)
         metrics.requests.labels(call.name, call.model, status).inc()
         metrics.seconds.labels(call.name).observe(took_s)
+        if exchange.first_byte_at is not None:
+            metrics.first_byte_seconds.labels(call.name).observe(exchange.first_byte_at - call.began)
         log.log(
             logging.DEBUG if exchange.path in QUIET else logging.INFO,
             "served",
@@ -205,13 +210,15 @@ class Gateway:
         await exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """What the access log says about a request."""
+    """A request under way: what the access log will say of it, and the task that serves it."""
 
     name: str
     model: str = ""
     error: PenstockError | None = None
+    began: float = field(default_factory=time.perf_counter)
+    serving: asyncio.Future[None] = field(init=False)
 
 
 ONE_MODEL = Route("GET", control=Gateway.model)

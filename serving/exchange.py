@@ -1,6 +1,7 @@
 """One request and its answer, whatever carries them: the small interface between handlers and HTTP."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ class Exchange(Protocol):
     request_id: str
     status: int | None
     """What was answered, None while nothing is out: only until then an error can still become a status."""
+    first_byte_at: float | None
+    """When that was, by `time.perf_counter`."""
 
     async def body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge before it is read in full."""
@@ -55,6 +58,7 @@ class AsgiExchange:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.request_id = ""
         self.status: int | None = None
+        self.first_byte_at: float | None = None
         self._receive = receive
         self._send = send
         self._body_read = asyncio.Event()
@@ -84,6 +88,7 @@ class AsgiExchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.status = status
+        self.first_byte_at = time.perf_counter()
         own = [(b"x-request-id", self.request_id.encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
 

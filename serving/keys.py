@@ -1,12 +1,14 @@
-"""Who may call: the keys of the configuration, compared in constant time."""
+"""Who may call: the keys of the configuration, compared in constant time; without any, programs on this machine."""
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from penstock.errors import InvalidKey
+from penstock.config import LOOPBACK
+from penstock.errors import Forbidden, InvalidKey
 
 REMEDY = "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
 
@@ -18,9 +20,9 @@ class Keys:
         self._digests = [digest(key.get_secret_value().encode()) for key in keys]
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises InvalidKey. Without configured keys everybody may call: then only loopback is bound."""
+        """Raises InvalidKey; without configured keys, Forbidden for what a page of the web sends from this machine."""
         if not self._digests:
-            return
+            return only_local(headers)
         given = sent_key(headers)
         if given is None:
             raise InvalidKey(f"an API key is needed: {REMEDY}")
@@ -29,6 +31,16 @@ class Keys:
             raise InvalidKey(
                 "the API key is not known here: check it for typing errors, or ask whoever runs this gateway"
             )
+
+
+def only_local(headers: Mapping[bytes, bytes]) -> None:
+    """Loopback lets every program here in, a browser too: a page from elsewhere has its own Origin, or, after it has
+    rebound its name to this machine's address, its own Host. Raises Forbidden."""
+    for name in (b"host", b"origin"):
+        value = headers.get(name, b"").decode("latin-1")
+        host = urlsplit(value if "://" in value else f"//{value}").hostname
+        if value and host not in LOOPBACK:
+            raise Forbidden(f"without configured keys only this machine is let in, not {host}: add gateway.keys")
 
 
 def sent_key(headers: Mapping[bytes, bytes]) -> bytes | None:

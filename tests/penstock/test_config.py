@@ -38,7 +38,7 @@ def test_an_unknown_key_names_file_line_and_nearest(write: Writer) -> None:
     text = "gateway:\n  host: 127.0.0.1\n  prot: 1\nengines:\n  base: {model: demo, optoins: {}}\n"
     text += "models: {m: {engine: base}}"
     assert write.wrong(text).splitlines() == [
-        r"penstock.yaml:3: unknown key 'gateway\.prot', did you mean 'port'?",
+        "penstock.yaml:3: unknown key 'gateway.prot', did you mean 'port'?",
         "penstock.yaml:5: unknown key 'engines.base.optoins', did you mean 'options'?",
     ]
 

@@ -88,6 +88,15 @@ async def test_a_wrong_key_is_a_401_that_does_not_repeat_it(gateway: Running, he
     assert anthropics.json()["error"]["type"] == "authentication_error"
 
 
+@pytest.mark.parametrize("header", [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}])
+async def test_without_keys_a_page_of_the_web_is_not_let_in(gateway: Running, header: dict[str, str]) -> None:
+    async with gateway() as client:
+        refused = await client.get("/v1/models", headers=header)
+        local = await client.get("/v1/models", headers={"origin": "http://localhost:3000"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert local.status_code == 200
+
+
 async def test_a_body_over_the_limit_is_refused_declared_or_not(gateway: Running) -> None:
     big = json.dumps(ask(user="x" * 5000)).encode()
 

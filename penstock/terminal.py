@@ -39,31 +39,34 @@ async def talk(url: str, key: str | None, model: str, message: str | None, conso
     replica = Replica.at("gateway", url, key)
     replica.ready.set()
     chat = OpenAIChat(Pool("gateway", [replica], wait_s=0))
-    history: list[Message] = []
     try:
-        while True:
-            asked = message if message is not None else await typed(console)
-            if not asked:
-                return
-            request = ChatRequest(model=model, messages=[*history, Message(role="user", content=asked)])
-            try:
-                history = [*request.messages, await streamed(chat, request, console)]
-            except PenstockError as error:
-                if message is not None:
-                    raise
-                console.print(f"[red]{error.message}[/]")
-            if message is not None:
-                return
+        if message is not None:
+            await streamed(chat, ChatRequest(model=model, messages=[Message(role="user", content=message)]), console)
+        else:
+            await conversation(chat, model, console)
     finally:
         await replica.close()
 
 
-async def typed(console: Console) -> str:
-    """The next line, empty at end of file."""
+async def conversation(chat: Chat, model: str, console: Console) -> None:
+    """Until end of file. A turn that fails is told and forgotten; the ones before it stand."""
+    history: list[Message] = []
+    while (asked := await typed(console)) is not None:
+        if not asked.strip():
+            continue
+        request = ChatRequest(model=model, messages=[*history, Message(role="user", content=asked)])
+        try:
+            history = [*request.messages, await streamed(chat, request, console)]
+        except PenstockError as error:
+            console.print(error.message, style="red", markup=False)
+
+
+async def typed(console: Console) -> str | None:
+    """The next line, None at end of file."""
     try:
         return await asyncio.to_thread(console.input, "[bold]> [/]")
     except EOFError:
-        return ""
+        return None
 
 
 async def streamed(chat: Chat, request: ChatRequest, console: Console) -> Message:

@@ -50,10 +50,36 @@ class Served:
             time.sleep(0.1)
         raise AssertionError(f"no {words!r} within {within_s} s:\n{self.text[-4000:]}")
 
+    @property
+    def engine_socket(self) -> str:
+        found = re.search(r"--uds (\S+)", self.text)
+        assert found, self.text
+        return found[1]
+
+    def engine_processes(self) -> list[int]:
+        """The engine's process group, vLLM's API server first."""
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        (leader,) = (pid for pid in pids if self.engine_socket in arguments(pid) and group(pid) == pid)
+        return [leader, *(pid for pid in pids if pid != leader and group(pid) == leader)]
+
     def figure(self, sample: str) -> float:
         """A sample of /metrics by its name and labels, 0 if it is not there yet."""
         found = re.search(rf"^{re.escape(sample)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+
+def group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:  # it has ended
+        return []
 
 
 def free_port() -> int:

@@ -3,12 +3,11 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import httpx2
 import orjson
 
-from tests.conftest import Served
+from tests.conftest import Served, arguments
 
 CHAT = "/v1/chat/completions"
 BACK_S = 180
@@ -19,28 +18,6 @@ def ask(text: str, **more: object) -> dict[str, object]:
 
 
 LONG = ask("Tell me a story.", stream=True, max_tokens=1500, ignore_eos=True)
-
-
-def engine_processes(served: Served) -> list[int]:
-    """vLLM's processes, the API server first: the group that was started for this gateway's socket."""
-    socket = next((served.home / "run").glob("*/base-0.sock"))
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    leader = next(pid for pid in pids if str(socket).encode() in cmdline(pid) and os.getpgid(pid) == pid)
-    return [leader, *(pid for pid in pids if pid != leader and group(pid) == leader)]
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
 
 
 def broken_stream(served: Served, break_it: signal.Signals, *victims: int) -> list[str]:
@@ -93,8 +70,7 @@ def test_the_engines_figures_are_published_under_our_names(demo: Served) -> None
 
 
 def test_a_client_that_leaves_frees_the_engines_slot_within_a_second(demo: Served) -> None:
-    socket = next((demo.home / "run").glob("*/base-0.sock"))
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://engine") as engine:
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=demo.engine_socket), base_url="http://engine") as engine:
 
         def running() -> float:
             lines = engine.get("/metrics").text.splitlines()
@@ -115,19 +91,19 @@ def test_a_client_that_leaves_frees_the_engines_slot_within_a_second(demo: Serve
 
 def test_killing_every_process_of_the_engine_is_an_error_event_and_the_next_request_is_answered(demo: Served) -> None:
     before = restarts(demo)
-    lines = broken_stream(demo, signal.SIGKILL, *engine_processes(demo))
+    lines = broken_stream(demo, signal.SIGKILL, *demo.engine_processes())
     assert_ends_in_an_error_event(lines)
     assert_answers_again(demo, before)
 
 
 def test_killing_the_engine_core_alone_is_mended_too(demo: Served) -> None:
     before = restarts(demo)
-    core = next(pid for pid in engine_processes(demo) if b"EngineCore" in cmdline(pid))
+    core = next(pid for pid in demo.engine_processes() if any("EngineCore" in word for word in arguments(pid)))
     assert_ends_in_an_error_event(broken_stream(demo, signal.SIGKILL, core))
     assert_answers_again(demo, before)
 
 
 def test_a_stopped_engine_is_noticed_and_mended(demo: Served) -> None:
     before = restarts(demo)
-    assert_ends_in_an_error_event(broken_stream(demo, signal.SIGSTOP, *engine_processes(demo)))
+    assert_ends_in_an_error_event(broken_stream(demo, signal.SIGSTOP, *demo.engine_processes()))
     assert_answers_again(demo, before)

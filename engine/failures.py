@@ -24,6 +24,7 @@ from penstock.errors import (
 
 TOO_LONG = re.compile(r"(?i)maximum context length|context length|max_model_len|maximum model length|too many tokens")
 MAX_MESSAGE_CHARS = 2000
+VLLM_PARAMETER = re.compile(r" \(parameter=[^()]*\)$")
 
 
 def from_answer(status: int, body: bytes, retry_after: str | None = None) -> PenstockError:
@@ -38,14 +39,15 @@ def from_answer(status: int, body: bytes, retry_after: str | None = None) -> Pen
 def from_document(status: int, document: Any, retry_after_s: int | None = None) -> PenstockError:
     """The same for a parsed body or for the error event of a stream, whose own code stands above `status`."""
     error = error_of(document)
-    message = str(error.get("message") or "the engine gave no reason")[:MAX_MESSAGE_CHARS]
+    message = VLLM_PARAMETER.sub("", str(error.get("message") or "the engine gave no reason"))[:MAX_MESSAGE_CHARS]
     code = error.get("code")
     if isinstance(code, int) and 400 <= code < 600:
         status = code
     param = error.get("param") if isinstance(error.get("param"), str) else None
     kind = error_class(status, message, param)
-    if kind is ContextLengthExceeded:
-        param = "messages" if param == "input_tokens" else param
+    if param == "input_tokens":
+        # The words by which Anthropic's clients and LangChain know that the conversation has to be shortened.
+        param, message = "messages", f"prompt is too long: {message}"
     return kind(message, param=param, retry_after_s=retry_after_s)
 
 

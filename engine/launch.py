@@ -16,6 +16,7 @@ from penstock.config import Engine
 from penstock.errors import StartError
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "model"
+HERMES = Path(__file__).with_name("hermes.py")
 GIB = 2**30
 
 # The engine prints what it does, asks nobody, and reports to nobody.
@@ -82,7 +83,11 @@ def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if speaks_hermes(path):
-        options |= {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}
+        options |= {
+            "enable-auto-tool-choice": True,
+            "tool-parser-plugin": str(HERMES),
+            "tool-call-parser": "tight_hermes",
+        }
         # Without it only tools marked strict have their arguments held to the schema.
         options["tool-strict-level"] = "parameter"
     if device == "cpu":
@@ -111,7 +116,10 @@ def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
     """
     threads = str(max(1, machine.cores - 1))
     split = any(int(options.get(f"{way}-parallel-size", 1)) > 1 for way in ("tensor", "pipeline", "data"))
-    return {"OMP_NUM_THREADS": threads} | ({} if split else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    env = {"OMP_NUM_THREADS": threads} | ({} if split else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    # Eager or not, vLLM compiles the ranks of log-probabilities when the first are asked for: that takes seconds,
+    # and where there is no C++ compiler it kills the engine.
+    return env | ({"TORCH_COMPILE_DISABLE": "1"} if options.get("enforce-eager") else {})
 
 
 def offline(path: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ PenstockError                     500 server_error
     BodyTooLarge                  413 body_too_large
   InvalidKey                      401 invalid_api_key
   Forbidden                       403 forbidden
-  NotFound                        404 unknown_url
+  NotFound                        404 not_found
+    UnknownUrl                        unknown_url
     ModelNotFound                     model_not_found
   MethodNotAllowed                405 method_not_allowed
   RateLimited                     429 rate_limit_exceeded
@@ -77,6 +78,10 @@ class Forbidden(PenstockError):
 class NotFound(PenstockError):
     status = 404
     type = "invalid_request_error"
+    code = "not_found"
+
+
+class UnknownUrl(NotFound):
     code = "unknown_url"
 
 

@@ -23,8 +23,8 @@ from penstock.errors import (
     EngineUnavailable,
     MethodNotAllowed,
     ModelNotFound,
-    NotFound,
     PenstockError,
+    UnknownUrl,
 )
 from penstock.log import request_id
 from serving import bodies
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
 MODEL_PREFIX = "/v1/models/"
 RETRY_AFTER_S = 5
+SHARED = frozenset({"/v1/models"})
 QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 
@@ -110,11 +111,11 @@ class Gateway:
             raise ClientGone
         if call.serving.cancelled():
             assert call.error
-            return await refuse(exchange, dialect_of(exchange.path), call.error)
+            return await refuse(exchange, dialect_of(exchange), call.error)
         await call.serving
 
     async def _serve(self, exchange: Exchange, call: "Call") -> None:
-        dialect = dialect_of(exchange.path)
+        dialect = dialect_of(exchange)
         try:
             await self._dispatch(exchange, call)
         except PenstockError as error:
@@ -148,7 +149,7 @@ class Gateway:
         path = exchange.path
         route = ROUTES.get(path) or (ONE_MODEL if path.startswith(MODEL_PREFIX) else None)
         if route is None:
-            raise NotFound(f"there is no route {path}{nearest_name(path, list(ROUTES))}")
+            raise UnknownUrl(f"there is no route {path}{nearest_name(path, list(ROUTES))}")
         if exchange.method != route.method:
             raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}")
         return route
@@ -245,8 +246,11 @@ def route_name(path: str) -> str:
     return path if path in ROUTES else "/v1/models/{id}" if path.startswith(MODEL_PREFIX) else "other"
 
 
-def dialect_of(path: str) -> Dialect:
-    return ROUTES[path].dialect if path in ROUTES else ANTHROPIC if path.startswith("/v1/messages") else OPENAI
+def dialect_of(exchange: Exchange) -> Dialect:
+    """Of the route; of the caller where a route serves both families, or there is none."""
+    if exchange.path in ROUTES and exchange.path not in SHARED:
+        return ROUTES[exchange.path].dialect
+    return ANTHROPIC if b"anthropic-version" in exchange.headers or exchange.path.startswith("/v1/messages") else OPENAI
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -19,4 +19,4 @@ def described(name: str, created: int) -> dict[str, Any]:
 
 def described_for_anthropic(name: str, created: int) -> dict[str, Any]:
     stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
-    return {"type": "model", "id": name, "display_name": name, "created_at": stamp}
+    return {"type": "model", "id": name, "display_name": name, "created_at": stamp, "lifecycle": "active"}

@@ -21,12 +21,13 @@ from penstock import metrics
 from penstock.config import Gateway
 from penstock.errors import BadRequest, EngineError, EngineTimeout, EngineUnavailable, PenstockError, StreamInterrupted
 from serving.exchange import Exchange
-from serving.wire import DONE_EVENT, EVENT_STREAM, OPENAI, Dialect
+from serving.wire import EVENT_STREAM, Dialect
 
 log = logging.getLogger(__name__)
 
 FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
 TRIES = 2
+PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
 
 class Relay:
@@ -92,7 +93,10 @@ class Relay:
             return BadRequest(
                 f"the model {self.name!r} does not serve {path}: its engine has no such route", param="model"
             )
-        return from_answer(response.status_code, body, response.headers.get("retry-after"))
+        error = from_answer(response.status_code, body, response.headers.get("retry-after"))
+        if error.param == "messages":
+            error.param = PROMPT_FIELDS.get(path, error.param)
+        return error
 
     async def _stream(self, exchange: Exchange, response: httpx2.Response, dialect: Dialect) -> None:
         limits = self.limits
@@ -126,7 +130,7 @@ class Relay:
                     if error:
                         raise error
                     if dialect.is_last(event):
-                        yield DONE_EVENT if dialect is OPENAI else event
+                        yield dialect.last(event)
                         return
                     yield event
         except httpx2.HTTPError as error:

@@ -41,6 +41,9 @@ class Dialect(Protocol):
 
     def is_last(self, event: bytes) -> bool: ...
 
+    def last(self, event: bytes) -> bytes:
+        """The last event as this family's clients know it."""
+
 
 class OpenAI:
     """Chat and plain completions: unnamed events, `[DONE]` at the end."""
@@ -64,6 +67,9 @@ class OpenAI:
     def is_last(self, event: bytes) -> bool:
         return event.startswith(b"data: [DONE]") or sse.parse(event).data == sse.DONE
 
+    def last(self, event: bytes) -> bytes:
+        return DONE_EVENT
+
 
 class Responses(OpenAI):
     """/v1/responses: named events, the last of which says how it ended."""
@@ -85,6 +91,15 @@ class Responses(OpenAI):
 
     def is_last(self, event: bytes) -> bool:
         return sse.parse(event).name in self.LAST
+
+    def last(self, event: bytes) -> bytes:
+        """vLLM calls every end `response.completed`, also that of an answer which was cut short."""
+        document = document_of(event)
+        if document.get("type") != "response.completed" or document["response"].get("status") != "incomplete":
+            return event
+        return (
+            b"event: response.incomplete\ndata: " + orjson.dumps(document | {"type": "response.incomplete"}) + b"\n\n"
+        )
 
 
 class Anthropic:
@@ -119,6 +134,9 @@ class Anthropic:
 
     def is_last(self, event: bytes) -> bool:
         return sse.parse(event).name == "message_stop"
+
+    def last(self, event: bytes) -> bytes:
+        return event
 
 
 OPENAI: Dialect = OpenAI()

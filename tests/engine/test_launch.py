@@ -94,7 +94,7 @@ def test_the_hermes_parser_is_chosen_by_the_chat_template(model: Path) -> None:
     assert "--tool-call-parser" not in planned(model, LAPTOP).argv
     (model / "chat_template.jinja").write_text("... <tool_call>\n{{ call }}\n</tool_call>")
     launch = planned(model, LAPTOP)
-    assert value(launch, "--tool-call-parser") == "hermes"
+    assert value(launch, "--tool-call-parser") == "tight_hermes"
     assert value(launch, "--tool-strict-level") == "parameter"
 
 

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import httpx2
 import orjson
 
-from tests.conftest import Served, arguments
+from tests.conftest import Served, arguments, free_port, running
 
 CHAT = "/v1/chat/completions"
 BACK_S = 180
@@ -107,3 +109,32 @@ def test_a_stopped_engine_is_noticed_and_mended(demo: Served) -> None:
     before = restarts(demo)
     assert_ends_in_an_error_event(broken_stream(demo, signal.SIGSTOP, *demo.engine_processes()))
     assert_answers_again(demo, before)
+
+
+def test_tokens_are_counted_and_put_back_together(demo: Served) -> None:
+    tokens = demo.client.post("/tokenize", json={"model": "demo", "prompt": "Grüße 🌊"}).json()["tokens"]
+    text = demo.client.post("/detokenize", json={"model": "demo", "tokens": tokens}).json()["prompt"]
+    assert text == "Grüße 🌊"
+
+
+def test_a_pooling_engine_embeds_scores_and_ranks_and_dies_with_its_gateway(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text("engines: {e: {model: demo, options: {runner: pooling}}}\nmodels: {m: {engine: e}}")
+    port = free_port()
+    command = [str(Path(sys.executable).parent / "penstock"), "serve", "--config", str(file), "--port", str(port)]
+    texts = ["hello", "world"]
+    with running(command, port, tmp_path) as served:
+        embedded = served.client.post("/v1/embeddings", json={"model": "m", "input": texts}).json()
+        scored = served.client.post("/v1/score", json={"model": "m", "text_1": "hello", "text_2": texts}).json()
+        ranked = served.client.post("/v1/rerank", json={"model": "m", "query": "hello", "documents": texts}).json()
+        refused = served.client.post(CHAT, json=ask("hi") | {"model": "m"})
+        engine = served.engine_processes()
+        served.process.kill()
+        deadline = time.monotonic() + 30
+        while any(any(arguments(pid)) for pid in engine):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert [len(item["embedding"]) for item in embedded["data"]] == [192, 192]
+    assert scored["data"][0]["score"] > scored["data"][1]["score"]
+    assert ranked["results"][0]["index"] == 0
+    assert "does not serve /v1/chat/completions" in refused.json()["error"]["message"]

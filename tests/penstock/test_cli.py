@@ -141,6 +141,15 @@ def test_a_mistyped_option_is_told(words: list[str]) -> None:
     assert shown.stderr.startswith("penstock: ")
 
 
+def test_a_recipe_of_no_script_is_told_with_the_scripts_there_are(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("script: pretrian")
+    shown = penstock("train", str(recipe), "--out", str(tmp_path / "out"))
+    assert shown.returncode == 1
+    assert "`script` must name one of" in shown.stderr
+    assert "pretrain" in shown.stderr
+
+
 def test_an_upstream_is_served_without_a_configuration_file(scripted: Served, tmp_path: Path) -> None:
     port = free_port()
     command = [PENSTOCK, "serve", "--port", str(port), "--upstream", f"other={scripted.url}/v1"]

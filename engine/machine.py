@@ -74,10 +74,26 @@ def meminfo() -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
 
 
+def group_cpu_s(group: int) -> float:
+    """CPU-seconds that the living processes of a process group have used so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def gpus() -> tuple[str, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired as error:
+        raise StartError("nvidia-smi does not answer: the NVIDIA driver hangs; restart the machine") from error
     return tuple(line.split(" (UUID")[0] for line in listed.stdout.splitlines()) if listed.returncode == 0 else ()
 
 

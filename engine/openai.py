@@ -26,7 +26,7 @@ class OpenAIChat:
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
         body = request.to_wire() | {"stream": True, "stream_options": {"include_usage": True}}
-        if body.get("n", 1) != 1:
+        if (body.get("n") or 1) != 1:
             raise BadRequest("one answer at a time: n must be 1", param="n")
         async with self.pool.lease() as replica:
             if replica.model:

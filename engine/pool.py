@@ -25,7 +25,7 @@ class Pool:
     async def lease(self) -> AsyncIterator[Replica]:
         """The replica for one request, counted as busy until the block ends. Raises EngineUnavailable."""
         if not self.ready:
-            await self._until_ready()
+            await self._until_ready_in_time()
         replica = min((r for r in self.replicas if r.ready.is_set()), key=lambda r: r.outstanding)
         replica.outstanding += 1
         try:
@@ -33,14 +33,21 @@ class Pool:
         finally:
             replica.outstanding -= 1
 
-    async def _until_ready(self) -> None:
+    async def until_ready(self) -> None:
+        """Returns when any replica is."""
         waits = [asyncio.create_task(replica.ready.wait()) for replica in self.replicas]
         try:
-            await asyncio.wait(waits, timeout=self.wait_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        if not self.ready:
+
+    async def _until_ready_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(self.wait_s):
+                while not self.ready:
+                    await self.until_ready()
+        except TimeoutError:
             raise EngineUnavailable(
                 f"the engine {self.name} is not ready; try again in a few seconds", retry_after_s=RETRY_AFTER_S
-            )
+            ) from None

@@ -48,7 +48,7 @@ class Watcher:
                 answer = await self.replica.client.get("/v1/models")
             if answer.status_code != 200:
                 raise EngineError(f"{self.replica.client.base_url}v1/models answers {answer.status_code}")
-            return [model["id"] for model in answer.json()["data"]]
+            return [str(model["id"]) for model in answer.json()["data"]]
         except (httpx2.HTTPError, TimeoutError) as error:
             raise EngineUnavailable(
                 f"{self.replica.client.base_url} does not answer: {type(error).__name__}"
@@ -69,7 +69,7 @@ class Watcher:
         raise EngineError(f"it serves {', '.join(names)}: say which with the engine's `model`")
 
     def _suspect(self) -> None:
-        self.replica.ready.clear()
+        self._set_ready(False)
         self._suspected.set()
 
     async def _pause(self, wait_s: float) -> None:

@@ -9,6 +9,8 @@ import httpx2
 
 # A generation may be silent for as long as its queue is: whoever waits sets the limits that fit the request.
 CONNECT_TIMEOUT_S = 5.0
+# Shorter than vLLM's own 5 seconds: a connection that it closes as we reuse it looks like a dying engine.
+KEEP_ALIVE_S = 3.0
 
 
 class Replica:
@@ -27,9 +29,10 @@ class Replica:
         """`http://host:8000` or `unix:/run/engine.sock`."""
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         transport = httpx2.AsyncHTTPTransport(
-            uds=socket, limits=httpx2.Limits(max_connections=None, keepalive_expiry=60)
+            uds=socket, limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
         )
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        headers = {"accept-encoding": "identity"}  # bytes are passed on as they come
+        headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
         return cls(
             name,
             httpx2.AsyncClient(

@@ -69,7 +69,7 @@ class Scripted:
 
 def token_limit(request: ChatRequest) -> int | None:
     wire = request.to_wire()
-    if wire.get("n", 1) != 1:
+    if (wire.get("n") or 1) != 1:
         raise BadRequest("one answer at a time: n must be 1", param="n")
     limit = wire.get("max_completion_tokens") or wire.get("max_tokens")
     return int(limit) if limit else None

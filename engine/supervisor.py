@@ -1,8 +1,9 @@
 """Keeps one engine process alive: starts it, knows when it is ready, notices when it is not alive, replaces it.
 
 *Ready* means that a token was generated. *Alive* means that tokens are counted, or that a one-token generation ends
-in time: vLLM's /health answers 200 while its engine is wedged, so it is not asked. A replacement kills the whole
-process group, for the engine's children hold the memory.
+in time; for a while also that its processes compute, as in a long prefill, which counts no token. vLLM's /health
+answers 200 while its engine is wedged, so it is not asked. A replacement kills the whole process group, for the
+engine's children hold the memory.
 """
 
 import asyncio
@@ -20,10 +21,12 @@ import httpx2
 
 from engine import SUPERVISOR_PID, gauges
 from engine.diagnose import explain
+from engine.failures import from_answer
 from engine.launch import Launch
+from engine.machine import group_cpu_s
 from engine.replica import Replica
 from penstock import metrics
-from penstock.config import Probe
+from penstock.config import ENV_PREFIX, Probe
 from penstock.errors import StartError
 
 START_POLL_S = 0.1
@@ -33,6 +36,7 @@ FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 STABLE_S = 120.0
 GONE_S = 5.0
+BUSY_SHARE = 0.2
 KEPT_LINES = 200
 LINE_LIMIT_BYTES = 2**20
 LEVEL = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
@@ -98,16 +102,20 @@ class Supervisor:
         # A socket file left by a killed engine makes the next bind fail, half a minute into its start.
         self.launch.socket.unlink(missing_ok=True)
         self._last_lines.clear()
+        self._counted = None
         self.log.info("starting: %s", " ".join(self.launch.argv))
-        self.process = await asyncio.create_subprocess_exec(
-            *self.launch.argv,
-            env={**os.environ, **self.launch.env, SUPERVISOR_PID: str(os.getpid())},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=PIPE,
-            stderr=STDOUT,
-            limit=LINE_LIMIT_BYTES,
-            start_new_session=True,
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.launch.argv,
+                env={**inherited(), **self.launch.env, SUPERVISOR_PID: str(os.getpid())},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=PIPE,
+                stderr=STDOUT,
+                limit=LINE_LIMIT_BYTES,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartError(f"engine {self.launch.name} cannot be started: {error}") from error
         return self.process
 
     async def _copy_log(self, process: Process) -> None:
@@ -127,7 +135,9 @@ class Supervisor:
 
     async def _until_first_token(self, process: Process, logs: asyncio.Task[None]) -> None:
         deadline = time.monotonic() + self.probe.start_timeout_s
-        while not await self._generates():
+        while (answer := await self._answer()) is None or answer.status_code != 200:
+            if answer is not None and 400 <= answer.status_code < 500:
+                raise StartError(self._refused(answer))
             if process.returncode is not None:
                 await asyncio.wait([logs], timeout=GONE_S)
                 raise StartError(explain(self.launch.name, process.returncode, [*self._last_lines]))
@@ -135,22 +145,32 @@ class Supervisor:
                 raise StartError(explain(self.launch.name, None, [*self._last_lines]))
             await asyncio.sleep(START_POLL_S)
 
+    def _refused(self, answer: httpx2.Response) -> str:
+        said = from_answer(answer.status_code, answer.content).message
+        hint = "a model that embeds, scores or ranks needs `options: {runner: pooling}`"
+        return f"engine {self.launch.name} refuses {self.launch.probe_path}: {said}; {hint}"
+
     async def _until_dead(self, process: Process) -> str:
         """Watches until the process has ended or has failed `probe.failures` looks in a row; returns why."""
         failures = 0
         wait_s = self.probe.interval_s
+        effort = Effort(process.pid)
         while True:
             suspected = await self._pause(process, wait_s)
             if process.returncode is not None:
                 return f"it ended with {process.returncode}"
             if await self._alive(suspected):
                 failures, wait_s = 0, self.probe.interval_s
-                self._set_ready(True)
-                continue
-            failures, wait_s = failures + 1, min(RETRY_PROBE_S, self.probe.interval_s)
-            self.log.warning("no progress and no answer to the probe, %d of %d", failures, self.probe.failures)
-            if failures >= self.probe.failures:
-                return "it makes no progress and answers no probe"
+                effort.forgive()
+                if not self._suspected.is_set():  # since this look began
+                    self._set_ready(True)
+            elif effort.made() and effort.unrewarded_s < self.probe.busy_s:
+                self.log.info("no token counted for %.0f s, but it computes", effort.unrewarded_s)
+            else:
+                failures, wait_s = failures + 1, min(RETRY_PROBE_S, self.probe.interval_s)
+                self.log.warning("no progress and no answer to the probe, %d of %d", failures, self.probe.failures)
+                if failures >= self.probe.failures:
+                    return "it makes no progress and answers no probe"
 
     async def _pause(self, process: Process, wait_s: float) -> bool:
         """Sleeps, less if the process ends or somebody suspects it; returns whether somebody does."""
@@ -165,24 +185,26 @@ class Supervisor:
             self._suspected.clear()
 
     async def _alive(self, suspected: bool) -> bool:
-        """Whether tokens are being counted, or the probe's is generated. Of a suspect, only what happens from now on
-        is believed; a probe that waits behind other work is forgiven while that work goes on."""
+        """Whether tokens were counted since the last look, or the probe's is generated now. Of a suspect, only what
+        happens from now on is believed; a probe that waits behind other work is forgiven while that work goes on."""
         before, self._counted = self._counted, await self._tokens()
-        if self._counted not in (None, before) and not suspected:
+        if more(self._counted, before) and not suspected:
             return True
-        if await self._generates():
-            return True
+        generated = await self._generates()
         at_probe, self._counted = self._counted, await self._tokens()
-        return None not in (at_probe, self._counted) and at_probe != self._counted
+        return generated or more(self._counted, at_probe)
 
     async def _generates(self) -> bool:
-        """The bounded one-token generation."""
+        answer = await self._answer()
+        return answer is not None and answer.status_code == 200
+
+    async def _answer(self) -> httpx2.Response | None:
+        """What the bounded one-token generation is answered, None if it is not in time."""
         try:
             async with asyncio.timeout(self.probe.timeout_s):
-                answer = await self.replica.client.post(self.launch.probe_path, json=dict(self.launch.probe_body))
+                return await self.replica.client.post(self.launch.probe_path, json=dict(self.launch.probe_body))
         except (httpx2.HTTPError, TimeoutError):
-            return False
-        return answer.status_code == 200
+            return None
 
     async def _tokens(self) -> float | None:
         """How many tokens the engine has read and written, None if it does not say in time."""
@@ -205,14 +227,17 @@ class Supervisor:
         deadline = time.monotonic() + GONE_S
         while kill_group(process.pid) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), GONE_S)
+        except TimeoutError:
+            self.log.error("process %d cannot be killed; a driver may hold it", process.pid)
         await asyncio.wait([logs], timeout=1)
         logs.cancel()
         self.launch.socket.unlink(missing_ok=True)
 
     def _suspect(self) -> None:
         """No request goes there until the next look, which is now."""
-        self.replica.ready.clear()
+        self._set_ready(False)
         self._suspected.set()
 
     def _set_ready(self, ready: bool) -> None:
@@ -226,6 +251,39 @@ class Supervisor:
     def _labels(self) -> tuple[str, str]:
         engine, _, replica = self.launch.name.rpartition("-")
         return engine, replica
+
+
+class Effort:
+    """Whether an engine's processes compute, while nothing shows for it."""
+
+    def __init__(self, group: int) -> None:
+        self.group = group
+        self.forgive()
+
+    def forgive(self) -> None:
+        """A token was counted: what is unrewarded begins now."""
+        self._since = self._looked = time.monotonic()
+        self._cpu_s = group_cpu_s(self.group)
+
+    @property
+    def unrewarded_s(self) -> float:
+        return time.monotonic() - self._since
+
+    def made(self) -> bool:
+        """Whether the processes had a core for a good part of the time since this was last asked."""
+        now, cpu_s = time.monotonic(), group_cpu_s(self.group)
+        made = cpu_s - self._cpu_s > BUSY_SHARE * (now - self._looked)
+        self._looked, self._cpu_s = now, cpu_s
+        return made
+
+
+def more(count: float | None, before: float | None) -> bool:
+    return count is not None and before is not None and count > before
+
+
+def inherited() -> dict[str, str]:
+    """Our environment without Penstock's own part, in which the gateway's keys may stand."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
 
 
 def kill_group(leader: int) -> bool:

@@ -39,7 +39,7 @@ class Gateway(Section):
     port: int = Field(8000, ge=0, le=65535)
     keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
-    engine_wait_s: float = Field(60, ge=0, description="how long a request waits for an engine that is starting")
+    engine_wait_s: float = Field(300, ge=0, description="how long a request waits for an engine that is starting")
     first_byte_timeout_s: float = Field(600, gt=0, description="an engine silent for longer is given up on")
     stall_timeout_s: float = Field(120, gt=0, description="the longest silence inside a stream")
     shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after SIGTERM")
@@ -57,6 +57,7 @@ class Probe(Section):
 
     interval_s: float = Field(5, gt=0)
     timeout_s: float = Field(20, gt=0)
+    busy_s: float = Field(300, ge=0, description="how long it may compute, as in a long prefill, without a token")
     failures: int = Field(2, ge=1, description="probes in a row that must fail before a restart")
     start_timeout_s: float = Field(1800, gt=0, description="from the process's start to its first token")
 

@@ -37,7 +37,7 @@ class Answer:
             prompt = body.get("prompt")
             if not isinstance(prompt, str):
                 raise BadRequest(f"the model {self.name!r} takes one prompt, as a string", param="prompt")
-            rest = {key: value for key, value in body.items() if key != "prompt"}
+            rest = {key: value for key, value in body.items() if key not in ("prompt", "messages")}
             request = ChatRequest(**rest, messages=[Message(role="user", content=prompt)])
             return request, TextShape(f"cmpl-{exchange.request_id}", self.name, created)
         raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")

@@ -76,7 +76,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
         if scope["type"] == "http":
-            await self.answer(AsgiExchange(scope, receive, send))
+            await self.answer(AsgiExchange(scope, receive, send, self.config.gateway.stall_timeout_s))
 
     async def answer(self, exchange: Exchange) -> None:
         """Serves one request from its first header to the access log."""
@@ -121,8 +121,8 @@ class Gateway:
         except PenstockError as error:
             call.error = error
             await refuse(exchange, dialect, error)
-        except (ClientGone, OSError):
-            raise ClientGone from None
+        except ClientGone:
+            raise
         except Exception as error:  # whatever it is, the caller gets an answer in its own shape, and the log the trace
             log.exception("unexpected error")
             call.error = PenstockError("something went wrong here; the request's id leads to the log")

@@ -4,7 +4,7 @@ Fields not named here are kept and reach the engine. A null is accepted wherever
 official clients send it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,13 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from penstock.errors import BadRequest
 
 INT64 = 2**63 - 1
+Item = TypeVar("Item")
+# A list stops at its first bad item: a million errors would be collected before the first could be told.
+Many = Annotated[list[Item], Field(fail_fast=True)]
+Some = Annotated[list[Item], Field(fail_fast=True, min_length=1)]
+
 Count = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=256)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Batch = Annotated[list[Tokens], Field(min_length=1)]
-Stop = str | Annotated[list[str], Field(min_length=1, max_length=4)]
+Tokens = Some[Annotated[int, Field(ge=0)]]
+Batch = Some[Tokens]
+Stop = str | Annotated[Some[str], Field(max_length=4)]
 
 
 class Body(BaseModel):
@@ -36,7 +41,7 @@ class Part(Body):
 
     type: Text
     text: str | None = None
-    image_url: dict[str, Any] | str | None = None
+    image_url: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def has_what_its_type_says(self) -> "Part":
@@ -47,7 +52,7 @@ class Part(Body):
         return self
 
 
-Content = str | Annotated[list[Part], Field(min_length=1)]
+Content = str | Some[Part]
 
 
 class FunctionCall(Body):
@@ -57,8 +62,8 @@ class FunctionCall(Body):
 
 class ToolCall(Body):
     id: str
-    type: Literal["function", "custom"] = "function"
-    function: FunctionCall | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
 
 
 class Instruction(Body):
@@ -70,7 +75,7 @@ class Instruction(Body):
 class AssistantTurn(Body):
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     name: str | None = None
 
 
@@ -115,8 +120,17 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-class OtherTool(Body):
-    type: Literal["custom", "allowed_tools"]
+class CustomChoice(Body):
+    type: Literal["custom"]
+    custom: NamedFunction
+
+
+class AllowedTools(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: dict[str, Any]
+
+
+NamedChoice = Annotated[NamedTool | CustomChoice | AllowedTools, Field(discriminator="type")]
 
 
 class JsonSchema(Body):
@@ -146,7 +160,7 @@ class Sampling(Routed):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Annotated[int, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     stop: Stop | None = None
@@ -156,20 +170,20 @@ class Sampling(Routed):
 
 
 class ChatCompletions(Sampling):
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Some[Turn]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
-    tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | OtherTool | None = None
+    tools: Many[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Function], Field(min_length=1, max_length=128)] | None = None
+    functions: Annotated[Some[Function], Field(max_length=128)] | None = None
     function_call: Literal["none", "auto"] | NamedFunction | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
+    modalities: Many[Literal["text", "audio"]] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -184,7 +198,7 @@ class ChatCompletions(Sampling):
 
 
 class Completions(Sampling):
-    prompt: str | list[str] | Tokens | Batch | None = None
+    prompt: str | Many[str] | Tokens | Batch | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -199,9 +213,9 @@ class Completions(Sampling):
 
 
 class Embeddings(Routed):
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] | Tokens | Batch | None = None
-    messages: list[Turn] | None = None
-    encoding_format: Text | None = None
+    input: Text | Annotated[Some[Text], Field(max_length=2048)] | Tokens | Batch | None = None
+    messages: Many[Turn] | None = None
+    encoding_format: Literal["float", "base64", "bytes"] | None = None
     dimensions: Count | None = None
     user: str | None = None
 
@@ -214,7 +228,7 @@ class Embeddings(Routed):
 
 class Rerank(Routed):
     query: str | dict[str, Any]
-    documents: list[str | dict[str, Any]] | dict[str, Any]
+    documents: Many[str | dict[str, Any]] | dict[str, Any]
     top_n: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -224,7 +238,7 @@ class Score(Routed):
 
 class Tokenize(Routed):
     prompt: str | None = None
-    messages: list[Turn] | None = None
+    messages: Many[Turn] | None = None
 
     @model_validator(mode="after")
     def has_one_of_two(self) -> "Tokenize":
@@ -234,17 +248,33 @@ class Tokenize(Routed):
 
 
 class Detokenize(Routed):
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Many[Annotated[int, Field(ge=0)]]
+
+
+class Tool(Body):
+    type: Text
 
 
 class Responses(Routed):
-    input: str | list[dict[str, Any]]
+    input: str | Many[Body]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
-    tools: list[dict[str, Any]] | None = None
+    stream_options: dict[str, Any] | None = None
+    tools: Many[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Tool | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: str | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    background: bool | None = None
+    store: bool | None = None
+    user: str | None = None
 
 
 class AnthropicTurn(Body):
@@ -253,7 +283,7 @@ class AnthropicTurn(Body):
 
 
 class CountTokens(Routed):
-    messages: Annotated[list[AnthropicTurn], Field(min_length=1)]
+    messages: Some[AnthropicTurn]
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
 
@@ -263,7 +293,7 @@ class Messages(CountTokens):
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     stream: bool | None = None
 
 

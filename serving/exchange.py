@@ -14,7 +14,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Exchange(Protocol):
-    """`path` is as it was sent, never rebuilt; header names are lower case."""
+    """`path` is the decoded path of the request line, never rebuilt from other headers; header names are lower case."""
 
     method: str
     path: str
@@ -32,7 +32,7 @@ class Exchange(Protocol):
         """A whole answer."""
 
     async def start(self, status: int, headers: Headers) -> None:
-        """The head of an answer that `write` streams and `end` ends."""
+        """The head of an answer that `write` streams and `end` ends. These three raise ClientGone."""
 
     async def write(self, piece: bytes) -> None: ...
 
@@ -42,17 +42,15 @@ class Exchange(Protocol):
         """Returns when the client has left. To be awaited only after the body was read."""
 
 
-Handler = Callable[[Exchange], Awaitable[None]]
-
-
 class ClientGone(Exception):
-    """The client left before its request was complete."""
+    """The client left, or does not read, before its answer was complete."""
 
 
 class AsgiExchange:
     """An exchange over ASGI 3."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, unread_s: float) -> None:
+        """`unread_s`: how long a piece may wait for a client that does not read."""
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
@@ -60,7 +58,8 @@ class AsgiExchange:
         self.status: int | None = None
         self.first_byte_at: float | None = None
         self._receive = receive
-        self._send = send
+        self._asgi_send = send
+        self._unread_s = unread_s
         self._body_read = asyncio.Event()
 
     async def body(self, limit_bytes: int) -> bytes:
@@ -97,6 +96,13 @@ class AsgiExchange:
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._unread_s):
+                await self._asgi_send(event)
+        except OSError as error:  # TimeoutError is one
+            raise ClientGone from error
 
     async def gone(self) -> None:
         await self._body_read.wait()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,9 @@ class Stack:
         return all(pool.ready for pool in self.pools.values())
 
     async def until_ready(self) -> None:
-        """Every replica of every engine."""
+        """Of every engine at least one replica."""
         for pool in self.pools.values():
-            for replica in pool.replicas:
-                await replica.ready.wait()
+            await pool.until_ready()
 
 
 @asynccontextmanager
@@ -65,7 +64,8 @@ async def running(config: Config) -> AsyncIterator[Stack]:
         await asyncio.gather(*(replica.close() for pool in pools.values() for replica in pool.replicas))
         if failed.done():
             failed.exception()  # marks it as seen: `serve` raises it when everything has ended
-        sockets.rmdir() if not any(sockets.iterdir()) else None
+        with suppress(OSError):  # a socket that could not be removed keeps its folder
+            sockets.rmdir()
 
 
 def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served]:

@@ -15,6 +15,7 @@ import time
 
 class Handler(http.server.BaseHTTPRequestHandler):
     wedged = threading.Event()
+    busy = threading.Event()
     tokens = 0
 
     def do_GET(self) -> None:
@@ -24,14 +25,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         if self.path == "/wedge":
             Handler.wedged.set()
+        elif self.path == "/busy":
+            Handler.busy.set()
+        elif Handler.busy.is_set():
+            until = time.monotonic() + 3
+            while time.monotonic() < until:  # as in a long prefill: it computes, and counts no token
+                pass
+            Handler.busy.clear()
+        elif self.path == "/refuse":
+            self.answer(b'{"error": {"message": "no generation here"}}', 404)
+            return
         elif Handler.wedged.is_set():
             time.sleep(600)  # as vLLM does: the head never comes, /health and /metrics go on answering
         else:
             Handler.tokens += 1
         self.answer(b"{}")
 
-    def answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,45 @@ async def test_an_engine_that_is_wedged_but_answers_is_replaced(tmp_path: Path) 
         pid = pid_of(supervisor)
         await supervisor.replica.client.post("/wedge", content=b"")
         await replaced(supervisor, pid)
+
+
+async def test_an_engine_that_computes_without_a_token_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    async with started(supervised(tmp_path)) as supervisor:
+        await supervisor.replica.client.post("/busy", content=b"")
+        await supervisor.replica.client.post("/v1/completions", content=b"", timeout=10)
+        await asyncio.sleep(0.5)
+        assert supervisor.restarts == 0
+
+
+async def test_an_engine_that_only_ever_computes_is_replaced(tmp_path: Path) -> None:
+    impatient = QUICK.model_copy(update={"busy_s": 0.5})
+    async with started(supervised(tmp_path, probe=impatient)) as supervisor:
+        pid = pid_of(supervisor)
+        await supervisor.replica.client.post("/busy", content=b"")
+        work = asyncio.create_task(supervisor.replica.client.post("/v1/completions", content=b"", timeout=10))
+        await replaced(supervisor, pid)
+        await asyncio.wait([work])
+        assert work.exception()
+
+
+async def test_an_engine_that_refuses_the_probe_is_told_at_once(tmp_path: Path) -> None:
+    supervisor = supervised(tmp_path)
+    supervisor.launch = replace(supervisor.launch, probe_path="/refuse")
+    with pytest.raises(StartError, match=r"refuses /refuse: no generation here; .*runner: pooling"):
+        await supervisor.run()
+
+
+async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
+    supervisor = supervised(tmp_path)
+    supervisor.launch = replace(supervisor.launch, argv=["/no/such/python"])
+    with pytest.raises(StartError, match="cannot be started"):
+        await supervisor.run()
+
+
+async def test_the_gateways_keys_do_not_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_GATEWAY__KEYS", '["sk-secret-secret-secret"]')
+    async with started(supervised(tmp_path)) as supervisor:
+        assert b"sk-secret" not in Path(f"/proc/{pid_of(supervisor)}/environ").read_bytes()
 
 
 async def test_a_suspect_gets_no_requests_until_it_has_generated_again(tmp_path: Path) -> None:

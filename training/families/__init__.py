@@ -1,0 +1,1 @@
+"""Families of generated conversations: each module turns a random generator into one item."""

@@ -1,14 +1,14 @@
 # make serve: from a bare machine to a running gateway. make test: every test. PORT=, HOST=, EXTRA=cpu|gpu, PYTHON=.
 SHELL := /bin/bash
 VENV := .venv
-EXTRA ?= $(shell nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo cpu)
-HOST ?= 127.0.0.1
-PORT ?= 8000
+EXTRA ?= $(shell timeout 20 nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu || echo cpu)
+# Only as words of the make command: shells and build tools export a HOST of their own.
+given = $(if $(filter command line,$(origin $(1))),--$(2) $($(1)))
 
 .PHONY: serve install develop check test format lock
 
 serve: install
-	@exec $(VENV)/bin/penstock serve --host $(HOST) --port $(PORT) $(ARGS)
+	@exec $(VENV)/bin/penstock serve $(call given,HOST,host) $(call given,PORT,port) $(ARGS)
 
 install:
 	@requirements/install $(VENV) $(EXTRA)

@@ -5,9 +5,16 @@ knows them. Checked against vLLM 0.32.0, SGLang 0.5.23 and TensorRT-LLM 1.2.1 (a
 return_perf_metrics).
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
+
+from penstock import metrics
+
+TIMEOUT_S = 5.0
+PATHS = ("/metrics", "/prometheus/metrics")  # the second is TensorRT-LLM's, whose first is JSON
 
 # Penstock's name -> the engines' sample names. Counters only grow; the rest is of the moment.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -25,6 +32,23 @@ NAMES: dict[str, tuple[str, ...]] = {
     "finished": ("vllm:request_success_total", "sglang:num_requests_total", "trtllm_request_success_total"),
 }
 CANONICAL = {theirs: ours for ours, names in NAMES.items() for theirs in names}
+
+
+async def collect(client: httpx2.AsyncClient, labels: Sequence[str], timeout_s: float) -> dict[str, float]:
+    """Reads an engine's figures and publishes them as ours; empty if it does not give any in time."""
+    figures: dict[str, float] = {}
+    try:
+        async with asyncio.timeout(min(TIMEOUT_S, timeout_s)):
+            for path in PATHS:
+                answer = await client.get(path)
+                figures = read(answer.text) if "text/plain" in answer.headers.get("content-type", "") else {}
+                if figures:
+                    break
+    except (httpx2.HTTPError, TimeoutError, ValueError):
+        return {}
+    for figure, value in figures.items():
+        metrics.engine_gauge.labels(*labels, figure).set(value)
+    return figures
 
 
 def read(text: str) -> dict[str, float]:

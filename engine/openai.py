@@ -1,6 +1,8 @@
 """Any OpenAI-compatible server as a `Chat`: the stream is decoded once, into deltas."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx2
@@ -10,7 +12,8 @@ from engine import sse
 from engine.failures import from_answer, from_document
 from engine.pool import Pool
 from penstock.chat import ChatRequest, Delta, Emit, FinishReason, Message, Reply, Usage
-from penstock.errors import BadRequest, EngineError, EngineUnavailable, StreamInterrupted
+from penstock.config import Gateway
+from penstock.errors import BadRequest, EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
 
 PATH = "/v1/chat/completions"
 
@@ -18,11 +21,13 @@ PATH = "/v1/chat/completions"
 class OpenAIChat:
     """Answers through whichever replica of the pool is free. One answer a request: n > 1 is a BadRequest.
 
-    Raises what the engine says as a PenstockError, StreamInterrupted when its stream ends too soon.
+    Raises what the engine says as a PenstockError, StreamInterrupted when its stream ends too soon, EngineTimeout when
+    it is silent for longer than the gateway's limits allow.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, limits: Gateway | None = None) -> None:
         self.pool = pool
+        self.limits = limits or Gateway()
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
         body = request.to_wire() | {"stream": True, "stream_options": {"include_usage": True}}
@@ -31,15 +36,31 @@ class OpenAIChat:
         async with self.pool.lease() as replica:
             if replica.model:
                 body["model"] = replica.model
-            answer = Answer()
-            async for chunk in chunks(replica.client, body):
+            try:
+                return await self._answer(replica.client, body, emit)
+            except EngineError:
+                replica.suspect()
+                raise
+
+    async def _answer(self, client: httpx2.AsyncClient, body: dict[str, Any], emit: Emit) -> Reply:
+        answer = Answer()
+        wait_s = self.limits.first_byte_timeout_s
+        async with aclosing(chunks(client, body)) as stream:
+            while True:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        chunk = await anext(stream)
+                except StopAsyncIteration:
+                    return answer.reply()
+                except TimeoutError as error:
+                    raise EngineTimeout(f"the engine was silent for {wait_s:g} s") from error
+                wait_s = self.limits.stall_timeout_s
                 delta = answer.add(chunk)
                 if delta:
                     await emit(delta)
-            return answer.reply()
 
 
-async def chunks(client: httpx2.AsyncClient, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def chunks(client: httpx2.AsyncClient, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """The stream's chunks up to its [DONE]."""
     splitter = sse.EventSplitter()
     try:

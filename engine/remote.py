@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import httpx2
 
+from engine import gauges
 from engine.replica import Replica
 from penstock import metrics
 from penstock.config import Probe
@@ -34,6 +35,7 @@ class Watcher:
                 self.replica.model = self._name_there(names)
                 failures = 0
                 self._set_ready(True)
+                await gauges.collect(self.replica.client, self.replica.labels, self.probe.timeout_s)
             except EngineError as error:
                 failures += 1
                 if failures >= self.probe.failures or not self.replica.ready.is_set():
@@ -47,14 +49,12 @@ class Watcher:
             async with asyncio.timeout(self.probe.timeout_s):
                 answer = await self.replica.client.get("/v1/models")
             if answer.status_code != 200:
-                raise EngineError(f"{self.replica.client.base_url}v1/models answers {answer.status_code}")
+                raise EngineError(f"{self.replica.name}: /v1/models answers {answer.status_code}")
             return [str(model["id"]) for model in answer.json()["data"]]
         except (httpx2.HTTPError, TimeoutError) as error:
-            raise EngineUnavailable(
-                f"{self.replica.client.base_url} does not answer: {type(error).__name__}"
-            ) from error
+            raise EngineUnavailable(f"{self.replica.name} does not answer: {type(error).__name__}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"{self.replica.client.base_url}v1/models is not OpenAI's list of models") from error
+            raise EngineError(f"{self.replica.name}: /v1/models is not OpenAI's list of models") from error
 
     def _name_there(self, names: Sequence[str]) -> str | None:
         """None if the served name is known there; else the configured name, else the only one there is."""
@@ -85,5 +85,4 @@ class Watcher:
             self.replica.ready.set()
         elif not ready:
             self.replica.ready.clear()
-        engine, _, number = self.replica.name.rpartition("-")
-        metrics.engine_ready.labels(engine, number).set(ready)
+        metrics.engine_ready.labels(*self.replica.labels).set(ready)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Self
 
@@ -39,10 +40,17 @@ class Replica:
                 base_url="http://engine" if socket else url,
                 transport=transport,
                 headers=headers,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's are not another's
                 timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
                 trust_env=False,
             ),
         )
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """`base-0` -> ("base", "0"), for metrics."""
+        engine, _, number = self.name.rpartition("-")
+        return engine, number
 
     @classmethod
     def behind(cls, name: str, socket: Path) -> Self:

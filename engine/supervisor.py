@@ -30,12 +30,12 @@ from penstock.config import ENV_PREFIX, Probe
 from penstock.errors import StartError
 
 START_POLL_S = 0.1
-METRICS_TIMEOUT_S = 5.0
 RETRY_PROBE_S = 0.5
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
 STABLE_S = 120.0
 GONE_S = 5.0
+LOOK_AGAIN_S = 1.0
 BUSY_SHARE = 0.2
 KEPT_LINES = 200
 LINE_LIMIT_BYTES = 2**20
@@ -190,9 +190,16 @@ class Supervisor:
         before, self._counted = self._counted, await self._tokens()
         if more(self._counted, before) and not suspected:
             return True
-        generated = await self._generates()
-        at_probe, self._counted = self._counted, await self._tokens()
-        return generated or more(self._counted, at_probe)
+        probe = asyncio.create_task(self._generates())
+        try:
+            while not probe.done():
+                await asyncio.wait([probe], timeout=LOOK_AGAIN_S)
+                at_probe, self._counted = self._counted, await self._tokens()
+                if more(self._counted, at_probe):
+                    return True
+            return probe.result()
+        finally:
+            probe.cancel()
 
     async def _generates(self) -> bool:
         answer = await self._answer()
@@ -208,14 +215,7 @@ class Supervisor:
 
     async def _tokens(self) -> float | None:
         """How many tokens the engine has read and written, None if it does not say in time."""
-        try:
-            async with asyncio.timeout(min(METRICS_TIMEOUT_S, self.probe.timeout_s)):
-                answer = await self.replica.client.get("/metrics")
-            figures = gauges.read(answer.text)
-        except (httpx2.HTTPError, TimeoutError, ValueError):
-            return None
-        for figure, value in figures.items():
-            metrics.engine_gauge.labels(*self._labels, figure).set(value)
+        figures = await gauges.collect(self.replica.client, self._labels, self.probe.timeout_s)
         return figures.get("prompt_tokens", 0.0) + figures.get("generation_tokens", 0.0) if figures else None
 
     async def _end(self, process: Process, logs: asyncio.Task[None], grace_s: float) -> None:
@@ -249,8 +249,7 @@ class Supervisor:
 
     @property
     def _labels(self) -> tuple[str, str]:
-        engine, _, replica = self.launch.name.rpartition("-")
-        return engine, replica
+        return self.replica.labels
 
 
 class Effort:

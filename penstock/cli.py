@@ -112,6 +112,7 @@ def train(
         fail(f"{recipe}: `script` must name one of {', '.join(sorted(scripts))}, not {script!r}")
     command = [
         sys.executable,
+        "-P",
         "-m",
         f"training.{script}",
         str(recipe),

@@ -1,10 +1,12 @@
 """The configuration: one tree, from one YAML file, the environment above it.
 
-`PENSTOCK_GATEWAY__PORT=9000` overrides `gateway: {port: ...}`: double underscores lead down the tree. A key that
-does not exist is an error which names the file, the line and the nearest key that does.
+`PENSTOCK_GATEWAY__PORT=9000` overrides `gateway: {port: ...}`: double underscores lead down the tree, in lower case.
+A mapping whose keys matter in their case is given whole, as JSON: `PENSTOCK_ENGINES__BASE__ENV='{"HF_TOKEN": "..."}'`.
+A key that does not exist is an error which names the file, the line and the nearest key that does.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -65,7 +67,7 @@ class Probe(Section):
 class Engine(Section):
     """A pool of identical replicas: started and supervised here (`model`), or running elsewhere (`urls`)."""
 
-    kind: Literal["vllm", "openai", "scripted"] | None = Field(None, description="found from the other keys")
+    kind: Literal["scripted"] | None = Field(None, description="`scripted`: set answers, without any model")
     model: str | None = Field(None, description="`demo`, a directory, or a Hugging Face id; with urls: its name there")
     urls: list[str] = []
     api_key: SecretStr | None = Field(None, description="sent to the servers in `urls`")
@@ -82,16 +84,22 @@ class Engine(Section):
         for url in urls:
             if not url.startswith(("http://", "https://", "unix:/")):
                 raise ValueError(f"{url!r} is no address: write http://HOST:PORT or unix:/PATH")
-        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+        return [url if url.startswith("unix:") else url.rstrip("/").removesuffix("/v1") for url in urls]
 
     @model_validator(mode="after")
     def is_one_kind(self) -> Self:
         if self.kind == "scripted":
+            if self.model or self.urls:
+                raise ValueError("a scripted engine has neither `model` nor `urls`")
+            if not self.options.keys() <= {"answers", "pace_s"}:
+                raise ValueError("a scripted engine's `options` are answers, a list, and pace_s, between two words")
             return self
         if not self.urls and not self.model:
             raise ValueError("an engine needs `model` (started here) or `urls` (running elsewhere)")
-        if self.urls and (self.options or self.env or self.replicas != 1):
-            raise ValueError("`options`, `env` and `replicas` are for engines started here, not for `urls`")
+        if self.urls and (self.options or self.env or self.replicas != 1 or self.device != "auto"):
+            raise ValueError("`options`, `env`, `device` and `replicas` are for engines started here, not for `urls`")
+        if self.api_key and not self.urls:
+            raise ValueError("`api_key` is for `urls`; an engine started here is reached by its socket alone")
         return self
 
 
@@ -169,20 +177,50 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     try:
         tree = yaml.compose(text)
         data = yaml.safe_load(text) or {}
+        no_key_twice(tree, path)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines at the top, found {type(data).__name__}")
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(
+            f"{path}: expected `key: value` lines at the top, found {type(data).__name__}: {str(data)[:80]}"
+        )
     overrides = overrides or {}
-    if not {"engines", "models"} & (data.keys() | overrides.keys()):
-        data = DEMO | data
     try:
-        return Config(**merged(merged(data, EnvSettingsSource(Config)()), overrides))
+        from_env = environment()
+        if not {"engines", "models"} & (data.keys() | overrides.keys()) and "models" not in from_env:
+            data = DEMO | data
+        return Config(**merged(merged(data, from_env), overrides))
     except SettingsError as error:
         raise ConfigError(f"from the environment: {error}") from error
     except ValidationError as error:
-        wrong = [explain(detail, path, tree) for detail in error.errors()]
+        above = merged(from_env, overrides)
+        wrong = [explain(detail, path, tree, above) for detail in error.errors()]
         raise ConfigError("\n".join(wrong)) from error
+
+
+def environment() -> dict[str, Any]:
+    """What the environment says of the tree. Raises ConfigError for a section that does not exist."""
+    for name in os.environ:
+        section, nested, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if name.startswith(ENV_PREFIX) and nested and section not in Config.model_fields:
+            raise ConfigError(
+                f"from the environment: {name} names no section{nearest(section, list(Config.model_fields))}"
+            )
+    return EnvSettingsSource(Config)()
+
+
+def no_key_twice(node: yaml.Node | None, path: Path | None) -> None:
+    """YAML lets a later key take the place of an earlier one in silence. Raises ConfigError instead."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: the key {key.value!r} stands here a second time")
+            seen.add(key.value)
+            no_key_twice(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            no_key_twice(item, path)
 
 
 def read(path: Path) -> str:
@@ -201,11 +239,11 @@ def merged(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None) -> str:
+def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None, above: Mapping[str, Any]) -> str:
     """One error as a person would say it: `penstock.yaml:4: unknown key 'prot', did you mean 'port'?`."""
     loc = detail["loc"]
     unknown = detail["type"] == "extra_forbidden"
-    line = line_of(tree, loc, whole=unknown)
+    line = None if leads_through(above, loc) else line_of(tree, loc, whole=unknown)
     where = (
         f"{path}:{line}"
         if line
@@ -217,6 +255,15 @@ def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None) -> 
     if not unknown:
         return f"{where}: {'.'.join(map(str, loc))}{': ' if loc else ''}{message}"
     return f"{where}: unknown key {'.'.join(map(str, loc))!r}{nearest(str(loc[-1]), valid_keys(loc[:-1]))}"
+
+
+def leads_through(tree: Any, loc: tuple[int | str, ...]) -> bool:
+    """Whether every step of `loc` is there: the environment or the command line has said this."""
+    for step in loc:
+        if not isinstance(tree, Mapping) or step not in tree:
+            return False
+        tree = tree[step]
+    return bool(loc)
 
 
 def line_of(node: yaml.Node | None, loc: tuple[int | str, ...], *, whole: bool) -> int | None:

@@ -94,6 +94,10 @@ class MethodNotAllowed(PenstockError):
     type = "invalid_request_error"
     code = "method_not_allowed"
 
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
 
 class RateLimited(PenstockError):
     status = 429

@@ -34,7 +34,7 @@ def run_dir() -> Path:
         if not Path("/proc", left.name.rpartition(":")[2]).exists():
             shutil.rmtree(left, ignore_errors=True)
     path = runs / f"{node}:{os.getpid()}"
-    if len(str(path)) > LONGEST_RUN_DIR:
+    if len(os.fsencode(path)) > LONGEST_RUN_DIR:
         return Path(tempfile.mkdtemp(prefix="penstock-"))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path

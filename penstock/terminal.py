@@ -21,7 +21,7 @@ def served_models(url: str, key: str | None) -> list[str]:
     """What GET /v1/models lists. Raises PenstockError."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx2.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=TIMEOUT_S)
+        answer = httpx2.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=TIMEOUT_S, trust_env=False)
     except httpx2.HTTPError as error:
         raise EngineUnavailable(f"no gateway answers at {url}: `penstock serve` starts one") from error
     if answer.status_code != 200:
@@ -30,43 +30,42 @@ def served_models(url: str, key: str | None) -> list[str]:
 
 
 def converse(url: str, key: str | None, model: str | None, message: str | None) -> None:
-    """Answers `message`, or what the person types until end of file."""
+    """Answers `message`, or what the person types until end of file. Between turns nothing runs, so that Ctrl-C ends
+    it at once."""
     name = model or served_models(url, key)[0]
-    asyncio.run(talk(url, key, name, message, Console()))
-
-
-async def talk(url: str, key: str | None, model: str, message: str | None, console: Console) -> None:
+    console = Console()
     replica = Replica.at("gateway", url, key)
     replica.ready.set()
     chat = OpenAIChat(Pool("gateway", [replica], wait_s=0))
-    try:
-        if message is not None:
-            await streamed(chat, ChatRequest(model=model, messages=[Message(role="user", content=message)]), console)
-        else:
-            await conversation(chat, model, console)
-    finally:
-        await replica.close()
+    with asyncio.Runner() as runner:
+        try:
+            if message is not None:
+                runner.run(streamed(chat, turn(name, [], message), console))
+            else:
+                conversation(runner, chat, name, console)
+        finally:
+            runner.run(replica.close())
 
 
-async def conversation(chat: Chat, model: str, console: Console) -> None:
-    """Until end of file. A turn that fails is told and forgotten; the ones before it stand."""
+def conversation(runner: asyncio.Runner, chat: Chat, model: str, console: Console) -> None:
+    """A turn that fails is told and forgotten; the ones before it stand."""
     history: list[Message] = []
-    while (asked := await typed(console)) is not None:
+    while True:
+        try:
+            asked = console.input("[bold]> [/]")
+        except EOFError:
+            return
         if not asked.strip():
             continue
-        request = ChatRequest(model=model, messages=[*history, Message(role="user", content=asked)])
+        request = turn(model, history, asked)
         try:
-            history = [*request.messages, await streamed(chat, request, console)]
+            history = [*request.messages, runner.run(streamed(chat, request, console))]
         except PenstockError as error:
             console.print(error.message, style="red", markup=False)
 
 
-async def typed(console: Console) -> str | None:
-    """The next line, None at end of file."""
-    try:
-        return await asyncio.to_thread(console.input, "[bold]> [/]")
-    except EOFError:
-        return None
+def turn(model: str, history: list[Message], asked: str) -> ChatRequest:
+    return ChatRequest(model=model, messages=[*history, Message(role="user", content=asked)])
 
 
 async def streamed(chat: Chat, request: ChatRequest, console: Console) -> Message:

@@ -18,8 +18,7 @@ from penstock import metrics
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
-    BadRequest,
-    EngineError,
+    BodyTooLarge,
     EngineUnavailable,
     MethodNotAllowed,
     ModelNotFound,
@@ -151,7 +150,7 @@ class Gateway:
         if route is None:
             raise UnknownUrl(f"there is no route {path}{nearest_name(path, list(ROUTES))}")
         if exchange.method != route.method:
-            raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}")
+            raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}", allow=route.method)
         return route
 
     def _model(self, name: str) -> Served:
@@ -167,7 +166,8 @@ class Gateway:
     def _account(self, exchange: Exchange, call: "Call") -> None:
         took_s = time.perf_counter() - call.began
         status = exchange.status or 499
-        if isinstance(call.error, EngineError) and exchange.status == 200:
+        if call.error and exchange.status == 200:
+            metrics.interrupted.labels(call.model).inc()
             log.error("stream ended in an error event: %s", call.error)
         metrics.requests.labels(call.name, call.model, status).inc()
         metrics.seconds.labels(call.name).observe(took_s)
@@ -267,6 +267,8 @@ async def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> 
     headers = [*JSON, *dialect.headers(exchange.request_id)]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    if isinstance(error, BadRequest) and error.status == 413:
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, BodyTooLarge):
         headers.append((b"connection", b"close"))
     await exchange.send(error.status, headers, orjson.dumps(dialect.error(error, exchange.request_id)))

@@ -17,7 +17,6 @@ from engine import sse
 from engine.failures import from_answer
 from engine.pool import Pool
 from engine.replica import Replica
-from penstock import metrics
 from penstock.config import Gateway
 from penstock.errors import BadRequest, EngineError, EngineTimeout, EngineUnavailable, PenstockError, StreamInterrupted
 from serving.exchange import Exchange
@@ -99,25 +98,22 @@ class Relay:
         return error
 
     async def _stream(self, exchange: Exchange, response: httpx2.Response, dialect: Dialect) -> None:
-        limits = self.limits
-        try:
-            async with aclosing(self._events(response, dialect)) as events:
-                wait_s = limits.first_byte_timeout_s
-                while True:
-                    try:
-                        async with asyncio.timeout(wait_s):
-                            event = await anext(events)
-                    except TimeoutError as error:
-                        raise EngineTimeout(f"the engine was silent for {wait_s:g} s") from error
-                    except StopAsyncIteration:
-                        break
-                    if exchange.status is None:
-                        await exchange.start(200, [*EVENT_STREAM, *dialect.headers(exchange.request_id)])
-                        wait_s = limits.stall_timeout_s
-                    await exchange.write(event)
-        except EngineError:
-            metrics.interrupted.labels(self.name).inc()
-            raise
+        wait_s = self.limits.first_byte_timeout_s
+        async with aclosing(self._events(response, dialect)) as events:
+            while True:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        event = await anext(events)
+                except TimeoutError as error:
+                    raise EngineTimeout(f"the engine was silent for {wait_s:g} s") from error
+                except StopAsyncIteration:
+                    break
+                if exchange.status is None:
+                    if event.startswith(b":"):  # a heartbeat says that it lives, not that it will answer
+                        continue
+                    await exchange.start(200, [*EVENT_STREAM, *dialect.headers(exchange.request_id)])
+                    wait_s = self.limits.stall_timeout_s
+                await exchange.write(event)
         await exchange.end()
 
     async def _events(self, response: httpx2.Response, dialect: Dialect) -> AsyncGenerator[bytes, None]:

@@ -1,7 +1,7 @@
 """The gateway as a process: binds, starts the engines, says when it is ready, drains on SIGTERM.
 
-A signal takes readiness away, then lets running requests end. Those that outlast `gateway.shutdown_s` end in an
-error event, and the engines are stopped last.
+A signal refuses new connections and lets running requests end, on open connections with readiness taken away. Those
+that outlast `gateway.shutdown_s` end in an error event, and the engines are stopped last, each within its `stop_s`.
 """
 
 import asyncio
@@ -74,7 +74,8 @@ async def serve(config: Config, listener: socket.socket, say: Callable[[str], No
         try:
             await asyncio.wait([stop, http, stack.failed], return_when=asyncio.FIRST_COMPLETED)
             gateway.draining = True
-            asyncio.get_running_loop().call_later(config.gateway.shutdown_s, gateway.end_requests)
+            patience_s = 0 if stack.failed.done() else config.gateway.shutdown_s
+            asyncio.get_running_loop().call_later(patience_s, gateway.end_requests)
         finally:
             server.should_exit = True
             announcing.cancel()
@@ -109,7 +110,9 @@ async def announce(config: Config, stack: Stack, address: tuple[str, int], say: 
     host, port = address
     reachable = f"[{host}]:{port}" if ":" in host else f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if config.gateway.keys else ""
-    say(f"Penstock serves {', '.join(stack.models)} on http://{reachable}")
+    lines = [f"Penstock serves {', '.join(stack.models)} on http://{reachable}"]
     if not config.gateway.keys:
-        say("No keys are configured, so only this machine is let in (gateway.keys opens it to others).")
-    say("Try:\n" + CURL.format(address=reachable, model=next(iter(stack.models)), key=key))
+        lines.append("No keys are configured, so only this machine is let in (gateway.keys opens it to others).")
+    lines.append("Try:\n" + CURL.format(address=reachable, model=next(iter(stack.models)), key=key))
+    with contextlib.suppress(OSError):  # nobody reads: no reason to stop serving
+        say("\n".join(lines))

@@ -1,13 +1,15 @@
 """Where the parts meet: the configuration becomes engines that run and one served model per name."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import machine, remote
 from engine.launch import plan
+from engine.machine import Machine
 from engine.pool import Pool
 from engine.replica import Replica
 from engine.scripted import Scripted
@@ -41,7 +43,10 @@ class Stack:
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Stack]:
     """Starts what is configured; on leaving, drains and ends it. Raises StartError for what cannot start."""
-    sockets = run_dir()
+    folder = run_dir()
+    sockets = (folder / f"{number}.sock" for number in itertools.count())
+    local = sum(engine.replicas for engine in config.engines.values() if engine.model and not engine.urls)
+    here = machine.detect().shared_by(local) if local else None
     pools: dict[str, Pool] = {}
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     watchers: list[asyncio.Task[None]] = []
@@ -50,7 +55,11 @@ async def running(config: Config) -> AsyncIterator[Stack]:
             if engine.kind == "scripted":
                 continue
             served = [model for model, options in config.models.items() if options.engine == name]
-            watched = started(name, engine, served, sockets) if not engine.urls else elsewhere(name, engine, served)
+            watched = (
+                started(name, engine, served, sockets, here)
+                if here and not engine.urls
+                else elsewhere(name, engine, served)
+            )
             pools[name] = Pool(name, [replica for replica, _ in watched], config.gateway.engine_wait_s)
             for _, watcher in watched:
                 task = asyncio.create_task(watcher.run(), name=f"watch {name}")
@@ -65,24 +74,25 @@ async def running(config: Config) -> AsyncIterator[Stack]:
         if failed.done():
             failed.exception()  # marks it as seen: `serve` raises it when everything has ended
         with suppress(OSError):  # a socket that could not be removed keeps its folder
-            sockets.rmdir()
+            folder.rmdir()
 
 
 def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served]:
     models: dict[str, Served] = {}
     for name, model in config.models.items():
         if config.engines[model.engine].kind == "scripted":
-            models[name] = Answer(name, Scripted())
+            models[name] = Answer(name, Scripted(**config.engines[model.engine].options))
         else:
             models[name] = Relay(name, pools[model.engine], config.gateway)
     return models
 
 
-def started(name: str, engine: Engine, served: list[str], sockets: Path) -> list[tuple[Replica, Supervisor]]:
-    here = machine.detect()
+def started(
+    name: str, engine: Engine, served: list[str], sockets: Iterator[Path], here: Machine
+) -> list[tuple[Replica, Supervisor]]:
     watched = []
     for number in range(engine.replicas):
-        socket = sockets / f"{name}-{number}.sock"
+        socket = next(sockets)
         launch = plan(f"{name}-{number}", engine, served or [name], here, socket)
         replica = Replica.behind(launch.name, socket)
         watched.append((replica, Supervisor(launch, engine.probe, engine.stop_s, replica)))

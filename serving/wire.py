@@ -65,7 +65,7 @@ class OpenAI:
         return from_document(500, document) if document.get("error") else None
 
     def is_last(self, event: bytes) -> bool:
-        return event.startswith(b"data: [DONE]") or sse.parse(event).data == sse.DONE
+        return sse.DONE in event and sse.parse(event).data == sse.DONE
 
     def last(self, event: bytes) -> bytes:
         return DONE_EVENT

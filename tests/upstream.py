@@ -36,9 +36,10 @@ async def upstream(say: Say) -> AsyncIterator[Upstream]:
                 watch = asyncio.create_task(reader.read(1))
                 talk = asyncio.create_task(talk_and_drain(writer))
                 await asyncio.wait([watch, talk], return_when=asyncio.FIRST_COMPLETED)
-                if watch.done() and not talk.done():
+                if not talk.done() or talk.exception():  # the client went away before all was said
                     here.closed.set()
                 talk.cancel()
+                watch.cancel()
                 return
         except (asyncio.IncompleteReadError, ConnectionError):
             return

@@ -43,6 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
+        self.send_header("content-type", "text/plain")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

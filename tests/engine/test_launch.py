@@ -1,11 +1,15 @@
 """What is decided about the hardware, and how it reaches vLLM's command line."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine import SUPERVISOR_PID
 from engine.launch import Launch, flags, plan
 from engine.machine import Machine
 from penstock.config import Engine
@@ -96,6 +100,42 @@ def test_the_hermes_parser_is_chosen_by_the_chat_template(model: Path) -> None:
     launch = planned(model, LAPTOP)
     assert value(launch, "--tool-call-parser") == "tight_hermes"
     assert value(launch, "--tool-strict-level") == "parameter"
+
+
+@pytest.mark.parametrize("other", ["<arg_key>", "<function="])
+def test_other_formats_between_the_same_marks_are_not_taken_for_hermes(model: Path, other: str) -> None:
+    (model / "chat_template.jinja").write_text(f"<tool_call>{other}</tool_call>")
+    assert "--tool-call-parser" not in planned(model, LAPTOP).argv
+
+
+def test_a_hugging_face_ids_template_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    (snapshot / "chat_template.jinja").write_text("<tool_call>{{ call }}</tool_call>")
+    assert value(planned("org/name", LAPTOP), "--tool-call-parser") == "tight_hermes"
+    assert "--tool-call-parser" not in planned("org/other", LAPTOP).argv
+
+
+def test_engines_that_share_a_machine_share_its_cores_and_memory(model: Path) -> None:
+    launch = planned(model, LAPTOP.shared_by(2))
+    assert launch.env["OMP_NUM_THREADS"] == "3"
+    assert value(launch, "--kv-cache-memory-bytes") == str(GIB)
+
+
+def test_the_engine_is_found_whatever_lies_in_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    argv = [sys.executable, "-P", "-m", "engine.vllm_cli"]
+    env = {**os.environ, SUPERVISOR_PID: "1"}
+    shown = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert "the supervisor is gone" in shown.stderr
 
 
 @pytest.mark.parametrize(

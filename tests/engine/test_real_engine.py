@@ -43,7 +43,7 @@ def assert_answers_again(served: Served, restarts: float) -> None:
     """The next request, however early it comes, is answered by a new engine."""
     answer = served.client.post(CHAT, json=ask("What can you do?", max_tokens=5))
     assert answer.status_code == 200, answer.text
-    assert served.figure('penstock_engine_restarts_total{engine="base",replica="0"}') == restarts + 1
+    assert served.figure('penstock_engine_restarts_total{engine="base",replica="0"}') > restarts
     until_ready(served)
 
 

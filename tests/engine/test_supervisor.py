@@ -60,6 +60,10 @@ def pid_of(supervisor: Supervisor) -> int:
     return supervisor.process.pid
 
 
+def environ(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
 def exists(pid: int) -> bool:
     """Whether the process runs: one that has ended and waits to be collected does not."""
     try:
@@ -149,7 +153,7 @@ async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
 async def test_the_gateways_keys_do_not_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_GATEWAY__KEYS", '["sk-secret-secret-secret"]')
     async with started(supervised(tmp_path)) as supervisor:
-        assert b"sk-secret" not in Path(f"/proc/{pid_of(supervisor)}/environ").read_bytes()
+        assert "sk-secret" not in environ(pid_of(supervisor))
 
 
 async def test_a_suspect_gets_no_requests_until_it_has_generated_again(tmp_path: Path) -> None:

@@ -161,8 +161,9 @@ def test_an_upstream_is_served_without_a_configuration_file(scripted: Served, tm
 
 def test_sigterm_lets_a_running_stream_end_and_refuses_new_connections(tmp_path: Path) -> None:
     port = free_port()
-    body = {"model": "scripted", "messages": [{"role": "user", "content": "word " * 3000}], "stream": True}
-    with running([PENSTOCK, "serve", "--engine", "scripted", "--port", str(port)], port, tmp_path) as served:
+    body = {"model": "scripted", "messages": [{"role": "user", "content": "word " * 100}], "stream": True}
+    pace = {"PENSTOCK_ENGINES__SCRIPTED__OPTIONS": '{"pace_s": 0.02}'}  # two seconds in all
+    with running([PENSTOCK, "serve", "--engine", "scripted", "--port", str(port)], port, tmp_path, **pace) as served:
         with served.client.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)

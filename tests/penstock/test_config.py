@@ -54,6 +54,10 @@ def test_an_unknown_key_names_file_line_and_nearest(write: Writer) -> None:
         ("engines: {base: {model: demo}}\nmodels: {m: {engine: bse}}", "unknown engine 'bse', did you mean 'base'?"),
         ("engines: {base: {model: demo}}", "no model is served"),
         ("gateway: {host: 0.0.0.0}", "is reachable by others and no key is set"),
+        ("1: a", "expected `key: value` lines"),
+        ("models: {}\nmodels: {}", "penstock.yaml:2: the key 'models' stands here a second time"),
+        ("engines: {a: {kind: scripted, model: x}}\nmodels: {m: {engine: a}}", "neither `model` nor `urls`"),
+        ("engines: {a: {model: demo, api_key: x}}\nmodels: {m: {engine: a}}", "`api_key` is for `urls`"),
         ("- a", "expected `key: value` lines at the top, found list"),
         ("a: [", "is not YAML"),
     ],
@@ -86,6 +90,24 @@ def test_the_environment_reaches_into_named_sections_and_its_typing_errors_are_t
     monkeypatch.setenv("PENSTOCK_GATEWAY__PROT", "1")
     with pytest.raises(ConfigError, match=r"from the environment.*'gateway\.prot', did you mean 'port'"):
         config.load()
+    monkeypatch.delenv("PENSTOCK_GATEWAY__PROT")
+    monkeypatch.setenv("PENSTOCK_GATWAY__PORT", "1")
+    with pytest.raises(ConfigError, match="PENSTOCK_GATWAY__PORT names no section, did you mean 'gateway'"):
+        config.load()
+
+
+def test_what_the_environment_says_wrongly_is_not_blamed_on_the_file(
+    write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_GATEWAY__PORT", "many")
+    with pytest.raises(ConfigError, match="from the environment or the command line: gateway"):
+        config.load(write("gateway: {port: 1}"))
+
+
+def test_models_from_the_environment_take_the_place_of_the_demo(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_ENGINES", '{"e": {"urls": ["http://h"]}}')
+    monkeypatch.setenv("PENSTOCK_MODELS", '{"m": {"engine": "e"}}')
+    assert list(config.load().engines) == ["e"]
 
 
 def test_a_key_in_the_environment_opens_the_gateway_and_is_masked_when_shown(

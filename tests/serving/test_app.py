@@ -41,6 +41,7 @@ async def test_the_wrong_method_is_a_405(gateway: Running) -> None:
     async with gateway() as client:
         answer = await client.get(CHAT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
 
 
 async def test_an_unknown_model_names_the_nearest(gateway: Running) -> None:
@@ -88,7 +89,9 @@ async def test_a_wrong_key_is_a_401_that_does_not_repeat_it(gateway: Running, he
     assert anthropics.json()["error"]["type"] == "authentication_error"
 
 
-@pytest.mark.parametrize("header", [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}])
+@pytest.mark.parametrize(
+    "header", [{"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"}, {"host": "[x"}]
+)
 async def test_without_keys_a_page_of_the_web_is_not_let_in(gateway: Running, header: dict[str, str]) -> None:
     async with gateway() as client:
         refused = await client.get("/v1/models", headers=header)
@@ -119,10 +122,11 @@ async def test_a_harmless_request_id_is_kept_and_another_is_replaced(gateway: Ru
     assert replaced.headers["x-request-id"].startswith("req_")
 
 
-async def test_an_unexpected_error_is_a_500_in_shape_and_tells_nothing(gateway: Running) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, ConnectionResetError])
+async def test_an_unexpected_error_is_a_500_in_shape_and_tells_nothing(gateway: Running, kind: type[Exception]) -> None:
     class Broken:
         async def __call__(self, request: Any, emit: Any) -> Any:
-            raise RuntimeError("the secret of the house")
+            raise kind("the secret of the house")
 
     async with gateway({"s": Broken()}) as client:
         answer = await client.post(CHAT, json=ask())

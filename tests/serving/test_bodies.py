@@ -97,13 +97,21 @@ def test_a_well_formed_chat_body_passes_whole(change: dict[str, Any]) -> None:
         (bodies.Rerank, {"model": "m", "documents": ["x"]}, "query"),
         (bodies.Tokenize, {"model": "m"}, "prompt"),
         (bodies.Detokenize, {"model": "m", "tokens": [-1]}, "tokens[0]"),
+        (bodies.Embeddings, {"model": "m", "input": "x", "encoding_format": "hex"}, "encoding_format"),
         (bodies.Responses, {"model": "m", "input": 5}, "input"),
+        (bodies.Responses, {"model": "m", "input": "x", "tools": [{}]}, "tools[0].type"),
+        (bodies.Responses, {"model": "m", "input": "x", "text": 5}, "text"),
+        (bodies.Responses, {"model": "m", "input": "x", "truncation": "x"}, "truncation"),
         (bodies.Messages, {"model": "m", "messages": [{"role": "user", "content": "x"}]}, "max_tokens"),
         (bodies.CountTokens, {"model": "m", "messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ],
 )
 def test_the_other_routes_name_the_parameter_too(shape: type[bodies.Routed], body: Any, param: str) -> None:
     assert refused(body, shape).param == param
+
+
+def test_a_million_bad_items_cost_no_more_than_the_first() -> None:
+    assert refused({"model": "m", "messages": [{}] * 1_000_000}).param == "messages[0].role"
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"null", b"\xff", b"[" * 100_000, b'{"a": NaN}'])

@@ -121,7 +121,8 @@ async def test_a_client_that_leaves_a_stream_ends_the_generation(gateway: Runnin
     async with upstream(streams(chunk("a"), hang=True)) as engine, gateway(**behind(engine)) as client:
         async with client.stream("POST", CHAT, json=STREAM) as answer:
             await anext(answer.aiter_raw())
-        await engine.closed.wait()
+        async with asyncio.timeout(1):
+            await engine.closed.wait()
 
 
 async def test_a_client_that_leaves_a_plain_request_ends_the_generation(gateway: Running) -> None:
@@ -129,7 +130,8 @@ async def test_a_client_that_leaves_a_plain_request_ends_the_generation(gateway:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await client.post(CHAT, json=ASK)
-        await engine.closed.wait()
+        async with asyncio.timeout(1):
+            await engine.closed.wait()
 
 
 async def test_a_body_cut_short_is_never_passed_as_a_success(gateway: Running) -> None:
@@ -139,6 +141,28 @@ async def test_a_body_cut_short_is_never_passed_as_a_success(gateway: Running) -
     async with upstream(say) as engine, gateway(**behind(engine)) as client:
         answer = await client.post(CHAT, json=ASK)
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_error")
+
+
+async def test_a_compressing_engine_is_asked_not_to(gateway: Running) -> None:
+    async with upstream(answers(200, b"{}")) as engine, gateway(**behind(engine)) as client:
+        await client.post(CHAT, json=ASK)
+    assert b"accept-encoding: identity" in engine.heads[0].lower()
+
+
+async def test_a_client_that_does_not_read_loses_its_place(gateway: Running) -> None:
+    said = [chunk("x" * 100_000) for _ in range(300)]
+    async with upstream(streams(*said, hang=True)) as engine:
+        async with gateway(**behind(engine, stall_timeout_s=0.5)) as client:
+            async with client.stream("POST", CHAT, json=STREAM):
+                async with asyncio.timeout(5):
+                    await engine.closed.wait()
+
+
+async def test_a_heartbeat_is_no_first_event(gateway: Running) -> None:
+    refused = b'data: {"error":{"message":"bad schema","type":"BadRequestError","code":400}}\n\n'
+    async with upstream(streams(b": ping\n\n", refused)) as engine, gateway(**behind(engine)) as client:
+        answer = await client.post(CHAT, json=STREAM)
+    assert answer.status_code == 400
 
 
 async def test_what_fails_before_the_first_byte_is_tried_once_more(gateway: Running) -> None:

@@ -33,7 +33,7 @@ class Body(BaseModel):
 class Routed(Body):
     """Every body says which served model is meant."""
 
-    model: Text
+    model: Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class Part(Body):

@@ -1,7 +1,7 @@
 """Passes a request to an engine and the answer back, byte for byte; an error is put into the caller's dialect.
 
 Nothing goes out before the engine's first event has come, so whatever fails until then still becomes a clean status,
-after one try on a replica that is known to be alive. A stream that breaks later ends in an error event: never
+after one more try on a replica that has been looked at. A stream that breaks later ends in an error event: never
 silently, never with a `[DONE]` it did not earn.
 """
 

@@ -12,6 +12,7 @@ from engine.launch import DEMO, plan
 from penstock import config
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
+from training.recipe import load_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")
@@ -19,6 +20,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent
 
 ASKS = ("curl ", ".venv/bin/penstock chat", ".venv/bin/penstock models", ".venv/bin/penstock doctor")
+BENCH = ".venv/bin/python -m engine.vllm_cli bench serve"
+TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training
 SERVES = ".venv/bin/penstock serve"
 MAKES = ("make serve", "make check", "make test")
 
@@ -43,7 +46,7 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, *MAKES)), command
+        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, *MAKES)), command
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
@@ -58,6 +61,19 @@ def test_every_command_that_asks_gets_an_answer(demo: Served, command: str) -> N
     shown = subprocess.run(["bash", "-c", here(command, demo)], capture_output=True, text=True, env=env)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(BENCH)])
+def test_vllms_own_load_test_loses_no_request(demo: Served, command: str) -> None:
+    words = [sys.executable, *here(command, demo).split()[1:]]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    shown = subprocess.run(words, capture_output=True, text=True, env=env, cwd=REPOSITORY)
+    assert re.search(r"Successful requests:\s+40\b", shown.stdout), shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))
+def test_every_recipe_shown_is_valid(recipe: str) -> None:
+    assert load_recipe(REPOSITORY / recipe)
 
 
 @pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])

@@ -12,6 +12,14 @@ from typing import Literal
 import anyio
 import httpx2
 import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import (
+    ChatCompletionFunctionToolParam,
+    ChatCompletionMessageParam,
+    ChatCompletionNamedToolChoiceParam,
+)
+from openai.types.responses import FunctionToolParam
+from openai.types.shared_params import ResponseFormatJSONSchema
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine import gauges
@@ -35,6 +43,24 @@ class Weather(BaseModel):
 
 
 SCHEMA = Weather.model_json_schema()
+
+
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
+TOO_LONG = "one two three " * 1000
+LONG_TOKENS = 1900
+
+# Whatever the weights, the answer is these words.
+WORDS = "one two three"
+BOUND = {"structured_outputs": {"regex": WORDS}}
+ENDLESS = {"ignore_eos": True}
+
+TOOL: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "Tells the weather.", "parameters": SCHEMA},
+}
+THE_TOOL: ChatCompletionNamedToolChoiceParam = {"type": "function", "function": {"name": "get_weather"}}
+FORMAT: ResponseFormatJSONSchema = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA}}
+RESPONSES_TOOL: FunctionToolParam = {"type": "function", "name": "get_weather", "parameters": SCHEMA, "strict": True}
 
 
 class Engine:
@@ -89,3 +115,24 @@ def keyed(demo: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     unset = {name: "" for name in os.environ if name.startswith("PENSTOCK_")}  # meant for the first
     with running(command, port, folder, **unset) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def client(demo: Served) -> Iterator[OpenAI]:
+    url = f"{demo.url}/v1"
+    with OpenAI(base_url=url, api_key="any", max_retries=0, _strict_response_validation=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(demo: Served) -> AsyncIterator[AsyncOpenAI]:
+    url = f"{demo.url}/v1"
+    async with AsyncOpenAI(base_url=url, api_key="any", max_retries=0, _strict_response_validation=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lenient(demo: Served) -> Iterator[OpenAI]:
+    """For plain completions, whose nulls OpenAI itself sends and the client's types do not allow."""
+    with OpenAI(base_url=f"{demo.url}/v1", api_key="any", max_retries=0) as client:
+        yield client

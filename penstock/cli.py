@@ -100,27 +100,22 @@ def train(
     out: Annotated[Path, typer.Option(help="The folder for checkpoints, metrics and the final model")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder")] = False,
 ) -> None:
-    """Run a training recipe in its own process."""
-    import subprocess
+    """Run a training recipe."""
+    import os
     import sys
 
     import yaml
 
-    script = (yaml.safe_load(recipe.read_text()) or {}).get("script")
+    try:
+        tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fail(f"{recipe} is not YAML: {error}")
+    script = tree.get("script") if isinstance(tree, dict) else None
     scripts = [file.stem for file in (Path(__file__).parent.parent / "training").glob("*.py") if is_script(file)]
     if script not in scripts:
         fail(f"{recipe}: `script` must name one of {', '.join(sorted(scripts))}, not {script!r}")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        f"training.{script}",
-        str(recipe),
-        "--out",
-        str(out),
-        *(["--resume"] if resume else []),
-    ]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    words = [sys.executable, "-P", "-m", f"training.{script}", str(recipe), "--out", str(out)]
+    os.execv(sys.executable, words + ["--resume"] * resume)
 
 
 @app.command()

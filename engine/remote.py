@@ -35,14 +35,17 @@ class Watcher:
                 self.replica.model = self._name_there(names)
                 failures = 0
                 self._set_ready(True)
-                await gauges.collect(self.replica.client, self.replica.labels, self.probe.timeout_s)
             except EngineError as error:
                 failures += 1
                 if failures >= self.probe.failures or not self.replica.ready.is_set():
                     self._set_ready(False)
                 if failures == 1:
                     self.log.warning("not usable: %s", error)
+            figures = asyncio.create_task(
+                gauges.collect(self.replica.client, self.replica.labels, self.probe.timeout_s)
+            )
             await self._pause(self.probe.interval_s if not failures else RETRY_S)
+            figures.cancel()
 
     async def _names(self) -> list[str]:
         try:

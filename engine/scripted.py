@@ -5,25 +5,26 @@ The fake of the tests, and the engine of `penstock serve --engine scripted`, for
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Sequence
 
 from penstock.chat import ChatRequest, Delta, Emit, Message, Reply, Usage
 from penstock.errors import BadRequest, PenstockError
 
 TOKEN = re.compile(r"\s*\S+|\s+")
-DEFAULT_ANSWER = "This is the scripted engine. You wrote: {prompt}"
+KEPT_CALLS = 1000
 
 
 class Scripted:
     """`answers` are given in turn, the last for ever; `{prompt}` in one stands for the last message's text.
 
     A token is a word with the space before it; `pace_s` is the time between two. With `failure` set, it is raised
-    after `fail_after` tokens have been streamed. `calls` keeps the requests, `cancelled` counts those cut off.
+    after `fail_after` tokens have been streamed. `calls` keeps the last requests, `cancelled` counts those cut off.
     """
 
     def __init__(
         self,
-        answers: Sequence[str] = (DEFAULT_ANSWER,),
+        answers: Sequence[str] = ("You wrote: {prompt}",),
         *,
         pace_s: float = 0.0,
         failure: PenstockError | None = None,
@@ -33,12 +34,14 @@ class Scripted:
         self.pace_s = pace_s
         self.failure = failure
         self.fail_after = fail_after
-        self.calls: list[ChatRequest] = []
+        self.calls: deque[ChatRequest] = deque(maxlen=KEPT_CALLS)
+        self.answered = 0
         self.running = 0
         self.cancelled = 0
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
-        answer = self.answers[min(len(self.calls), len(self.answers) - 1)]
+        answer = self.answers[min(self.answered, len(self.answers) - 1)]
+        self.answered += 1
         self.calls.append(request)
         self.running += 1
         try:

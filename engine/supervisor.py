@@ -304,5 +304,5 @@ def kill_group(leader: int) -> bool:
 def backoff(failures: int) -> float:
     """Seconds before the next try: doubling from one to sixty, up to half of it left to chance, so that replicas
     that failed together do not come back together."""
-    ceiling = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** max(0, failures - 1))
+    ceiling = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(10, max(0, failures - 1)))
     return float(ceiling * random.uniform(0.5, 1.0))

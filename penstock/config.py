@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -64,6 +65,13 @@ class Probe(Section):
     start_timeout_s: float = Field(1800, gt=0, description="from the process's start to its first token")
 
 
+class Script(Section):
+    """The `options` of a scripted engine."""
+
+    answers: list[str] = Field(["This is the scripted engine. You wrote: {prompt}"], min_length=1)
+    pace_s: float = Field(0, ge=0, description="between two words")
+
+
 class Engine(Section):
     """A pool of identical replicas: started and supervised here (`model`), or running elsewhere (`urls`)."""
 
@@ -82,7 +90,7 @@ class Engine(Section):
     @classmethod
     def urls_are_reachable_in_principle(cls, urls: list[str]) -> list[str]:
         for url in urls:
-            if not url.startswith(("http://", "https://", "unix:/")):
+            if not is_address(url):
                 raise ValueError(f"{url!r} is no address: write http://HOST:PORT or unix:/PATH")
         return [url if url.startswith("unix:") else url.rstrip("/").removesuffix("/v1") for url in urls]
 
@@ -91,8 +99,7 @@ class Engine(Section):
         if self.kind == "scripted":
             if self.model or self.urls:
                 raise ValueError("a scripted engine has neither `model` nor `urls`")
-            if not self.options.keys() <= {"answers", "pace_s"}:
-                raise ValueError("a scripted engine's `options` are answers, a list, and pace_s, between two words")
+            Script(**self.options)
             return self
         if not self.urls and not self.model:
             raise ValueError("an engine needs `model` (started here) or `urls` (running elsewhere)")
@@ -154,6 +161,17 @@ class Config(BaseSettings):
                 "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
             )
         return self
+
+
+def is_address(url: str) -> bool:
+    """http://HOST, http://HOST:PORT, the same with https, or unix:/PATH."""
+    if url.startswith("unix:/"):
+        return True
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:

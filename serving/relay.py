@@ -1,8 +1,8 @@
 """Passes a request to an engine and the answer back, byte for byte; an error is put into the caller's dialect.
 
 Nothing goes out before the engine's first event has come, so whatever fails until then still becomes a clean status,
-after one more try on a replica that has been looked at. A stream that breaks later ends in an error event: never
-silently, never with a `[DONE]` it did not earn.
+after one more try on a replica that has been looked at (a time-out is not tried again). A stream that breaks later
+ends in an error event: never silently, never with a `[DONE]` it did not earn.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ class Relay:
                 except StopAsyncIteration:
                     break
                 if exchange.status is None:
-                    if event.startswith(b":"):  # a heartbeat says that it lives, not that it will answer
+                    if not sse.parse(event).data:  # a heartbeat says that it lives, not that it will answer
                         continue
                     await exchange.start(200, [*EVENT_STREAM, *dialect.headers(exchange.request_id)])
                     wait_s = self.limits.stall_timeout_s

@@ -1,7 +1,7 @@
 """The gateway as a process: binds, starts the engines, says when it is ready, drains on SIGTERM.
 
-A signal refuses new connections and lets running requests end, on open connections with readiness taken away. Those
-that outlast `gateway.shutdown_s` end in an error event, and the engines are stopped last, each within its `stop_s`.
+A signal refuses new connections, closes idle ones and lets running requests end. Those that outlast
+`gateway.shutdown_s` end in an error event, and the engines are stopped last, each within its `stop_s`.
 """
 
 import asyncio

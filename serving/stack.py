@@ -14,7 +14,7 @@ from engine.pool import Pool
 from engine.replica import Replica
 from engine.scripted import Scripted
 from engine.supervisor import Supervisor
-from penstock.config import Config, Engine
+from penstock.config import Config, Engine, Script
 from penstock.home import run_dir
 from serving.answer import Answer
 from serving.relay import Relay
@@ -81,10 +81,14 @@ def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served
     models: dict[str, Served] = {}
     for name, model in config.models.items():
         if config.engines[model.engine].kind == "scripted":
-            models[name] = Answer(name, Scripted(**config.engines[model.engine].options))
+            models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
         else:
             models[name] = Relay(name, pools[model.engine], config.gateway)
     return models
+
+
+def scripted(script: Script) -> Scripted:
+    return Scripted(script.answers, pace_s=script.pace_s)
 
 
 def started(

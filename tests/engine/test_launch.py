@@ -140,7 +140,7 @@ def test_the_engine_is_found_whatever_lies_in_the_working_folder(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("options", "path"),
-    [({}, "/v1/completions"), ({"runner": "pooling"}, "/v1/embeddings"), ({"convert": "classify"}, "/classify")],
+    [({}, "/v1/completions"), ({"runner": "pooling"}, "/pooling"), ({"convert": "classify"}, "/pooling")],
 )
 def test_the_probe_fits_what_the_engine_is_started_for(model: Path, options: dict[str, str], path: str) -> None:
     assert planned(model, LAPTOP, options=options).probe_path == path

@@ -196,6 +196,6 @@ async def test_the_engines_log_goes_into_ours_at_its_level(tmp_path: Path, caplo
 
 
 def test_backoff_doubles_to_a_minute_with_jitter() -> None:
-    for failures, ceiling in [(1, 1), (2, 2), (3, 4), (20, LONGEST_BACKOFF_S)]:
+    for failures, ceiling in [(1, 1), (2, 2), (3, 4), (20, LONGEST_BACKOFF_S), (10_000, LONGEST_BACKOFF_S)]:
         delays = [backoff(failures) for _ in range(100)]
         assert ceiling / 2 <= min(delays) < max(delays) <= ceiling

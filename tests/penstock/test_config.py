@@ -56,6 +56,8 @@ def test_an_unknown_key_names_file_line_and_nearest(write: Writer) -> None:
         ("gateway: {host: 0.0.0.0}", "is reachable by others and no key is set"),
         ("1: a", "expected `key: value` lines"),
         ("models: {}\nmodels: {}", "penstock.yaml:2: the key 'models' stands here a second time"),
+        ("engines: {a: {urls: ['http://host:abc']}}\nmodels: {m: {engine: a}}", "is no address"),
+        ("engines: {a: {kind: scripted, options: {answers: []}}}\nmodels: {m: {engine: a}}", "answers"),
         ("engines: {a: {kind: scripted, model: x}}\nmodels: {m: {engine: a}}", "neither `model` nor `urls`"),
         ("engines: {a: {model: demo, api_key: x}}\nmodels: {m: {engine: a}}", "`api_key` is for `urls`"),
         ("- a", "expected `key: value` lines at the top, found list"),

@@ -47,7 +47,7 @@ async def collect(client: httpx2.AsyncClient, labels: Sequence[str], timeout_s: 
     except (httpx2.HTTPError, TimeoutError, ValueError):
         return {}
     for figure, value in figures.items():
-        metrics.engine_gauge.labels(*labels, figure).set(value)
+        metrics.engine_gauge.set(value, *labels, figure)
     return figures
 
 

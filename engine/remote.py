@@ -88,4 +88,4 @@ class Watcher:
             self.replica.ready.set()
         elif not ready:
             self.replica.ready.clear()
-        metrics.engine_ready.labels(*self.replica.labels).set(ready)
+        metrics.engine_ready.set(ready, *self.replica.labels)

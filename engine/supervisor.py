@@ -75,7 +75,7 @@ class Supervisor:
             quick_failures = 0 if time.monotonic() - started > STABLE_S else quick_failures + 1
             delay = backoff(quick_failures)
             self.restarts += 1
-            metrics.engine_restarts.labels(*self._labels).inc()
+            metrics.engine_restarts.inc(*self._labels)
             self.log.error("engine replaced in %.1f s: %s", delay, why)
             await asyncio.sleep(delay)
 
@@ -89,7 +89,7 @@ class Supervisor:
             await self._until_first_token(process, logs)
             took = time.monotonic() - began
             self.log.info("ready after %.1f s", took)
-            metrics.engine_start_seconds.labels(*self._labels).set(took)
+            metrics.engine_start_seconds.set(took, *self._labels)
             self._set_ready(True)
             return await self._until_dead(process)
         except asyncio.CancelledError:
@@ -246,7 +246,7 @@ class Supervisor:
             self.replica.ready.set()
         else:
             self.replica.ready.clear()
-        metrics.engine_ready.labels(*self._labels).set(ready)
+        metrics.engine_ready.set(ready, *self._labels)
 
     @property
     def _labels(self) -> tuple[str, str]:

@@ -1,26 +1,81 @@
-"""What Penstock measures about itself, for Prometheus. Times are in seconds."""
+"""What Penstock measures about itself, for Prometheus. Times are in seconds.
 
-from prometheus_client import Counter, Gauge, Histogram
+A new metric is one line here. Label values come from bounded sets only: a name that a client made up is never one.
+"""
 
+import gc
+from collections.abc import Iterable
+
+from prometheus_client import CONTENT_TYPE_LATEST, PROCESS_COLLECTOR
+
+from penstock.meters import Meters, Snapshot
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+BY_REPLICA = ("engine", "replica")
 
-requests = Counter("penstock_requests", "Requests answered, by the status sent.", ["route", "model", "status"])
-in_flight = Gauge("penstock_requests_in_flight", "Requests being answered.")
-seconds = Histogram(
+_all = Meters()
+
+requests = _all.counter("penstock_requests_total", "Requests answered, by the status sent.", "route", "model", "status")
+in_flight = _all.gauge("penstock_requests_in_flight", "Requests being answered.")
+seconds = _all.histogram(
     "penstock_request_seconds",
     "From the request's first byte to the answer's last.",
-    ["route"],
+    "route",
     buckets=LATENCY_BUCKETS,
 )
-first_byte_seconds = Histogram(
-    "penstock_first_byte_seconds", "From the request to the answer's first byte.", ["route"], buckets=LATENCY_BUCKETS
+first_byte_seconds = _all.histogram(
+    "penstock_first_byte_seconds", "From the request to the answer's first byte.", "route", buckets=LATENCY_BUCKETS
 )
-disconnects = Counter("penstock_disconnects", "Clients that left before their answer was complete.", ["route"])
-interrupted = Counter("penstock_streams_interrupted", "Streams that ended in an error event.", ["model"])
+disconnects = _all.counter("penstock_disconnects_total", "Clients that left before their answer was complete.", "route")
+interrupted = _all.counter("penstock_streams_interrupted_total", "Streams that ended in an error event.", "model")
 
-engine_ready = Gauge("penstock_engine_ready", "1 while the replica answers its probe.", ["engine", "replica"])
-engine_restarts = Counter("penstock_engine_restarts", "Engine processes replaced.", ["engine", "replica"])
-engine_start_seconds = Gauge("penstock_engine_start_seconds", "What the last start took.", ["engine", "replica"])
-engine_gauge = Gauge(
-    "penstock_engine", "The engine's own figures, by Penstock's names.", ["engine", "replica", "figure"]
+engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")
+engine_restarts = _all.counter("penstock_engine_restarts_total", "Engine processes replaced.", *BY_REPLICA)
+engine_start_seconds = _all.gauge(
+    "penstock_engine_start_seconds", "What the last start took.", *BY_REPLICA, across="max"
 )
+# Every worker reads the same engine: the largest is the newest of what only grows, and near enough for the rest.
+engine_gauge = _all.gauge(
+    "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
+)
+
+processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")
+process_cpu_seconds = _all.counter("process_cpu_seconds_total", "CPU time of the gateway's processes, in seconds.")
+process_memory = _all.gauge("process_resident_memory_bytes", "Resident memory of the gateway's processes.")
+process_open_fds = _all.gauge("process_open_fds", "Open file descriptors of the gateway's processes.")
+process_max_fds = _all.gauge("process_max_fds", "How many file descriptors the gateway's processes may open.")
+process_start = _all.gauge("process_start_time_seconds", "When the gateway started, since the epoch.", across="min")
+gc_collections = _all.counter("python_gc_collections_total", "Garbage collections.", "generation")
+
+READ = {
+    meter.name: meter
+    for meter in (process_cpu_seconds, process_memory, process_open_fds, process_max_fds, process_start)
+}
+
+
+def snapshot() -> Snapshot:
+    """Every figure of this process as it is now, as plain data that JSON can carry."""
+    processes.set(1)
+    for family in PROCESS_COLLECTOR.collect():
+        for sample in family.samples:
+            if sample.name in READ:
+                READ[sample.name].set(sample.value)
+    for generation, collected in enumerate(gc.get_stats()):
+        gc_collections.set(collected["collections"], generation)
+    return _all.snapshot()
+
+
+def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Several processes' figures as one."""
+    return _all.merged(snapshots)
+
+
+def lasting(snapshot: Snapshot) -> Snapshot:
+    """What of a process that has ended still counts: all but its gauges."""
+    return _all.lasting(snapshot)
+
+
+def text(snapshot: Snapshot) -> bytes:
+    """Prometheus' text format, of the content type `CONTENT_TYPE`."""
+    return _all.text(snapshot)

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from penstock import metrics
 from penstock.config import Config
@@ -86,10 +85,10 @@ class Gateway:
         try:
             await self._unless_gone(exchange, call)
         except ClientGone:
-            metrics.disconnects.labels(call.name).inc()
+            metrics.disconnects.inc(call.name)
             log.info("client left", extra={"route": call.name, "model": call.model or None})
         finally:
-            metrics.in_flight.dec()
+            metrics.in_flight.inc(by=-1)
             self._account(exchange, call)
             request_id.reset(token)
 
@@ -167,12 +166,12 @@ class Gateway:
         took_s = time.perf_counter() - call.began
         status = exchange.status or 499
         if call.error and exchange.status == 200:
-            metrics.interrupted.labels(call.model).inc()
+            metrics.interrupted.inc(call.model)
             log.error("stream ended in an error event: %s", call.error)
-        metrics.requests.labels(call.name, call.model, status).inc()
-        metrics.seconds.labels(call.name).observe(took_s)
+        metrics.requests.inc(call.name, call.model, status)
+        metrics.seconds.observe(took_s, call.name)
         if exchange.first_byte_at is not None:
-            metrics.first_byte_seconds.labels(call.name).observe(exchange.first_byte_at - call.began)
+            metrics.first_byte_seconds.observe(exchange.first_byte_at - call.began, call.name)
         log.log(
             logging.DEBUG if exchange.path in QUIET else logging.INFO,
             "served",
@@ -197,7 +196,8 @@ class Gateway:
         await exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
 
     async def metrics(self, exchange: Exchange) -> None:
-        await exchange.send(200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], generate_latest())
+        head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
+        await exchange.send(200, head, metrics.text(metrics.snapshot()))
 
     async def models(self, exchange: Exchange) -> None:
         assert self.stack is not None

@@ -5,13 +5,13 @@ knows them. Checked against vLLM 0.32.0, SGLang 0.5.23 and TensorRT-LLM 1.2.1 (a
 return_perf_metrics).
 """
 
-import asyncio
 from collections.abc import Iterable, Sequence
 
-import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.connection import Client
 from penstock import metrics
+from penstock.errors import EngineError
 
 TIMEOUT_S = 5.0
 PATHS = ("/metrics", "/prometheus/metrics")  # the second is TensorRT-LLM's, whose first is JSON
@@ -34,17 +34,17 @@ NAMES: dict[str, tuple[str, ...]] = {
 CANONICAL = {theirs: ours for ours, names in NAMES.items() for theirs in names}
 
 
-async def collect(client: httpx2.AsyncClient, labels: Sequence[str], timeout_s: float) -> dict[str, float]:
+async def collect(client: Client, labels: Sequence[str], timeout_s: float) -> dict[str, float]:
     """Reads an engine's figures and publishes them as ours; empty if it does not give any in time."""
     figures: dict[str, float] = {}
     try:
-        async with asyncio.timeout(min(TIMEOUT_S, timeout_s)):
-            for path in PATHS:
-                answer = await client.get(path)
-                figures = read(answer.text) if "text/plain" in answer.headers.get("content-type", "") else {}
-                if figures:
-                    break
-    except (httpx2.HTTPError, TimeoutError, ValueError):
+        for path in PATHS:
+            answer = await client.ask("GET", path, timeout_s=min(TIMEOUT_S, timeout_s))
+            plain = answer.headers.get(b"content-type", b"").startswith(b"text/plain")
+            figures = read(answer.body.decode()) if plain else {}
+            if figures:
+                break
+    except (EngineError, ValueError):
         return {}
     for figure, value in figures.items():
         metrics.engine_gauge.set(value, *labels, figure)

@@ -1,96 +1,96 @@
 """Any OpenAI-compatible server as a `Chat`: the stream is decoded once, into deltas."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import orjson
 
 from engine import sse
-from engine.failures import from_answer, from_document
+from engine.affinity import hint_of
+from engine.attempt import Asked, Limits, Source
+from engine.dispatch import Dispatch
 from engine.pool import Pool
+from engine.reading import CHAT
 from penstock.chat import ChatRequest, Delta, Emit, FinishReason, Message, Reply, Usage
-from penstock.config import Gateway
-from penstock.errors import BadRequest, EngineError, EngineTimeout, EngineUnavailable, StreamInterrupted
+from penstock.errors import BadRequest, EngineError, StreamInterrupted
 
-PATH = "/v1/chat/completions"
+PAUSE_AT = 64
+RESUME_AT = 8
 
 
 class OpenAIChat:
     """Answers through whichever replica of the pool is free. One answer a request: n > 1 is a BadRequest.
 
-    Raises what the engine says as a PenstockError, StreamInterrupted when its stream ends too soon, EngineTimeout when
-    it is silent for longer than the gateway's limits allow.
+    Raises what the engine says as a PenstockError, StreamInterrupted when its stream ends too soon and nobody can go
+    on with it, EngineTimeout when it is silent for longer than the limits allow.
     """
 
-    def __init__(self, pool: Pool, limits: Gateway | None = None) -> None:
+    def __init__(self, pool: Pool, limits: Limits | None = None) -> None:
         self.pool = pool
-        self.limits = limits or Gateway()
+        self.limits = limits or Limits()
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
         body = request.to_wire() | {"stream": True, "stream_options": {"include_usage": True}}
         if (body.get("n") or 1) != 1:
             raise BadRequest("one answer at a time: n must be 1", param="n")
-        async with self.pool.lease() as replica:
-            if replica.model:
-                body["model"] = replica.model
-            try:
-                return await self._answer(replica.client, body, emit)
-            except EngineError:
-                replica.suspect()
-                raise
-
-    async def _answer(self, client: httpx2.AsyncClient, body: dict[str, Any], emit: Emit) -> Reply:
+        taken = Taken()
+        dispatch = Dispatch(self.pool, Asked(CHAT, body, hint=hint_of(body)), taken, self.limits, body["model"])
+        running = asyncio.ensure_future(dispatch.run())
+        running.add_done_callback(lambda _: taken.close())
         answer = Answer()
-        wait_s = self.limits.first_byte_timeout_s
-        async with aclosing(chunks(client, body)) as stream:
-            while True:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        chunk = await anext(stream)
-                except StopAsyncIteration:
-                    return answer.reply()
-                except TimeoutError as error:
-                    raise EngineTimeout(f"the engine was silent for {wait_s:g} s") from error
-                wait_s = self.limits.stall_timeout_s
-                delta = answer.add(chunk)
-                if delta:
-                    await emit(delta)
+        try:
+            while (data := await taken.next()) is not None:
+                for chunk in chunks(data):
+                    delta = answer.add(chunk)
+                    if delta:
+                        await emit(delta)
+            if await running is not None:
+                raise EngineError("the engine answered a stream with a whole answer")
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        return answer.reply()
 
 
-async def chunks(client: httpx2.AsyncClient, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-    """The stream's chunks up to its [DONE]."""
-    splitter = sse.EventSplitter()
-    try:
-        async with client.stream("POST", PATH, json=body) as response:
-            if response.status_code != 200:
-                raise from_answer(response.status_code, await response.aread(), response.headers.get("retry-after"))
-            async for piece in response.aiter_raw():
-                for event in splitter.feed(piece):
-                    data = sse.parse(event).data
-                    if data == sse.DONE:
-                        return
-                    if data:
-                        yield chunk_of(data)
-    except httpx2.ConnectError as error:
-        raise EngineUnavailable("the engine does not accept connections", retry_after_s=5) from error
-    except httpx2.HTTPError as error:
-        raise StreamInterrupted("the engine's stream broke off") from error
-    raise StreamInterrupted("the engine's stream ended before the answer did")
+class Taken:
+    """A receiver whose stream is read at the reader's own pace; the engine waits for a slow one."""
+
+    def __init__(self) -> None:
+        self.source: Source | None = None
+        self._data: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._paused: Source | None = None
+
+    def begin(self, data: bytes) -> None:
+        self.more(data)
+
+    def more(self, data: bytes) -> None:
+        self._data.put_nowait(data)
+        if self.source and self._data.qsize() > PAUSE_AT:
+            self._paused = self.source
+            self.source.pause()
+
+    def end(self, data: bytes) -> None:
+        self.more(data)
+
+    def close(self) -> None:
+        self._data.put_nowait(None)
+
+    async def next(self) -> bytes | None:
+        """Whole events, None after the last."""
+        data = await self._data.get()
+        if self._paused and self._data.qsize() < RESUME_AT:
+            self._paused.resume()
+            self._paused = None
+        return data
 
 
-def chunk_of(data: bytes) -> dict[str, Any]:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise EngineError("the engine sent an event that is not JSON") from error
-    if not isinstance(chunk, dict):
-        raise EngineError("the engine sent an event that is no chunk")
-    if chunk.get("error"):
-        raise from_document(500, chunk)
-    return chunk
+def chunks(data: bytes) -> Iterator[dict[str, Any]]:
+    """The chunks of whole events, which have been checked."""
+    for event in data.split(b"\n\n"):
+        payload = sse.parse(event).data
+        if payload and payload != sse.DONE:
+            yield orjson.loads(payload)
 
 
 class Answer:

@@ -4,13 +4,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-import httpx2
+import orjson
 
 from engine import gauges
 from engine.replica import Replica
-from penstock import metrics
 from penstock.config import Probe
-from penstock.errors import EngineError, EngineUnavailable
+from penstock.errors import EngineError
 
 RETRY_S = 1.0
 
@@ -37,8 +36,8 @@ class Watcher:
                 self._set_ready(True)
             except EngineError as error:
                 failures += 1
-                if failures >= self.probe.failures or not self.replica.ready.is_set():
-                    self._set_ready(False)
+                if failures == (self.probe.failures if self.replica.ready else 1):
+                    self.replica.ended(f"{self.replica.name} answers no probe")
                 if failures == 1:
                     self.log.warning("not usable: %s", error)
             figures = asyncio.create_task(
@@ -48,14 +47,11 @@ class Watcher:
             figures.cancel()
 
     async def _names(self) -> list[str]:
+        answer = await self.replica.client.ask("GET", "/v1/models", timeout_s=self.probe.timeout_s)
+        if answer.status != 200:
+            raise EngineError(f"{self.replica.name}: /v1/models answers {answer.status}")
         try:
-            async with asyncio.timeout(self.probe.timeout_s):
-                answer = await self.replica.client.get("/v1/models")
-            if answer.status_code != 200:
-                raise EngineError(f"{self.replica.name}: /v1/models answers {answer.status_code}")
-            return [str(model["id"]) for model in answer.json()["data"]]
-        except (httpx2.HTTPError, TimeoutError) as error:
-            raise EngineUnavailable(f"{self.replica.name} does not answer: {type(error).__name__}") from error
+            return [str(model["id"]) for model in orjson.loads(answer.body)["data"]]
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{self.replica.name}: /v1/models is not OpenAI's list of models") from error
 
@@ -83,9 +79,6 @@ class Watcher:
         self._suspected.clear()
 
     def _set_ready(self, ready: bool) -> None:
-        if ready and not self.replica.ready.is_set():
+        if ready and not self.replica.ready:
             self.log.info("ready")
-            self.replica.ready.set()
-        elif not ready:
-            self.replica.ready.clear()
-        metrics.engine_ready.set(ready, *self.replica.labels)
+        self.replica.set_ready(ready)

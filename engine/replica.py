@@ -1,50 +1,56 @@
 """One server that generates: where it is, whether it can be used, how much it is doing."""
 
 import asyncio
-from collections.abc import Callable
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import httpx2
+from engine.breaker import Breaker
+from engine.connection import Client
+from penstock import metrics
 
-# A generation may be silent for as long as its queue is: whoever waits sets the limits that fit the request.
-CONNECT_TIMEOUT_S = 5.0
-# Shorter than vLLM's own 5 seconds: a connection that it closes as we reuse it looks like a dying engine.
-KEEP_ALIVE_S = 3.0
+if TYPE_CHECKING:
+    from engine.attempt import Attempt
+
+BREAKER_FAILURES = 5
+BREAKER_OPEN_S = 1.0
+
+
+class Holdings(Protocol):
+    """What an engine says that it has in its prefix cache."""
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        """How many of the first tokens."""
 
 
 class Replica:
-    """`ready` is set by whoever watches it; `suspect` asks that watcher to look again now."""
+    """`ready` is decided by whoever watches it; `suspect` asks that watcher to look again now."""
 
-    def __init__(self, name: str, client: httpx2.AsyncClient) -> None:
+    def __init__(self, name: str, client: Client, *, weight: float = 1.0) -> None:
         self.name = name
         self.client = client
-        self.ready = asyncio.Event()
+        self.weight = weight
+        self.ready = False
+        self.draining = False
         self.outstanding = 0
+        self.load_tokens = 0.0
+        self.given_tokens = 0.0
         self.model: str | None = None  # the model's name there, where it differs from the served one
+        self.cached: Holdings | None = None  # what it has in its cache, where it tells
         self.suspect: Callable[[], None] = lambda: None
+        self.changed: Callable[[Replica], None] = lambda replica: None
+        self.restarted: Callable[[Replica], None] = lambda replica: None
+        self.attempts: set[Attempt] = set()
+        self.breaker = Breaker(BREAKER_FAILURES, BREAKER_OPEN_S, self._breaker_changed)
 
     @classmethod
-    def at(cls, name: str, url: str, api_key: str | None = None) -> Self:
+    def at(cls, name: str, url: str, api_key: str | None = None, *, weight: float = 1.0) -> Self:
         """`http://host:8000` or `unix:/run/engine.sock`."""
-        socket = url.removeprefix("unix:") if url.startswith("unix:") else None
-        transport = httpx2.AsyncHTTPTransport(
-            uds=socket, limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
-        )
-        headers = {"accept-encoding": "identity"}  # bytes are passed on as they come
-        headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
-        return cls(
-            name,
-            httpx2.AsyncClient(
-                base_url="http://engine" if socket else url,
-                transport=transport,
-                headers=headers,
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's are not another's
-                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
-                trust_env=False,
-            ),
-        )
+        return cls(name, Client(url, api_key), weight=weight)
+
+    @classmethod
+    def behind(cls, name: str, socket: Path) -> Self:
+        return cls.at(name, f"unix:{socket}")
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -52,10 +58,53 @@ class Replica:
         engine, _, number = self.name.rpartition("-")
         return engine, number
 
-    @classmethod
-    def behind(cls, name: str, socket: Path) -> Self:
-        return cls.at(name, f"unix:{socket}")
+    @property
+    def usable(self) -> bool:
+        """Whether a new request may go there now."""
+        return self.ready and not self.draining and self.breaker.admits
 
-    async def close(self) -> None:
-        self.ready.clear()
-        await self.client.aclose()
+    def set_ready(self, ready: bool) -> None:
+        if ready != self.ready:
+            self.ready = ready
+            self.changed(self)
+        metrics.engine_ready.set(ready, *self.labels)
+
+    def ended(self, why: str) -> None:
+        """Its process is gone, or answers nothing: requests that have heard nothing from it go elsewhere at once."""
+        self.set_ready(False)
+        for attempt in list(self.attempts):
+            attempt.forsake(why)
+        self.restarted(self)
+
+    def take(self, tokens: float) -> None:
+        """A request of about this size goes there."""
+        self.outstanding += 1
+        self.load_tokens += tokens
+        self.given_tokens += tokens
+        self.breaker.taken()
+        self.changed(self)
+
+    def give_back(self, tokens: float) -> None:
+        self.outstanding -= 1
+        self.load_tokens -= tokens
+        self.changed(self)
+
+    async def drained(self, within_s: float) -> None:
+        """Returns when nothing runs there any more, at the latest after `within_s`; nothing new goes there."""
+        self.draining = True
+        self.changed(self)
+        deadline = asyncio.get_running_loop().time() + within_s
+        while self.outstanding and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    def close(self) -> None:
+        self.set_ready(False)
+        self.breaker.close()
+        self.client.close()
+
+    def _breaker_changed(self) -> None:
+        metrics.breaker_open.set(not self.breaker.admits, *self.labels)
+        self.changed(self)
+
+
+DRAIN_POLL_S = 0.05

@@ -17,9 +17,10 @@ import time
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
 
-import httpx2
+import orjson
 
 from engine import SUPERVISOR_PID, gauges
+from engine.connection import Answer
 from engine.diagnose import explain
 from engine.failures import from_answer
 from engine.launch import Launch
@@ -27,7 +28,7 @@ from engine.machine import group_cpu_s, living
 from engine.replica import Replica
 from penstock import metrics
 from penstock.config import ENV_PREFIX, Probe
-from penstock.errors import StartError
+from penstock.errors import EngineError, StartError
 
 START_POLL_S = 0.1
 EXIT_POLL_S = 0.05
@@ -90,13 +91,13 @@ class Supervisor:
             took = time.monotonic() - began
             self.log.info("ready after %.1f s", took)
             metrics.engine_start_seconds.set(took, *self._labels)
-            self._set_ready(True)
+            self.replica.set_ready(True)
             return await self._until_dead(process)
         except asyncio.CancelledError:
             grace_s = self.stop_s
             raise
         finally:
-            self._set_ready(False)
+            self.replica.ended("the engine's process has ended")
             await asyncio.shield(self._end(process, logs, grace_s))
 
     async def _start(self) -> Process:
@@ -136,8 +137,8 @@ class Supervisor:
 
     async def _until_first_token(self, process: Process, logs: asyncio.Task[None]) -> None:
         deadline = time.monotonic() + self.probe.start_timeout_s
-        while (answer := await self._answer()) is None or answer.status_code != 200:
-            if answer is not None and 400 <= answer.status_code < 500:
+        while (answer := await self._answer()) is None or answer.status != 200:
+            if answer is not None and 400 <= answer.status < 500:
                 raise StartError(self._refused(answer))
             if process.returncode is not None:
                 await asyncio.wait([logs], timeout=GONE_S)
@@ -146,8 +147,8 @@ class Supervisor:
                 raise StartError(explain(self.launch.name, None, [*self._last_lines]))
             await asyncio.sleep(START_POLL_S)
 
-    def _refused(self, answer: httpx2.Response) -> str:
-        said = from_answer(answer.status_code, answer.content).message
+    def _refused(self, answer: Answer) -> str:
+        said = from_answer(answer.status, answer.body).message
         hint = "a model that embeds, scores or ranks needs `options: {runner: pooling}`"
         return f"engine {self.launch.name} refuses {self.launch.probe_path}: {said}; {hint}"
 
@@ -164,7 +165,7 @@ class Supervisor:
                 failures, wait_s = 0, self.probe.interval_s
                 effort.forgive()
                 if not self._suspected.is_set():  # since this look began
-                    self._set_ready(True)
+                    self.replica.set_ready(True)
             elif effort.made() and effort.unrewarded_s < self.probe.busy_s:
                 self.log.info("no token counted for %.0f s, but it computes", effort.unrewarded_s)
             else:
@@ -204,14 +205,14 @@ class Supervisor:
 
     async def _generates(self) -> bool:
         answer = await self._answer()
-        return answer is not None and answer.status_code == 200
+        return answer is not None and answer.status == 200
 
-    async def _answer(self) -> httpx2.Response | None:
+    async def _answer(self) -> Answer | None:
         """What the bounded one-token generation is answered, None if it is not in time."""
+        body = orjson.dumps(dict(self.launch.probe_body))
         try:
-            async with asyncio.timeout(self.probe.timeout_s):
-                return await self.replica.client.post(self.launch.probe_path, json=dict(self.launch.probe_body))
-        except (httpx2.HTTPError, TimeoutError):
+            return await self.replica.client.ask("POST", self.launch.probe_path, body, timeout_s=self.probe.timeout_s)
+        except EngineError:
             return None
 
     async def _tokens(self) -> float | None:
@@ -238,15 +239,8 @@ class Supervisor:
 
     def _suspect(self) -> None:
         """No request goes there until the next look, which is now."""
-        self._set_ready(False)
+        self.replica.set_ready(False)
         self._suspected.set()
-
-    def _set_ready(self, ready: bool) -> None:
-        if ready:
-            self.replica.ready.set()
-        else:
-            self.replica.ready.clear()
-        metrics.engine_ready.set(ready, *self._labels)
 
     @property
     def _labels(self) -> tuple[str, str]:

@@ -43,7 +43,12 @@ class Gateway(Section):
     keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     engine_wait_s: float = Field(300, ge=0, description="how long a request waits for an engine that is starting")
-    first_byte_timeout_s: float = Field(600, gt=0, description="an engine silent for longer is given up on")
+    first_byte_timeout_s: float = Field(
+        30, gt=0, description="a stream whose head takes longer is asked for at another replica"
+    )
+    first_token_timeout_s: float = Field(
+        600, gt=0, description="an engine that says nothing for longer is given up on: no token, no whole answer"
+    )
     stall_timeout_s: float = Field(120, gt=0, description="the longest silence inside a stream")
     shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after SIGTERM")
 
@@ -65,6 +70,18 @@ class Probe(Section):
     start_timeout_s: float = Field(1800, gt=0, description="from the process's start to its first token")
 
 
+class Routing(Section):
+    """Which replica takes a request, and what happens when it fails."""
+
+    affinity: Literal["prefix", "off"] = Field("prefix", description="to the replica that has seen how a prompt begins")
+    affinity_factor: float = Field(2, ge=1, description="how far above the least loaded replica that one may be loaded")
+    kv_events: bool = Field(False, description="ask for tokens and follow the engines' KV events: exact, at a price")
+    retry_share: float = Field(0.2, ge=0, le=1, description="the share of the running requests that may be retries")
+    hedge_after_s: float | None = Field(None, gt=0, description="a second replica is asked when the first is so slow")
+    breaker_failures: int = Field(5, ge=1, description="failures in a row after which a replica is left alone")
+    breaker_open_s: float = Field(1, gt=0, description="for how long at first; doubling, to half a minute")
+
+
 class Script(Section):
     """The `options` of a scripted engine."""
 
@@ -84,6 +101,7 @@ class Engine(Section):
     options: dict[str, Any] = Field(default={}, description="vLLM's own flags by name, such as max-model-len: 4096")
     env: dict[str, SecretStr] = Field(default={}, description="the environment of the engine's process")
     probe: Probe = Probe()
+    routing: Routing = Routing()
     stop_s: float = Field(20, ge=0, description="how long the engine may drain after SIGTERM before SIGKILL")
 
     @field_validator("urls")
@@ -114,6 +132,7 @@ class Model(Section):
     """A served model: the name clients ask for."""
 
     engine: str
+    fallback: str | None = Field(None, description="the served model that answers what this one's engine cannot")
 
 
 class Log(Section):
@@ -151,7 +170,18 @@ class Config(BaseSettings):
         for name, model in self.models.items():
             if model.engine not in self.engines:
                 raise ValueError(f"models.{name}: unknown engine {model.engine!r}{nearest(model.engine, self.engines)}")
+            if model.fallback is not None:
+                self._fallbacks_end(name)
         return self
+
+    def _fallbacks_end(self, name: str) -> None:
+        seen = [name]
+        while (fallback := self.models[seen[-1]].fallback) is not None:
+            if fallback not in self.models:
+                raise ValueError(f"models.{name}: unknown fallback {fallback!r}{nearest(fallback, self.models)}")
+            if fallback in seen:
+                raise ValueError(f"models.{name}: its fallbacks go round in a circle: {' -> '.join([*seen, fallback])}")
+            seen.append(fallback)
 
     @model_validator(mode="after")
     def only_loopback_without_keys(self) -> Self:

@@ -30,7 +30,17 @@ first_byte_seconds = _all.histogram(
 disconnects = _all.counter("penstock_disconnects_total", "Clients that left before their answer was complete.", "route")
 interrupted = _all.counter("penstock_streams_interrupted_total", "Streams that ended in an error event.", "model")
 
+retries = _all.counter(
+    "penstock_retries_total", "Tries beyond a request's first, by what went wrong.", "model", "reason"
+)
+hedges = _all.counter("penstock_hedges_total", "Second tries beside a first that was slow to begin.", "model")
+continued = _all.counter("penstock_streams_continued_total", "Cut streams that another replica ended.", "model")
+fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another served model answered.", "model", "to")
+
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")
+breaker_open = _all.gauge(
+    "penstock_breaker_open", "1 while a replica is left alone after failures.", *BY_REPLICA, across="max"
+)
 engine_restarts = _all.counter("penstock_engine_restarts_total", "Engine processes replaced.", *BY_REPLICA)
 engine_start_seconds = _all.gauge(
     "penstock_engine_start_seconds", "What the last start took.", *BY_REPLICA, across="max"

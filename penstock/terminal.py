@@ -35,7 +35,7 @@ def converse(url: str, key: str | None, model: str | None, message: str | None) 
     name = model or served_models(url, key)[0]
     console = Console()
     replica = Replica.at("gateway", url, key)
-    replica.ready.set()
+    replica.set_ready(True)
     chat = OpenAIChat(Pool("gateway", [replica], wait_s=0))
     with asyncio.Runner() as runner:
         try:
@@ -44,7 +44,7 @@ def converse(url: str, key: str | None, model: str | None, message: str | None) 
             else:
                 conversation(runner, chat, name, console)
         finally:
-            runner.run(replica.close())
+            replica.close()
 
 
 def conversation(runner: asyncio.Runner, chat: Chat, model: str, console: Console) -> None:

@@ -1,6 +1,7 @@
 """A composed model's answers: a `Chat` behind /v1/chat/completions and /v1/completions."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -8,7 +9,7 @@ import orjson
 from penstock.chat import Chat, ChatRequest, Delta, Message, silent
 from penstock.errors import BadRequest
 from serving.exchange import Exchange
-from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, TextShape, data_event
+from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, Dialect, TextShape, data_event
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -21,15 +22,15 @@ class Answer:
         self.name = name
         self.chat = chat
 
-    async def __call__(self, exchange: Exchange, body: dict[str, Any]) -> None:
+    async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         request, shape = self._asked(exchange, body)
         if body.get("stream"):
             await self._stream(exchange, request, shape, usage_wanted(body))
         else:
             reply = await self.chat(request, silent)
-            await exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
+            exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
 
-    def _asked(self, exchange: Exchange, body: dict[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
+    def _asked(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
         created = int(time.time())
         if exchange.path == CHAT:
             return ChatRequest(**body), ChatShape(f"chatcmpl-{exchange.request_id}", self.name, created)
@@ -45,23 +46,23 @@ class Answer:
     async def _stream(
         self, exchange: Exchange, request: ChatRequest, shape: ChatShape | TextShape, with_usage: bool
     ) -> None:
-        async def begin() -> None:
+        def begin() -> None:
             if exchange.status is None:
-                await exchange.start(200, EVENT_STREAM)
+                exchange.start(200, EVENT_STREAM)
                 first = shape.first()
                 if first:
-                    await exchange.write(data_event(first))
+                    exchange.write(data_event(first))
 
         async def emit(delta: Delta) -> None:
-            await begin()
-            await exchange.write(data_event(shape.piece(delta)))
+            begin()
+            exchange.write(data_event(shape.piece(delta)))
+            await exchange.drained()
 
         reply = await self.chat(request, emit)
-        await begin()
+        begin()
         tail = data_event(shape.last(reply)) + (data_event(shape.usage_chunk(reply)) if with_usage else b"")
-        await exchange.write(tail + DONE_EVENT)
-        await exchange.end()
+        exchange.end(tail + DONE_EVENT)
 
 
-def usage_wanted(body: dict[str, Any]) -> bool:
+def usage_wanted(body: Mapping[str, Any]) -> bool:
     return bool((body.get("stream_options") or {}).get("include_usage"))

@@ -1,15 +1,16 @@
 """The gateway's routes, and what happens around each: key, body, served model, errors, metrics, the access log.
 
-An ASGI application. A handler sees only an `Exchange`, so that it can be carried by something leaner than ASGI.
+An ASGI application. A handler sees only an `Exchange`: the generation routes are carried by the connection itself
+(`serving/protocol.py`), everything else, and in tests these too, by ASGI.
 """
 
 import asyncio
 import logging
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from random import getrandbits
 
 import orjson
 
@@ -24,13 +25,12 @@ from penstock.errors import (
     PenstockError,
     UnknownUrl,
 )
-from penstock.log import request_id
+from penstock.log import access, request_id
 from serving import bodies
 from serving.bodies import Routed
-from serving.exchange import AsgiExchange, ClientGone, Exchange, Receive, Scope, Send
+from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send
 from serving.keys import Keys
 from serving.models import described, described_for_anthropic, listed
-from serving.relay import Relay
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -59,6 +59,7 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.hot_paths = HOT_PATHS
         self.keys = Keys(config.gateway.keys)
         self.stack: Stack | None = None
         self.draining = False
@@ -69,63 +70,50 @@ class Gateway:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
         for call in self._calls:
             call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
-            call.serving.cancel()
+            call.task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
         if scope["type"] == "http":
-            await self.answer(AsgiExchange(scope, receive, send, self.config.gateway.stall_timeout_s))
+            exchange = AsgiExchange(scope, receive, send, self.config.gateway.stall_timeout_s)
+            await exchange.carry(self.answer)
 
     async def answer(self, exchange: Exchange) -> None:
-        """Serves one request from its first header to the access log."""
+        """Serves one request from its first header to the access log, in a task of its own: a client that leaves, or
+        the end of the shutdown's patience, cancels it."""
         exchange.request_id = id_of(exchange.headers)
         token = request_id.set(exchange.request_id)
-        call = Call(route_name(exchange.path))
+        task = asyncio.current_task()
+        assert task
+        call = Call(route_name(exchange.path), task)
+        exchange.on_gone = task.cancel
+        self._calls.add(call)
         metrics.in_flight.inc()
         try:
-            await self._unless_gone(exchange, call)
-        except ClientGone:
-            metrics.disconnects.inc(call.name)
-            log.info("client left", extra={"route": call.name, "model": call.model or None})
+            if not exchange.gone:
+                await self._serve(exchange, call)
+        except asyncio.CancelledError:
+            if not exchange.gone and call.error is None:
+                raise
         finally:
-            metrics.in_flight.inc(by=-1)
+            self._calls.discard(call)
             self._account(exchange, call)
             request_id.reset(token)
 
-    async def _unless_gone(self, exchange: Exchange, call: "Call") -> None:
-        """Serves, cancelled at once when the client leaves (ClientGone) or the shutdown's deadline is over."""
-        call.serving = asyncio.ensure_future(self._serve(exchange, call))
-        gone = asyncio.ensure_future(exchange.gone())
-        self._calls.add(call)
-        try:
-            await asyncio.wait([call.serving, gone], return_when=asyncio.FIRST_COMPLETED)
-            left = not call.serving.done()
-        finally:
-            self._calls.discard(call)
-            gone.cancel()
-            call.serving.cancel()
-            await asyncio.wait([call.serving])
-        if left:
-            raise ClientGone
-        if call.serving.cancelled():
-            assert call.error
-            return await refuse(exchange, dialect_of(exchange), call.error)
-        await call.serving
-
     async def _serve(self, exchange: Exchange, call: "Call") -> None:
-        dialect = dialect_of(exchange)
         try:
             await self._dispatch(exchange, call)
         except PenstockError as error:
             call.error = error
-            await refuse(exchange, dialect, error)
-        except ClientGone:
-            raise
+        except asyncio.CancelledError:
+            if exchange.gone or call.error is None:
+                raise
         except Exception as error:  # whatever it is, the caller gets an answer in its own shape, and the log the trace
             log.exception("unexpected error")
             call.error = PenstockError("something went wrong here; the request's id leads to the log")
             call.error.__cause__ = error
-            await refuse(exchange, dialect, call.error)
+        if call.error and not exchange.gone:
+            refuse(exchange, dialect_of(exchange), call.error)
 
     async def _dispatch(self, exchange: Exchange, call: "Call") -> None:
         route = self._route(exchange)
@@ -138,10 +126,7 @@ class Gateway:
         body = bodies.parse(raw, route.shape)
         served = self._model(body["model"])
         call.model = served.name
-        if isinstance(served, Relay):
-            await served(exchange, raw, route.dialect)
-        else:
-            await served(exchange, body)
+        await served(exchange, body, route.dialect)
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
@@ -165,61 +150,63 @@ class Gateway:
     def _account(self, exchange: Exchange, call: "Call") -> None:
         took_s = time.perf_counter() - call.began
         status = exchange.status or 499
-        if call.error and exchange.status == 200:
+        metrics.in_flight.inc(by=-1)
+        if exchange.gone:
+            metrics.disconnects.inc(call.name)
+        elif call.error and exchange.status == 200:
             metrics.interrupted.inc(call.model)
             log.error("stream ended in an error event: %s", call.error)
         metrics.requests.inc(call.name, call.model, status)
         metrics.seconds.observe(took_s, call.name)
         if exchange.first_byte_at is not None:
             metrics.first_byte_seconds.observe(exchange.first_byte_at - call.began, call.name)
-        log.log(
-            logging.DEBUG if exchange.path in QUIET else logging.INFO,
-            "served",
-            extra={
-                "method": exchange.method,
-                "route": call.name,
-                "model": call.model or None,
-                "status": status,
-                "seconds": round(took_s, 4),
-                "error": call.error.code or call.error.type if call.error else None,
-            },
-        )
+        if exchange.path not in QUIET:
+            access.served(
+                request_id=exchange.request_id,
+                method=exchange.method,
+                route=call.name,
+                model=call.model or None,
+                status=status,
+                seconds=round(took_s, 4),
+                error=call.error.code or call.error.type if call.error else None,
+                gone=exchange.gone or None,
+            )
 
     async def health(self, exchange: Exchange) -> None:
         """Whether this process answers; it does if this runs."""
-        await exchange.send(200, JSON, b'{"status":"ok"}')
+        exchange.send(200, JSON, b'{"status":"ok"}')
 
     async def ready(self, exchange: Exchange) -> None:
         """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
         up = self.stack is not None and self.stack.ready and not self.draining
         engines = {name: pool.ready for name, pool in self.stack.pools.items()} if self.stack else {}
-        await exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
+        exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
 
     async def metrics(self, exchange: Exchange) -> None:
         head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
-        await exchange.send(200, head, metrics.text(metrics.snapshot()))
+        exchange.send(200, head, metrics.text(metrics.snapshot()))
 
     async def models(self, exchange: Exchange) -> None:
         assert self.stack is not None
         names = list(self.stack.models)
-        await exchange.send(200, JSON, orjson.dumps(listed(names, self.began, exchange.headers)))
+        exchange.send(200, JSON, orjson.dumps(listed(names, self.began, exchange.headers)))
 
     async def model(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(MODEL_PREFIX)
         self._model(name)
         describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
-        await exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
+        exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """A request under way: what the access log will say of it, and the task that serves it."""
 
     name: str
+    task: asyncio.Task[None]
     model: str = ""
     error: PenstockError | None = None
     began: float = field(default_factory=time.perf_counter)
-    serving: asyncio.Future[None] = field(init=False)
 
 
 ONE_MODEL = Route("GET", control=Gateway.model)
@@ -253,17 +240,20 @@ def dialect_of(exchange: Exchange) -> Dialect:
     return ANTHROPIC if b"anthropic-version" in exchange.headers or exchange.path.startswith("/v1/messages") else OPENAI
 
 
+# What is carried without ASGI, by the bytes of the request line.
+HOT_PATHS: Mapping[bytes, str] = {path.encode(): path for path, route in ROUTES.items() if route.shape}
+
+
 def id_of(headers: Mapping[bytes, bytes]) -> str:
     """The caller's own id where it is harmless, else a new one."""
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if GIVEN_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    return given.decode() if GIVEN_ID.fullmatch(given) else f"req_{getrandbits(128):032x}"
 
 
-async def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:
+def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:
     """The error as a status while nothing is out, else as the stream's last event."""
     if exchange.status is not None:
-        await exchange.write(dialect.error_event(error, exchange.request_id))
-        return await exchange.end()
+        return exchange.end(dialect.error_event(error, exchange.request_id))
     headers = [*JSON, *dialect.headers(exchange.request_id)]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
@@ -271,4 +261,4 @@ async def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> 
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, BodyTooLarge):
         headers.append((b"connection", b"close"))
-    await exchange.send(error.status, headers, orjson.dumps(dialect.error(error, exchange.request_id)))
+    exchange.send(error.status, headers, orjson.dumps(dialect.error(error, exchange.request_id)))

@@ -1,10 +1,15 @@
-"""One request and its answer, whatever carries them: the small interface between handlers and HTTP."""
+"""One request and its answer, whatever carries them: the small interface between handlers and HTTP.
+
+Answers are given without waiting: who sends them faster than the client reads is asked to pause (`source`), and a
+client that reads nothing for `unread_s` is taken for gone. When a client leaves, `on_gone` is called, once.
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from engine.attempt import Source
 from penstock.errors import BodyTooLarge
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -12,102 +17,169 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+PAUSE_AT = 64
 
-class Exchange(Protocol):
+
+class Exchange:
     """`path` is the decoded path of the request line, never rebuilt from other headers; header names are lower case."""
 
-    method: str
-    path: str
-    headers: Mapping[bytes, bytes]
-    request_id: str
-    status: int | None
-    """What was answered, None while nothing is out: only until then an error can still become a status."""
-    first_byte_at: float | None
-    """When that was, by `time.perf_counter`."""
+    def __init__(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.request_id = ""
+        self.marks: list[tuple[bytes, bytes]] = []
+        """Headers that the answer will bear beside its own."""
+        self.status: int | None = None
+        """What was answered, None while nothing is out: only until then an error can still become a status."""
+        self.first_byte_at: float | None = None
+        """When that was, by `time.perf_counter`."""
+        self.gone = False
+        self.on_gone: Callable[[], object] = lambda: None
+        self.source: Source | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._whole = False
+        self._more: asyncio.Event | None = None
+
+    def feed(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._more:
+            self._more.set()
+
+    def fed(self) -> None:
+        """The body is complete."""
+        self._whole = True
+        if self._more:
+            self._more.set()
 
     async def body(self, limit_bytes: int) -> bytes:
         """The whole body. Raises BodyTooLarge before it is read in full."""
+        declared = self.headers.get(b"content-length", b"0")
+        if self._size > limit_bytes or (declared.isdigit() and int(declared) > limit_bytes):
+            raise too_large(limit_bytes)
+        if not self._whole:
+            await self._until_whole(limit_bytes)
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+    async def _until_whole(self, limit_bytes: int) -> None:
+        self.wanted()
+        self._more = asyncio.Event()
+        while not self._whole:
+            await self._more.wait()
+            self._more.clear()
+            if self._size > limit_bytes:
+                self._pieces.clear()
+                raise too_large(limit_bytes)
+
+    def wanted(self) -> None:
+        """The body will be read: a client that waits to be told so is told."""
+
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer."""
+        raise NotImplementedError
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """The head of an answer that `write` streams and `end` ends. These three raise ClientGone."""
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of an answer that `write` streams and `end` ends."""
+        raise NotImplementedError
 
-    async def write(self, piece: bytes) -> None: ...
+    def write(self, piece: bytes) -> None:
+        raise NotImplementedError
 
-    async def end(self) -> None: ...
+    def end(self, piece: bytes = b"") -> None:
+        raise NotImplementedError
 
-    async def gone(self) -> None:
-        """Returns when the client has left. To be awaited only after the body was read."""
+    async def drained(self) -> None:
+        """Returns when the client has read enough for more to be worth sending."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """The client has left."""
+        if not self.gone:
+            self.gone = True
+            self.on_gone()
 
 
-class ClientGone(Exception):
-    """The client left, or does not read, before its answer was complete."""
-
-
-class AsgiExchange:
-    """An exchange over ASGI 3."""
+class AsgiExchange(Exchange):
+    """An exchange over ASGI 3: `carry` runs a handler with it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, unread_s: float) -> None:
         """`unread_s`: how long a piece may wait for a client that does not read."""
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        self.request_id = ""
-        self.status: int | None = None
-        self.first_byte_at: float | None = None
+        super().__init__(scope["method"], scope["path"], dict(scope["headers"]))
         self._receive = receive
         self._asgi_send = send
         self._unread_s = unread_s
-        self._body_read = asyncio.Event()
+        self._outgoing: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._readable = asyncio.Event()
+        self._readable.set()
+        self._paused: Source | None = None
+        self._complete = False
 
-    async def body(self, limit_bytes: int) -> bytes:
-        declared = self.headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit_bytes:
-            raise too_large(limit_bytes)
-        pieces: list[bytes] = []
-        size = 0
+    async def carry(self, handler: Callable[[Exchange], Awaitable[None]]) -> None:
+        """Returns when the handler has, and all it answered is sent."""
+        listening = asyncio.create_task(self._listen())
+        sending = asyncio.create_task(self._send_all())
+        try:
+            await handler(self)
+            self.on_gone = lambda: None
+            self._outgoing.put_nowait(None)
+            await sending
+        finally:
+            listening.cancel()
+            sending.cancel()
+            await asyncio.gather(listening, sending, return_exceptions=True)
+
+    async def _listen(self) -> None:
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                raise ClientGone
-            piece = event.get("body", b"")
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit_bytes:
-                raise too_large(limit_bytes)
+                return None if self._complete else self.leave()
+            self.feed(event.get("body", b""))
             if not event.get("more_body"):
-                self._body_read.set()
-                return b"".join(pieces)
+                self.fed()
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None:
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self._send({"type": "http.response.body", "body": body})
+    async def _send_all(self) -> None:
+        while event := await self._outgoing.get():
+            try:
+                async with asyncio.timeout(self._unread_s):
+                    await self._asgi_send(event)
+            except OSError:  # TimeoutError is one
+                return self.leave()
+            if self._outgoing.empty():
+                self._readable.set()
+                if self._paused:
+                    self._paused.resume()
+                    self._paused = None
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.end(body)
+
+    def start(self, status: int, headers: Headers) -> None:
         self.status = status
         self.first_byte_at = time.perf_counter()
-        own = [(b"x-request-id", self.request_id.encode())]
-        await self._send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+        own = [(b"x-request-id", self.request_id.encode()), *self.marks]
+        self._put({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
 
-    async def write(self, piece: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+    def write(self, piece: bytes) -> None:
+        self._put({"type": "http.response.body", "body": piece, "more_body": True})
 
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
+    def end(self, piece: bytes = b"") -> None:
+        self._complete = True
+        self._put({"type": "http.response.body", "body": piece})
 
-    async def _send(self, event: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._unread_s):
-                await self._asgi_send(event)
-        except OSError as error:  # TimeoutError is one
-            raise ClientGone from error
+    def _put(self, event: dict[str, Any]) -> None:
+        self._outgoing.put_nowait(event)
+        if self._outgoing.qsize() > PAUSE_AT:
+            self._readable.clear()
+            if self.source and not self._paused:
+                self._paused = self.source
+                self._paused.pause()
 
-    async def gone(self) -> None:
-        await self._body_read.wait()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    async def drained(self) -> None:
+        await self._readable.wait()
 
 
 def too_large(limit_bytes: int) -> BodyTooLarge:

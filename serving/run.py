@@ -17,6 +17,7 @@ import uvloop
 from penstock.config import Config
 from penstock.errors import StartError
 from serving.app import Gateway
+from serving.protocol import HotProtocol
 from serving.stack import Stack, running
 
 BACKLOG = 2048
@@ -54,7 +55,7 @@ async def serve(config: Config, listener: socket.socket, say: Callable[[str], No
     server = Server(
         uvicorn.Config(
             gateway,
-            http="httptools",
+            http=HotProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

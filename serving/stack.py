@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import machine, remote
+from engine.attempt import Limits
 from engine.launch import plan
 from engine.machine import Machine
 from engine.pool import Pool
 from engine.replica import Replica
 from engine.scripted import Scripted
 from engine.supervisor import Supervisor
-from penstock.config import Config, Engine, Script
+from penstock.config import Config, Engine, Gateway, Script
 from penstock.home import run_dir
 from serving.answer import Answer
 from serving.relay import Relay
@@ -60,7 +61,7 @@ async def running(config: Config) -> AsyncIterator[Stack]:
                 if here and not engine.urls
                 else elsewhere(name, engine, served)
             )
-            pools[name] = Pool(name, [replica for replica, _ in watched], config.gateway.engine_wait_s)
+            pools[name] = Pool(name, [replica for replica, _ in watched], config.gateway.engine_wait_s, engine.routing)
             for _, watcher in watched:
                 task = asyncio.create_task(watcher.run(), name=f"watch {name}")
                 task.add_done_callback(lambda task: report(task, failed))
@@ -70,7 +71,9 @@ async def running(config: Config) -> AsyncIterator[Stack]:
         for task in watchers:
             task.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
-        await asyncio.gather(*(replica.close() for pool in pools.values() for replica in pool.replicas))
+        for pool in pools.values():
+            for replica in pool.replicas:
+                replica.close()
         if failed.done():
             failed.exception()  # marks it as seen: `serve` raises it when everything has ended
         with suppress(OSError):  # a socket that could not be removed keeps its folder
@@ -79,12 +82,21 @@ async def running(config: Config) -> AsyncIterator[Stack]:
 
 def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served]:
     models: dict[str, Served] = {}
+    limits = limits_of(config.gateway)
     for name, model in config.models.items():
         if config.engines[model.engine].kind == "scripted":
             models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
         else:
-            models[name] = Relay(name, pools[model.engine], config.gateway)
+            models[name] = Relay(name, pools[model.engine], limits)
+    for name, model in config.models.items():
+        relay = models[name]
+        if model.fallback and isinstance(relay, Relay):
+            relay.fallback = models[model.fallback]
     return models
+
+
+def limits_of(gateway: Gateway) -> Limits:
+    return Limits(gateway.first_byte_timeout_s, gateway.first_token_timeout_s, gateway.stall_timeout_s)
 
 
 def scripted(script: Script) -> Scripted:

@@ -1,7 +1,6 @@
 """What goes over the wire: errors in the caller's dialect, streams as server-sent events, replies as OpenAI's JSON.
 
-A dialect is what differs between the families of routes: the shape of an error, how a stream ends, how an error
-shows inside one.
+A dialect is what differs between the families of routes: the shape of an error, as an answer and inside a stream.
 """
 
 from collections.abc import Mapping
@@ -10,8 +9,6 @@ from typing import Any, Protocol
 
 import orjson
 
-from engine import sse
-from engine.failures import from_document
 from penstock.chat import Delta, Reply, Usage
 from penstock.errors import PenstockError
 from serving.exchange import Headers
@@ -36,17 +33,9 @@ class Dialect(Protocol):
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
         """The same as the last event of a stream that cannot go on."""
 
-    def error_in(self, event: bytes) -> PenstockError | None:
-        """The engine's error, if this event of its stream is one."""
-
-    def is_last(self, event: bytes) -> bool: ...
-
-    def last(self, event: bytes) -> bytes:
-        """The last event as this family's clients know it."""
-
 
 class OpenAI:
-    """Chat and plain completions: unnamed events, `[DONE]` at the end."""
+    """Chat and plain completions: unnamed events."""
 
     def headers(self, request_id: str) -> Headers:
         return []
@@ -57,53 +46,17 @@ class OpenAI:
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
         return b"data: " + orjson.dumps(self.error(error, request_id)) + b"\n\n"
 
-    def error_in(self, event: bytes) -> PenstockError | None:
-        # A look at the first bytes keeps the parser away from every ordinary chunk.
-        if b'"error"' not in event:
-            return None
-        document = document_of(event)
-        return from_document(500, document) if document.get("error") else None
-
-    def is_last(self, event: bytes) -> bool:
-        return sse.DONE in event and sse.parse(event).data == sse.DONE
-
-    def last(self, event: bytes) -> bytes:
-        return DONE_EVENT
-
 
 class Responses(OpenAI):
-    """/v1/responses: named events, the last of which says how it ended."""
-
-    LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+    """/v1/responses: named events."""
 
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
         document = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
         return b"event: error\ndata: " + orjson.dumps(document) + b"\n\n"
 
-    def error_in(self, event: bytes) -> PenstockError | None:
-        if b"error" not in event:
-            return None
-        document = document_of(event)
-        kind = document.get("type")
-        if kind == "error":
-            return from_document(500, document)
-        return from_document(500, document) if kind is None and document.get("error") else None
-
-    def is_last(self, event: bytes) -> bool:
-        return sse.parse(event).name in self.LAST
-
-    def last(self, event: bytes) -> bytes:
-        """vLLM calls every end `response.completed`, also that of an answer which was cut short."""
-        document = document_of(event)
-        if document.get("type") != "response.completed" or document["response"].get("status") != "incomplete":
-            return event
-        return (
-            b"event: response.incomplete\ndata: " + orjson.dumps(document | {"type": "response.incomplete"}) + b"\n\n"
-        )
-
 
 class Anthropic:
-    """/v1/messages: named events up to `message_stop`, Anthropic's error types, a `request-id` header."""
+    """/v1/messages: named events, Anthropic's error types, a `request-id` header."""
 
     TYPES: Mapping[int, str] = {
         400: "invalid_request_error",
@@ -126,30 +79,10 @@ class Anthropic:
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
         return b"event: error\ndata: " + orjson.dumps(self.error(error, request_id)) + b"\n\n"
 
-    def error_in(self, event: bytes) -> PenstockError | None:
-        if b'"error"' not in event:
-            return None
-        document = document_of(event)
-        return from_document(500, document) if document.get("error") else None
-
-    def is_last(self, event: bytes) -> bool:
-        return sse.parse(event).name == "message_stop"
-
-    def last(self, event: bytes) -> bytes:
-        return event
-
 
 OPENAI: Dialect = OpenAI()
 RESPONSES: Dialect = Responses()
 ANTHROPIC: Dialect = Anthropic()
-
-
-def document_of(event: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(sse.parse(event).data)
-    except orjson.JSONDecodeError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ async def ask(say: Say, **fields: Any) -> tuple[Reply, list[Delta], dict[str, An
     request = ChatRequest(model="m", messages=[Message(role="user", content="hi")], **fields)
     async with upstream(say) as server:
         replica = Replica.at("r", server.url)
-        replica.ready.set()
+        replica.set_ready(True)
         try:
             reply = await OpenAIChat(Pool("e", [replica], 0))(request, emit)
         finally:
-            await replica.close()
+            replica.close()
         return reply, deltas, json.loads(server.bodies[0])
 
 
@@ -93,11 +93,11 @@ async def test_several_answers_at_once_are_refused() -> None:
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     replica = Replica.at("r", "unix:/nonexistent.sock")
-    replica.ready.set()
+    replica.set_ready(True)
     request = ChatRequest(model="m", messages=[Message(role="user", content="hi")])
     with pytest.raises(EngineUnavailable):
         await OpenAIChat(Pool("e", [replica], 0))(request, _ignored)
-    await replica.close()
+    replica.close()
 
 
 async def _ignored(delta: Delta) -> None: ...

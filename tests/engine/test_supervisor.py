@@ -40,18 +40,19 @@ async def started(supervisor: Supervisor) -> AsyncIterator[Supervisor]:
     finally:
         run.cancel()
         await asyncio.wait([run])
-        await supervisor.replica.close()
+        supervisor.replica.close()
 
 
 async def ready(supervisor: Supervisor) -> None:
     async with asyncio.timeout(15):
-        await supervisor.replica.ready.wait()
+        while not supervisor.replica.ready:
+            await asyncio.sleep(0.01)
 
 
 async def replaced(supervisor: Supervisor, pid: int) -> None:
     """Returns once another process than `pid` is ready."""
     async with asyncio.timeout(15):
-        while pid_of(supervisor) == pid or not supervisor.replica.ready.is_set():
+        while pid_of(supervisor) == pid or not supervisor.replica.ready:
             await asyncio.sleep(0.02)
 
 
@@ -113,14 +114,14 @@ async def test_a_stopped_engine_is_noticed_and_replaced(tmp_path: Path) -> None:
 async def test_an_engine_that_is_wedged_but_answers_is_replaced(tmp_path: Path) -> None:
     async with started(supervised(tmp_path)) as supervisor:
         pid = pid_of(supervisor)
-        await supervisor.replica.client.post("/wedge", content=b"")
+        await supervisor.replica.client.ask("POST", "/wedge", timeout_s=10)
         await replaced(supervisor, pid)
 
 
 async def test_an_engine_that_computes_without_a_token_is_left_alone_for_a_while(tmp_path: Path) -> None:
     async with started(supervised(tmp_path)) as supervisor:
-        await supervisor.replica.client.post("/busy", content=b"")
-        await supervisor.replica.client.post("/v1/completions", content=b"", timeout=10)
+        await supervisor.replica.client.ask("POST", "/busy", timeout_s=10)
+        await supervisor.replica.client.ask("POST", "/v1/completions", timeout_s=10)
         await asyncio.sleep(0.5)
         assert supervisor.restarts == 0
 
@@ -129,8 +130,8 @@ async def test_an_engine_that_only_ever_computes_is_replaced(tmp_path: Path) -> 
     impatient = QUICK.model_copy(update={"busy_s": 0.5})
     async with started(supervised(tmp_path, probe=impatient)) as supervisor:
         pid = pid_of(supervisor)
-        await supervisor.replica.client.post("/busy", content=b"")
-        work = asyncio.create_task(supervisor.replica.client.post("/v1/completions", content=b"", timeout=10))
+        await supervisor.replica.client.ask("POST", "/busy", timeout_s=10)
+        work = asyncio.create_task(supervisor.replica.client.ask("POST", "/v1/completions", timeout_s=10))
         await replaced(supervisor, pid)
         await asyncio.wait([work])
         assert work.exception()
@@ -161,7 +162,7 @@ async def test_a_suspect_gets_no_requests_until_it_has_generated_again(tmp_path:
     async with started(supervised(tmp_path, probe=slow)) as supervisor:
         pid = pid_of(supervisor)
         supervisor.replica.suspect()
-        assert not supervisor.replica.ready.is_set()
+        assert not supervisor.replica.ready
         await ready(supervisor)
         assert pid_of(supervisor) == pid
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ from penstock.chat import Chat
 from penstock.config import Config
 from serving.answer import Answer
 from serving.app import Gateway
+from serving.protocol import HotProtocol
 from serving.run import Server, bind
 from serving.stack import running
 
@@ -20,27 +22,33 @@ Running = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 @asynccontextmanager
-async def run_gateway(chats: dict[str, Chat] | None = None, **tree: Any) -> AsyncIterator[httpx2.AsyncClient]:
+async def run_gateway(
+    chats: dict[str, Chat] | None = None, /, *, hot: bool, **tree: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a gateway with this configuration; `chats` are served beside what it names."""
     if "models" not in tree:
         tree |= {"engines": {"scripted": {"kind": "scripted"}}, "models": {"scripted": {"engine": "scripted"}}}
     config = Config(**tree)
     gateway = Gateway(config)
-    server = Server(uvicorn.Config(gateway, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    http = HotProtocol if hot else "httptools"
+    server = Server(
+        uvicorn.Config(gateway, http=http, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    )
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         async with running(config) as stack:
             gateway.stack = stack
             stack.models.update({name: Answer(name, chat) for name, chat in (chats or {}).items()})
-            http = asyncio.create_task(server.serve(sockets=[listener]))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
             await stack.until_ready()
             async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
                 yield client
             server.should_exit = True
-            await http
+            await serving
 
 
-@pytest.fixture
-def gateway(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Running:
+@pytest.fixture(params=[True, False], ids=["protocol", "asgi"])
+def gateway(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Running:
+    """Both ways in which a request is carried."""
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path))
-    return run_gateway
+    return partial(run_gateway, hot=request.param)

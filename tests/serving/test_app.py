@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -179,10 +180,11 @@ async def test_a_client_that_leaves_cancels_the_chat(gateway: Running, stream: b
 
 
 async def test_metrics_count_by_route_model_and_status(gateway: Running) -> None:
-    async with gateway({"counted": Scripted()}) as client:
-        await client.post(CHAT, json=ask("counted"))
+    name = f"counted-{uuid.uuid4()}"
+    async with gateway({name: Scripted()}) as client:
+        await client.post(CHAT, json=ask(name))
         text = (await client.get("/metrics")).text
-    assert 'penstock_requests_total{model="counted",route="/v1/chat/completions",status="200"} 1.0' in text
+    assert f'penstock_requests_total{{model="{name}",route="/v1/chat/completions",status="200"}} 1.0' in text
 
 
 async def test_labels_stay_a_bounded_set_whatever_is_asked_for(gateway: Running) -> None:

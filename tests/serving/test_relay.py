@@ -21,6 +21,11 @@ def chunk(text: str, finish: str | None = None) -> bytes:
     return b"data: " + json.dumps({"id": "x", "choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
 
 
+def whole(text: str = "hello") -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return json.dumps({"id": "x", "choices": [choice]}).encode()
+
+
 def behind(server: Upstream, **limits: Any) -> dict[str, Any]:
     return {
         "engines": {"e": {"urls": [server.url], "probe": {"interval_s": 0.2, "timeout_s": 1}}},
@@ -34,7 +39,7 @@ def events(body: bytes) -> list[bytes]:
 
 
 async def test_a_whole_answer_passes_byte_for_byte(gateway: Running) -> None:
-    body = b'{ "odd":  "spacing", "n": 1.50 }'
+    body = whole().replace(b"{", b"{  ", 1).replace(b"0", b"0.0")
     async with upstream(answers(200, body)) as engine, gateway(**behind(engine)) as client:
         answer = await client.post(CHAT, json=ASK)
     assert (answer.status_code, answer.content) == (200, body)
@@ -112,7 +117,7 @@ async def test_a_stream_that_stalls_ends_in_an_error_event(gateway: Running) -> 
 @pytest.mark.parametrize("body", [STREAM, ASK])
 async def test_an_engine_that_never_begins_is_a_timeout(gateway: Running, body: dict[str, Any]) -> None:
     async with upstream(streams(hang=True)) as engine:
-        async with gateway(**behind(engine, first_byte_timeout_s=0.3)) as client:
+        async with gateway(**behind(engine, first_token_timeout_s=0.3)) as client:
             answer = await client.post(CHAT, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "engine_timeout")
 
@@ -144,7 +149,7 @@ async def test_a_body_cut_short_is_never_passed_as_a_success(gateway: Running) -
 
 
 async def test_a_compressing_engine_is_asked_not_to(gateway: Running) -> None:
-    async with upstream(answers(200, b"{}")) as engine, gateway(**behind(engine)) as client:
+    async with upstream(answers(200, whole())) as engine, gateway(**behind(engine)) as client:
         await client.post(CHAT, json=ASK)
     assert b"accept-encoding: identity" in engine.heads[0].lower()
 
@@ -171,11 +176,11 @@ async def test_what_fails_before_the_first_byte_is_tried_once_more(gateway: Runn
     async def say(writer: Any) -> None:
         nonlocal tries
         tries += 1
-        await (answers(500, b"{}") if tries == 1 else answers(200, b'{"ok":1}'))(writer)
+        await (answers(500, b"{}") if tries == 1 else answers(200, whole("second")))(writer)
 
     async with upstream(say) as engine, gateway(**behind(engine)) as client:
         answer = await client.post(CHAT, json=ASK)
-    assert (answer.status_code, answer.json(), tries) == (200, {"ok": 1}, 2)
+    assert (answer.status_code, answer.content, tries) == (200, whole("second"), 2)
 
 
 async def test_the_callers_fault_is_not_tried_again(gateway: Running) -> None:
@@ -200,7 +205,7 @@ async def test_a_route_that_the_engine_lacks_is_told_as_such(gateway: Running) -
 
 
 async def test_the_engine_is_asked_by_the_name_it_knows(gateway: Running) -> None:
-    async with upstream(answers(200, b"{}")) as engine:
+    async with upstream(answers(200, whole())) as engine:
         tree = behind(engine)
         tree["models"] = {"ours": {"engine": "e"}}
         async with gateway(**tree) as client:
@@ -209,7 +214,7 @@ async def test_the_engine_is_asked_by_the_name_it_knows(gateway: Running) -> Non
 
 
 async def test_keys_and_cookies_of_the_caller_do_not_reach_the_engine(gateway: Running) -> None:
-    async with upstream(answers(200, b"{}")) as engine, gateway(**behind(engine)) as client:
+    async with upstream(answers(200, whole())) as engine, gateway(**behind(engine)) as client:
         await client.post(CHAT, json=ASK, headers={"authorization": "Bearer sk-secret", "cookie": "a=b"})
     assert b"sk-secret" not in engine.heads[0]
     assert b"cookie" not in engine.heads[0].lower()
@@ -217,12 +222,14 @@ async def test_keys_and_cookies_of_the_caller_do_not_reach_the_engine(gateway: R
 
 async def test_anthropic_streams_end_with_message_stop_and_errors_are_anthropics(gateway: Running) -> None:
     first = b'event: message_start\ndata: {"type":"message_start"}\n\n'
-    last = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    text = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"a"}}\n\n'
+    stop = b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'
+    last = stop + b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
     ask = {"model": "m", "max_tokens": 5, "messages": ASK["messages"], "stream": True}
-    async with upstream(streams(first, last, b"data: [DONE]\n\n")) as engine, gateway(**behind(engine)) as client:
+    async with upstream(streams(first, text, last, b"data: [DONE]\n\n")) as engine, gateway(**behind(engine)) as client:
         answer = await client.post("/v1/messages", json=ask)
-    assert answer.content == first + last
-    async with upstream(streams(first, cut=True)) as engine, gateway(**behind(engine)) as client:
+    assert answer.content == first + text + last
+    async with upstream(streams(first, text, cut=True)) as engine, gateway(**behind(engine)) as client:
         answer = await client.post("/v1/messages", json=ask)
     name, data = events(answer.content)[-1].strip().split(b"\n")
     assert name == b"event: error"

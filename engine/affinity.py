@@ -1,0 +1,150 @@
+"""Which replica has seen how a prompt begins: an approximate prefix index over the bytes of its messages.
+
+A prompt is a chain of hashes, one after each message and, inside long ones, after each block; equal chains mean equal
+beginnings. The index remembers for each link which replicas were sent it, and forgets the links unused the longest.
+It asks the engines nothing: what they evict it does not know, hence approximate.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+BLOCK_CHARS = 1024
+MAX_LINKS = 128
+CHARS_PER_TOKEN = 4
+DEFAULT_OUTPUT_TOKENS = 256
+MOST_OUTPUT_TOKENS = 1024
+
+
+@dataclass(slots=True)
+class Hint:
+    """What of a request decides where it goes: its chain, its size in tokens (estimated), and the caller's own key."""
+
+    chain: Sequence[int] = ()
+    tokens: int = DEFAULT_OUTPUT_TOKENS
+    key: str | None = None
+    token_ids: Sequence[int] = field(default=())
+
+
+def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
+    """`session` is the caller's session header, which stands above the body's `prompt_cache_key`."""
+    links: list[int] = []
+    chars = 0
+    link = 0
+    for part in parts(body):
+        chars += len(part)
+        for block in blocks(part):
+            link = hash((link, block))
+            links.append(link)
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
+    output = min(wanted, MOST_OUTPUT_TOKENS) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
+    key = session.decode("latin-1") if session else body.get("prompt_cache_key")
+    return Hint(links[:MAX_LINKS], chars // CHARS_PER_TOKEN + output, key if isinstance(key, str) else None)
+
+
+def parts(body: Mapping[str, Any]) -> Iterator[str | bytes]:
+    """The prompt from its beginning: tools, the system's words, then turn after turn."""
+    if body.get("tools"):
+        yield orjson.dumps(body["tools"])
+    for name in ("system", "instructions"):
+        if body.get(name):
+            yield text_of(body[name])
+    turns = body.get("messages") or body.get("prompt") or body.get("input") or ()
+    if isinstance(turns, str):
+        yield turns
+        return
+    for turn in turns if isinstance(turns, list) else (turns,):
+        yield text_of(turn)
+
+
+def text_of(turn: Any) -> str | bytes:
+    if isinstance(turn, str):
+        return turn
+    if isinstance(turn, dict) and len(turn) == 2 and isinstance(turn.get("content"), str):
+        return f"{turn.get('role')}\n{turn['content']}"
+    return orjson.dumps(turn)
+
+
+def blocks(part: str | bytes) -> Iterator[str | bytes]:
+    """A long message in pieces, wider where it is so long that it would fill the chain alone."""
+    size = BLOCK_CHARS
+    while len(part) > size * MAX_LINKS // 2:
+        size *= 2
+    if len(part) <= size:
+        yield part
+        return
+    for start in range(0, len(part), size):
+        yield part[start : start + size]
+
+
+class PrefixIndex:
+    """Links of chains -> the replicas that were sent them, as a bit mask; at most `limit` links are kept."""
+
+    def __init__(self, limit: int = 65536) -> None:
+        self.limit = limit
+        self._seen: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def longest(self, chain: Sequence[int]) -> int:
+        """The replicas, as a mask, that were sent the longest part of the beginning; 0 if none was."""
+        seen = self._seen
+        for link in reversed(chain):
+            mask = seen.get(link)
+            if mask:
+                return mask
+        return 0
+
+    def sent(self, chain: Sequence[int], bit: int) -> None:
+        seen = self._seen
+        for link in chain:
+            seen[link] = seen.get(link, 0) | bit
+            seen.move_to_end(link)
+        while len(seen) > self.limit:
+            seen.popitem(last=False)
+
+    def forget(self, bit: int) -> None:
+        """The replica with this bit holds nothing any more: it was restarted, or is another one now."""
+        for link, mask in self._seen.items():
+            if mask & bit:
+                self._seen[link] = mask & ~bit
+
+
+class Ring:
+    """Consistent hashing: which member a key belongs to, the same in every process that knows the same members.
+
+    Walking on from a key's place gives the order in which others take over (consistent hashing with bounded loads,
+    Mirrokni, Thorup and Zadimoghaddam, 2016).
+    """
+
+    POINTS = 64
+
+    def __init__(self, members: Mapping[str, int]) -> None:
+        """`members`: name -> the number that `walk` yields for it."""
+        points = [(point(f"{name}#{copy}"), number) for name, number in members.items() for copy in range(self.POINTS)]
+        points.sort()
+        self._places = [place for place, _ in points]
+        self._numbers = [number for _, number in points]
+        self._size = len(members)
+
+    def walk(self, key: str) -> Iterator[int]:
+        """Every member once, the key's own first."""
+        seen: set[int] = set()
+        start = bisect_left(self._places, point(key))
+        for step in range(len(self._places)):
+            number = self._numbers[(start + step) % len(self._places)]
+            if number not in seen:
+                seen.add(number)
+                yield number
+                if len(seen) == self._size:
+                    return
+
+
+def point(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())

@@ -1,0 +1,349 @@
+"""One try of one request at one replica: sends it, holds the answer back until it has content, then passes it on.
+
+Until the first content nothing has left this process, so whatever goes wrong is an exception that another try can
+mend. From then on what is good is given to the receiver as it comes, and what is not ends the try.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from engine.affinity import Hint
+from engine.connection import Answer, Connection, ConnectionBroke
+from engine.failures import from_answer
+from engine.reading import OpenAIReading, Reading, check_whole, reading_of
+from engine.replica import Replica
+from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, StreamInterrupted
+
+# After the stream's last event the engine has this long to end its answer, or the connection is given up.
+LINGER_S = 1.0
+MAX_HELD_BYTES = 2**20
+# The engine knows one prompt; the routes have other names for it.
+PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a try may take, in seconds, and how large a whole answer may be."""
+
+    first_byte_s: float = 30
+    first_token_s: float = 600
+    stall_s: float = 120
+    answer_bytes: int = 64 * 2**20
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
+
+    path: str
+    body: Mapping[str, Any]
+    headers: bytes = b""
+    hint: Hint = field(default_factory=Hint)
+    deadline: float = math.inf
+    _bytes: bytes = b""
+
+    def bytes_for(self, replica: Replica) -> bytes:
+        """The body that was checked, under the name by which the replica knows the model."""
+        if replica.model:
+            return orjson.dumps({**self.body, "model": replica.model})
+        if not self._bytes:
+            self._bytes = orjson.dumps(self.body)
+        return self._bytes
+
+
+class Source(Protocol):
+    """Whatever an answer comes from, as far as its speed is concerned."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Receiver(Protocol):
+    """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause."""
+
+    source: Source | None
+
+    def begin(self, data: bytes) -> None: ...
+
+    def more(self, data: bytes) -> None: ...
+
+    def end(self, data: bytes) -> None: ...
+
+
+class Attempt:
+    """A sink of its connection. `run` returns a whole answer, or None after a stream that the receiver has taken."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        replica: Replica,
+        receiver: Receiver,
+        limits: Limits,
+        may_begin: Callable[["Attempt"], bool] | None = None,
+    ) -> None:
+        """`may_begin` decides between tries that run side by side which one's answer goes out."""
+        self.asked = asked
+        self.replica = replica
+        self.receiver = receiver
+        self.limits = limits
+        self.begun = False
+        self.sent = False
+        self.suspicious = False
+        self.reading: Reading | None = None
+        self._may_begin = may_begin
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[Answer | None] = self._loop.create_future()
+        self._connection: Connection | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        self._armed_for = math.inf
+        self._waits_for = "answer"
+        self._paused = False
+        self._over = False
+        self._status = 0
+        self._head: Mapping[bytes, bytes] = {}
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    async def run(self) -> Answer | None:
+        """Raises what the engine says as a PenstockError; EngineTimeout, EngineUnavailable or another EngineError."""
+        client = self.replica.client
+        self.replica.attempts.add(self)
+        try:
+            connection = client.idle()
+            if connection is None:
+                connection = await self._connected()
+            try:
+                return await self._over_connection(connection)
+            except ConnectionBroke as error:
+                if not (error.unanswered and connection.used > 1):
+                    raise
+            # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
+            self._done = self._loop.create_future()
+            return await self._over_connection(await self._connected())
+        finally:
+            self.replica.attempts.discard(self)
+            if not self._over:
+                self._stop()
+
+    async def _connected(self) -> Connection:
+        try:
+            return await self.replica.client.connect()
+        except EngineError:
+            self.suspicious = True
+            raise
+
+    async def _over_connection(self, connection: Connection) -> Answer | None:
+        asked = self.asked
+        self._connection = connection
+        streamed = bool(asked.body.get("stream"))
+        self._wait_for("answer", self.limits.first_byte_s if streamed else self.limits.first_token_s)
+        request = self.replica.client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers)
+        self.sent = True
+        connection.send(request, self)
+        return await self._done
+
+    def pause(self) -> None:
+        """Whoever receives is slow: so will the engine be, and its silence is none."""
+        self._paused = True
+        if self._connection and not self._over:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._connection and not self._over:
+            self._due = self._loop.time() + self.limits.stall_s
+            self._connection.resume()
+
+    def forsake(self, why: str) -> None:
+        """Its replica is known to be gone: ends a try that has heard nothing yet, so that another can be made."""
+        if not self._status:
+            self._fail(EngineError(why))
+
+    def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
+        self._status, self._head = status, headers
+        if status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+            self.reading = reading_of(self.asked.path, self.asked.body)
+        self._wait_for("token", self.limits.first_token_s)
+
+    def received(self, data: bytes) -> None:
+        if self._over:
+            return
+        if self.reading is None:
+            return self._hold(data, self.limits.answer_bytes)
+        self._read(self.reading, data)
+
+    def _read(self, reading: Reading, data: bytes) -> None:
+        good = reading.feed(data)
+        if not self.begun:
+            self._hold(good, MAX_HELD_BYTES)
+            if reading.began and not self._done.done():
+                self._begin()
+        elif good and not reading.over:
+            self.receiver.more(good)
+        if reading.failure:
+            return self._fail(reading.failure)
+        if reading.over and not self._done.done():
+            self._finish(good)
+        elif self.begun:
+            self._wait_for("more", self.limits.stall_s)
+
+    def _hold(self, data: bytes, limit_bytes: int) -> None:
+        if data:
+            self._held.append(data)
+            self._held_bytes += len(data)
+        if self._held_bytes > limit_bytes:
+            self._fail(EngineError(f"the engine's answer is larger than {limit_bytes} bytes"))
+
+    def _begin(self) -> None:
+        if self._may_begin and not self._may_begin(self):
+            return self._fail(Outrun())
+        self.begun = True
+        self.receiver.source = self
+        if self.reading and not self.reading.over:
+            self.receiver.begin(b"".join(self._held))
+            self._held.clear()
+        else:
+            self.receiver.begin(b"")
+
+    def _finish(self, last: bytes) -> None:
+        """The stream is whole. The connection is kept if the engine ends its answer soon."""
+        if not self.begun:
+            self._begin()
+            if self._done.done():
+                return
+        held = b"".join(self._held)
+        self.receiver.end(held or last)
+        self._over = True
+        self._done.set_result(None)
+        if self._connection:
+            self._due = self._loop.time() + LINGER_S
+            self._arm()
+
+    def ended(self) -> None:
+        self._connection = None  # which may carry another request already
+        self._stop_timer()
+        if self._over or self._done.done():
+            return
+        if self.reading:
+            return self._closed(self.reading)
+        body = b"".join(self._held)
+        try:
+            self._check(body)
+        except PenstockError as error:
+            return self._done.set_exception(error)
+        self._over = True
+        self._done.set_result(Answer(200, self._head, body))
+
+    def _check(self, body: bytes) -> None:
+        if self._status != 200:
+            raise self._refused(body)
+        check_whole(self.asked.path, body, self.asked.body)
+        if self._may_begin and not self._may_begin(self):
+            raise Outrun
+
+    def _refused(self, body: bytes) -> PenstockError:
+        asked = self.asked
+        if self._status in (404, 405) and b'"detail"' in body:
+            model = asked.body.get("model")
+            return BadRequest(
+                f"the model {model!r} does not serve {asked.path}: its engine has no such route", param="model"
+            )
+        error = from_answer(self._status, body, self._head.get(b"retry-after", b"").decode("latin-1"))
+        self.suspicious = isinstance(error, EngineError) and self._status != 503
+        if error.param == "messages":
+            error.param = PROMPT_FIELDS.get(asked.path, error.param)
+        return error
+
+    def _closed(self, reading: Reading) -> None:
+        """The body's end came before the stream's: some engines leave the last event out."""
+        try:
+            repair = reading.closed()
+        except StreamInterrupted as error:
+            return self._fail(error)
+        self._finish(repair)
+
+    def broke(self, error: EngineError) -> None:
+        if self._over:
+            return self._stop_timer()
+        reading = self.reading
+        if isinstance(reading, OpenAIReading) and reading.finished:
+            return self._closed(reading)
+        self.suspicious = True
+        self._fail(StreamInterrupted("the engine's stream broke off") if self.begun else error)
+
+    def _fail(self, error: PenstockError) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stop_timer()
+        if self._connection:
+            self._connection.abort()
+
+    def _wait_for(self, what: str, limit_s: float) -> None:
+        self._waits_for = what
+        self._due = min(self._loop.time() + limit_s, self.asked.deadline)
+        if self._due < self._armed_for:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._armed_for = self._due
+        self._timer = self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        """The timer runs on while answers come, and looks only when it rings whether it should have."""
+        now = self._loop.time()
+        self._timer = None
+        if self._over:
+            return self._stop()
+        if self._paused and now < self.asked.deadline:
+            self._due = min(now + self.limits.stall_s, self.asked.deadline)
+        if now < self._due:
+            return self._arm()
+        if now >= self.asked.deadline:
+            return self._fail(DeadlineOver())
+        self.suspicious = True
+        self._fail(self._too_late())
+
+    def _too_late(self) -> EngineError:
+        match self._waits_for:
+            case "answer" if self.asked.body.get("stream"):
+                return NoFirstByte(f"the engine did not begin to answer within {self.limits.first_byte_s:g} s")
+            case "answer" | "token":
+                return EngineTimeout(f"the engine was silent for {self.limits.first_token_s:g} s")
+        return EngineTimeout(f"the engine was silent for {self.limits.stall_s:g} s")
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+class NoFirstByte(EngineTimeout):
+    """The replica has not begun to answer: another may."""
+
+
+class DeadlineOver(EngineTimeout):
+    """The caller's own time is over."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the request's deadline is over (x-request-timeout-s)")
+
+
+class Outrun(EngineError):
+    """Another try for the same request was sooner; it says nothing about the replica."""
+
+    def __init__(self) -> None:
+        super().__init__("another try was sooner")

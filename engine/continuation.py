@@ -1,0 +1,155 @@
+"""Goes on, on another replica, with a stream that was cut: asks for the rest of the same answer, where that is exact.
+
+The text so far is sent back as the beginning of the assistant's turn (chat) or at the end of the prompt (completions),
+with what is left of `max_tokens`. It is exact where the rest depends on nothing but the text before it: text alone, one
+choice, no tools, schema, log-probabilities, penalties on what was generated, or seed. With temperature 0 the caller
+gets the answer it would have got; above it, a sample of the same distribution.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from engine.attempt import Asked, Attempt, Receiver, Source
+from engine.reading import CHAT, TEXT, OpenAIReading
+from engine.replica import Replica
+from penstock.errors import EngineError
+
+MARK = b": the engine's stream broke off; another replica goes on\n\n"
+COUNT_TIMEOUT_S = 5.0
+
+# What else a request may say. A field that is not here might make the rest depend on more than the text.
+HARMLESS = frozenset(
+    """model messages prompt stream stream_options temperature top_p top_k min_p max_tokens max_completion_tokens stop
+    stop_token_ids include_stop_str_in_output ignore_eos repetition_penalty logit_bias skip_special_tokens
+    spaces_between_special_tokens user metadata service_tier store safety_identifier prompt_cache_key
+    prompt_cache_retention priority cache_salt request_id continue_final_message add_generation_prompt""".split()
+)
+# Harmless with these values alone.
+IF_EQUAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "tools": ([],),
+    "response_format": ({"type": "text"},),
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none",),
+    "modalities": (["text"],),
+}
+
+
+def is_exact(path: str, body: Mapping[str, Any]) -> bool:
+    """Whether a cut answer to this request could be continued, as far as the request can tell."""
+    if path == TEXT and not isinstance(body.get("prompt"), str):
+        return False
+    if path not in (CHAT, TEXT):
+        return False
+    for name, value in body.items():
+        if value is None or name in HARMLESS or (name in IF_EQUAL and value in IF_EQUAL[name]):
+            continue
+        if name == "seed" and body.get("temperature") == 0:
+            continue
+        return False
+    return True
+
+
+@dataclass
+class Said:
+    """What the caller has of the answer: its text, under the identity that the first stream gave it."""
+
+    text: str
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def by(cls, attempt: Attempt, before: "Said | None" = None) -> "Said | None":
+        """None where something else than text was said."""
+        reading = attempt.reading
+        if not isinstance(reading, OpenAIReading) or not reading.only_text:
+            return None
+        text = "".join(reading.text)
+        return cls(before.text + text, before.identity) if before else cls(text, reading.identity)
+
+
+async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, int] | None:
+    """The request for the rest, and how many tokens were said; None if none are left. Raises EngineError."""
+    count = await tokens_in(said.text, asked, replica)
+    body = dict(asked.body)
+    for name in ("max_tokens", "max_completion_tokens"):
+        if body.get(name) is not None:
+            body[name] -= count
+            if body[name] < 1:
+                return None
+    if asked.path == TEXT:
+        body["prompt"] += said.text
+        if body.get("max_tokens") is None:
+            return None  # the default of this route is a number that the engine alone knows
+    else:
+        body["messages"] = with_beginning(body, said.text)
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return Asked(asked.path, body, asked.headers, asked.hint, asked.deadline), count
+
+
+def with_beginning(body: Mapping[str, Any], text: str) -> list[Any]:
+    """The turns with what was said of the assistant's."""
+    messages = list(body["messages"])
+    if body.get("continue_final_message"):
+        *earlier, last = messages
+        return [*earlier, {**last, "content": last["content"] + text}]
+    return [*messages, {"role": "assistant", "content": text}]
+
+
+async def tokens_in(text: str, asked: Asked, replica: Replica) -> int:
+    document = {"model": replica.model or asked.body.get("model"), "prompt": text, "add_special_tokens": False}
+    answer = await replica.client.ask("POST", "/tokenize", orjson.dumps(document), timeout_s=COUNT_TIMEOUT_S)
+    try:
+        return int(orjson.loads(answer.body)["count"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError("the engine cannot count the tokens said so far") from error
+
+
+class Joined:
+    """A receiver of the rest: the caller sees one stream, of the first one's identity, and one usage."""
+
+    def __init__(self, receiver: Receiver, said: Said, tokens: int) -> None:
+        self.receiver = receiver
+        self.said = said
+        self.tokens = tokens
+
+    @property
+    def source(self) -> Source | None:
+        return self.receiver.source
+
+    @source.setter
+    def source(self, source: Source | None) -> None:
+        self.receiver.source = source
+
+    def begin(self, data: bytes) -> None:
+        self.receiver.more(MARK + self._joined(data))
+
+    def more(self, data: bytes) -> None:
+        self.receiver.more(self._joined(data))
+
+    def end(self, data: bytes) -> None:
+        self.receiver.end(self._joined(data))
+
+    def _joined(self, data: bytes) -> bytes:
+        return b"".join(self._rewritten(event) + b"\n\n" for event in data.split(b"\n\n") if event)
+
+    def _rewritten(self, event: bytes) -> bytes:
+        payload = event.removeprefix(b"data: ")
+        if payload == event or not payload.startswith(b"{"):
+            return event
+        chunk = orjson.loads(payload) | self.said.identity
+        for choice in chunk["choices"]:
+            if choice.get("delta"):
+                choice["delta"].pop("role", None)
+        if chunk.get("usage"):
+            chunk["usage"]["prompt_tokens"] -= self.tokens
+            chunk["usage"]["completion_tokens"] += self.tokens
+        return b"data: " + orjson.dumps(chunk)

@@ -1,0 +1,192 @@
+"""One request to a pool, until it is answered: tries, hedges, and goes on elsewhere with a stream that was cut.
+
+Nothing is tried again that the engine may not be asked again (its 4xx), that the caller has waited for long enough
+(time-outs after the first byte, the deadline), or beyond the pool's share of retries.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from engine.attempt import Asked, Attempt, DeadlineOver, Limits, NoFirstByte, Outrun, Receiver
+from engine.connection import Answer
+from engine.continuation import Joined, Said, is_exact, rest_of
+from engine.pool import NoReplica, Pool
+from engine.replica import Replica
+from penstock import metrics
+from penstock.errors import EngineError, EngineTimeout, EngineUnavailable, PenstockError, RateLimited
+
+Task = asyncio.Task[Answer | None]
+log = logging.getLogger(__name__)
+
+TRIES = 2
+CONTINUATIONS = 3
+
+
+class Dispatch:
+    """Answers `asked` through `pool`; streams go to `receiver`. `model` is the served name, for the metrics."""
+
+    def __init__(self, pool: Pool, asked: Asked, receiver: Receiver, limits: Limits, model: str) -> None:
+        self.pool = pool
+        self.asked = asked
+        self.receiver = receiver
+        self.limits = limits
+        self.model = model
+        self._tried: list[Replica] = []
+        self._sent = 0
+        self._winner: Attempt | None = None
+
+    async def run(self) -> Answer | None:
+        """A whole answer; None after a stream. Raises PenstockError: before the receiver began, nothing is out."""
+        pool = self.pool
+        pool.active += 1
+        began = asyncio.get_running_loop().time()
+        try:
+            answer = await self._until_answered()
+            pool.took(asyncio.get_running_loop().time() - began)
+            return answer
+        except (EngineUnavailable, RateLimited) as error:
+            error.retry_after_s = error.retry_after_s or pool.retry_after_s
+            raise
+        finally:
+            pool.active -= 1
+            self.receiver.source = None
+
+    async def _until_answered(self) -> Answer | None:
+        try:
+            return await self._next_try()
+        except EngineError as error:
+            failure = error
+        while True:
+            if self._winner:
+                await self._go_on(self._winner, failure)
+                return None
+            if not self._worth_another(failure):
+                raise failure
+            metrics.retries.inc(self.model, failure.code or failure.type)
+            log.warning("%s: trying once more: %s", self._tried[-1].name, failure)
+            self.pool.retrying += 1
+            try:
+                return await self._next_try()
+            except EngineError as error:
+                failure = error
+            finally:
+                self.pool.retrying -= 1
+
+    def _worth_another(self, failure: EngineError) -> bool:
+        if isinstance(failure, NoReplica) or (
+            isinstance(failure, EngineTimeout) and not isinstance(failure, NoFirstByte)
+        ):
+            return False
+        # A replica that does not accept connections has not seen the request, so that others may be asked beyond TRIES.
+        in_reason = len(self._tried) < len(self.pool.replicas) + TRIES
+        return self._sent < TRIES and in_reason and self.pool.may_retry()
+
+    async def _next_try(self) -> Answer | None:
+        asked = self.asked
+        replica = self.pool.choose(asked.hint, self._tried)
+        if replica is None:
+            replica = await within(asked, self.pool.available(asked.hint, self._tried))
+        self._tried.append(replica)
+        if self.pool.routing.hedge_after_s is None:
+            return await self._at(replica, self._attempt(replica))
+        return await self._hedged(replica, self.pool.routing.hedge_after_s)
+
+    def _attempt(self, replica: Replica) -> Attempt:
+        return Attempt(self.asked, replica, self.receiver, self.limits, self._may_begin)
+
+    def _may_begin(self, attempt: Attempt) -> bool:
+        """The first to have content is the one that is heard."""
+        if self._winner is None:
+            self._winner = attempt
+        return self._winner is attempt
+
+    async def _at(self, replica: Replica, attempt: Attempt) -> Answer | None:
+        """One try with what it tells of the replica: its load, its breaker, whether it has to be looked at."""
+        tokens = self.asked.hint.tokens
+        breaker = replica.breaker
+        replica.take(tokens)
+        try:
+            answer = await attempt.run()
+            breaker.succeeded()
+            return answer
+        except (DeadlineOver, Outrun):
+            raise
+        except EngineError:
+            breaker.failed()
+            if attempt.suspicious:
+                replica.suspect()
+            raise
+        except PenstockError as error:
+            if not isinstance(error, RateLimited):
+                breaker.succeeded()
+            raise
+        finally:
+            self._sent += attempt.sent
+            breaker.undecided()  # unless it was decided above
+            replica.give_back(tokens)
+
+    async def _hedged(self, replica: Replica, after_s: float) -> Answer | None:
+        """A second try beside one that is slow to begin; whichever begins first is heard, the other is ended."""
+        tries = self._started(replica)
+        try:
+            await asyncio.wait(tries, timeout=after_s)
+            other = None if self._winner else self.pool.choose(self.asked.hint, self._tried)
+            if other and not any(task.done() for task in tries) and self.pool.may_retry():
+                self._tried.append(other)
+                metrics.hedges.inc(self.model)
+                tries |= self._started(other)
+            return await self._first(tries)
+        finally:
+            for task in tries:
+                task.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+
+    def _started(self, replica: Replica) -> dict[Task, Attempt]:
+        attempt = self._attempt(replica)
+        return {asyncio.ensure_future(self._at(replica, attempt)): attempt}
+
+    async def _first(self, tries: dict[Task, Attempt]) -> Answer | None:
+        """What the one that is heard returns or raises; if none is, what the last to end raises."""
+        running = set(tries)
+        while True:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not running or task.exception() is None or tries[task] is self._winner:
+                    return task.result()
+
+    async def _go_on(self, attempt: Attempt, failure: EngineError) -> None:
+        """The caller has a part of the answer: asks others for the rest. Raises the failure where none can say it."""
+        said: Said | None = None
+        for _ in range(CONTINUATIONS):
+            if isinstance(failure, DeadlineOver) or not is_exact(self.asked.path, self.asked.body):
+                break
+            said = Said.by(attempt, said)
+            replica = self.pool.choose(self.asked.hint, [attempt.replica])
+            if said is None or replica is None or not self.pool.may_retry():
+                break
+            try:
+                rest = await rest_of(self.asked, said, replica)
+                if rest is None:
+                    break
+                asked, tokens = rest
+                log.warning("%s: a stream broke off, %s goes on", attempt.replica.name, replica.name)
+                attempt = Attempt(asked, replica, Joined(self.receiver, said, tokens), self.limits)
+                await self._at(replica, attempt)
+                metrics.continued.inc(self.model)
+                return
+            except EngineError as error:
+                failure = error
+        raise failure
+
+
+async def within(asked: Asked, wait: Coroutine[Any, Any, Replica]) -> Replica:
+    """Raises DeadlineOver when the request's deadline comes first."""
+    if asked.deadline == float("inf"):
+        return await wait
+    try:
+        async with asyncio.timeout_at(asked.deadline):
+            return await wait
+    except TimeoutError as error:
+        raise DeadlineOver from error

@@ -1,0 +1,299 @@
+"""What an engine's answer must be, family by family, to be passed on: read as it comes, byte for byte where it is good.
+
+A stream that is malformed, ends without saying how, or says that it was aborted is never a success; nor is a whole
+answer that is cut, not JSON, or not an answer. A `Reading` holds one stream's state; `check_whole` judges the rest.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from engine import sse
+from engine.failures import from_document
+from penstock.errors import EngineError, PenstockError, StreamInterrupted
+
+DONE_EVENT = b"data: [DONE]\n\n"
+# vLLM's words for an answer that it gave up: what came until then is no whole answer.
+GIVEN_UP = frozenset({"abort", "error"})
+NOT_JSON = "the engine sent an event that is not JSON"
+NO_CHUNK = "the engine sent an event that is no part of an answer"
+NO_END = "the engine's stream ended before the answer did"
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+
+
+class Reading:
+    """One stream, read event by event. `feed` returns what may be passed on; once `failure` is set, nothing more may.
+
+    `began`: an event with content has come, so that the answer can no longer be had elsewhere unnoticed.
+    `over`: its proper end has come; whatever follows is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.began = False
+        self.over = False
+        self.failure: PenstockError | None = None
+        self.usage: Mapping[str, Any] | None = None
+        self._splitter = sse.EventSplitter()
+
+    def feed(self, data: bytes) -> bytes:
+        if not self._splitter.rest and data[-2:] == b"\n\n" and b"\r" not in data and b"\n\n\n" not in data:
+            events = data[:-2].split(b"\n\n")
+        else:
+            try:
+                events = [event.rstrip(b"\r\n") for event in self._splitter.feed(data)]
+            except EngineError as error:
+                self.failure = error
+                return b""
+            data = b""
+        return self._pass(events, data)
+
+    def _pass(self, events: list[bytes], data: bytes) -> bytes:
+        """The good ones among the events; `data`, if it is given, where it is exactly these."""
+        good: list[bytes] = []
+        for event in events:
+            try:
+                changed = self._read(event)
+            except PenstockError as error:
+                self.failure = error
+            except (TypeError, AttributeError, KeyError, ValueError):
+                self.failure = StreamInterrupted(NO_CHUNK)
+            if self.failure:
+                break
+            good.append(event if changed is None else changed)
+            if changed is not None:
+                data = b""
+            if self.over:
+                break
+        if data and len(good) == len(events):
+            return data
+        return b"".join([event + b"\n\n" for event in good])
+
+    def _read(self, event: bytes) -> bytes | None:
+        """Takes one event in; returns what goes out instead, None for itself. Raises what makes it no good."""
+        raise NotImplementedError
+
+    def closed(self) -> bytes:
+        """The body has ended properly: what is to be added, if anything. Raises StreamInterrupted."""
+        if self.over:
+            return b""
+        raise StreamInterrupted(NO_END)
+
+
+class OpenAIReading(Reading):
+    """Chat and plain completions: unnamed events of chunks, a finish reason for every choice, then `[DONE]`."""
+
+    def __init__(self, choices: int) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.only_text = choices == 1
+        self.identity: Mapping[str, Any] = {}
+        self._unfinished = choices
+        self._finished: set[int] = set()
+
+    def _read(self, event: bytes) -> bytes | None:
+        if event[:6] == b"data: " and b"\n" not in event:
+            payload = event[6:]
+        else:
+            payload = sse.parse(event).data
+            if not payload:
+                return None  # a comment, a heartbeat
+        if payload == sse.DONE:
+            if self._unfinished > 0:
+                raise StreamInterrupted("the engine's stream ended without a finish reason")
+            self.over = True
+            return DONE_EVENT[:-2] if event != DONE_EVENT[:-2] else None
+        chunk = loaded(payload)
+        choices = chunk.get("choices")
+        if choices is None:
+            raise from_document(500, chunk) if is_error(chunk) else StreamInterrupted(NO_CHUNK)
+        if not self.identity:
+            self.identity = {name: chunk.get(name) for name in ("id", "created", "model")}
+        repaired = False
+        for choice in choices:
+            repaired |= self._read_choice(choice)
+        usage = chunk.get("usage")
+        if usage:
+            self.usage = usage
+        return b"data: " + orjson.dumps(chunk) if repaired else None
+
+    def _read_choice(self, choice: dict[str, Any]) -> bool:
+        """Returns whether the choice had to be put right: some engines write a null for an empty delta."""
+        repaired = False
+        delta = choice.get("delta")
+        if delta is None and "delta" in choice:
+            choice["delta"] = delta = {}
+            repaired = True
+        if delta is None:
+            text = choice["text"]
+        else:
+            text = delta.get("content")
+            if len(delta) > 1 or (delta and text is None):
+                self._read_delta(delta)
+        if text:
+            self.began = True
+            self.text.append(text)
+        if choice.get("logprobs"):
+            self.only_text = False
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            self._finish(choice, reason)
+        return repaired
+
+    def _read_delta(self, delta: dict[str, Any]) -> None:
+        for name, value in delta.items():
+            if value and name not in ("role", "content"):
+                self.began = True
+                self.only_text = False
+
+    def _finish(self, choice: dict[str, Any], reason: str) -> None:
+        if reason in GIVEN_UP:
+            raise StreamInterrupted("the engine gave the answer up before its end")
+        self.began = True
+        index = choice.get("index", 0)
+        if index not in self._finished:
+            self._finished.add(index)
+            self._unfinished -= 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has said how it ended."""
+        return self._unfinished <= 0
+
+    def closed(self) -> bytes:
+        if self.over:
+            return b""
+        if self.finished and not self._splitter.rest:
+            self.over = True
+            return DONE_EVENT
+        raise StreamInterrupted(NO_END)
+
+
+class AnthropicReading(Reading):
+    """Messages: named events, content blocks, a stop reason, then `message_stop`."""
+
+    EMPTY = frozenset({"message_start", "ping"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped = False
+
+    def _read(self, event: bytes) -> bytes | None:
+        data = sse.parse(event).data
+        if not data:
+            return None
+        document = loaded(data)
+        kind = document.get("type")
+        if kind == "error" or (kind is None and is_error(document)):
+            raise from_document(500, document)
+        if not isinstance(kind, str):
+            raise StreamInterrupted(NO_CHUNK)
+        if kind == "message_delta" and document["delta"].get("stop_reason"):
+            self._stopped = True
+            self.usage = document.get("usage")
+        if kind == "message_stop":
+            if not self._stopped:
+                raise StreamInterrupted("the engine's stream ended without a stop reason")
+            self.over = True
+        self.began = self.began or kind not in self.EMPTY
+        return None
+
+
+class ResponsesReading(Reading):
+    """Responses: named events, the last of which says how it ended."""
+
+    LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+    EMPTY = frozenset({"response.created", "response.queued", "response.in_progress"})
+
+    def _read(self, event: bytes) -> bytes | None:
+        data = sse.parse(event).data
+        if not data or data == sse.DONE:
+            return None
+        document = loaded(data)
+        kind = document.get("type")
+        if kind == "error" or (kind is None and is_error(document)):
+            raise from_document(500, document)
+        if not isinstance(kind, str):
+            raise StreamInterrupted(NO_CHUNK)
+        if kind == "response.failed" and not self.began:  # nothing is out: it can still be had elsewhere
+            raise from_document(500, document["response"])
+        self.began = self.began or kind not in self.EMPTY
+        if kind not in self.LAST:
+            return None
+        self.over = True
+        self.usage = document["response"].get("usage")
+        # vLLM calls every end `response.completed`, also that of an answer which was cut short.
+        if kind == "response.completed" and document["response"].get("status") == "incomplete":
+            return b"event: response.incomplete\ndata: " + orjson.dumps(document | {"type": "response.incomplete"})
+        return None
+
+
+def reading_of(path: str, body: Mapping[str, Any]) -> Reading:
+    """For the stream that this request is answered with."""
+    if path == MESSAGES:
+        return AnthropicReading()
+    if path == RESPONSES:
+        return ResponsesReading()
+    return OpenAIReading(choices_wanted(body))
+
+
+def choices_wanted(body: Mapping[str, Any]) -> int:
+    """`n` for each prompt: {"prompt": ["a", "b"], "n": 2} -> 4."""
+    prompts = body.get("prompt")
+    several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return (body.get("n") or 1) * (len(prompts) if several and prompts else 1)
+
+
+def loaded(data: bytes) -> dict[str, Any]:
+    """An event's data. Raises StreamInterrupted for what is no JSON object: NaN, cut text, bad UTF-8."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise StreamInterrupted(NOT_JSON) from error
+    if type(document) is not dict:
+        raise StreamInterrupted(NO_CHUNK)
+    return document
+
+
+def is_error(document: Mapping[str, Any]) -> bool:
+    return bool(document.get("error")) or document.get("object") == "error"
+
+
+def check_whole(path: str, body: bytes, asked: Mapping[str, Any]) -> None:
+    """Raises EngineError for a body that is not the answer to this request, PenstockError for an error in a 200."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise EngineError("the engine's answer is not JSON") from error
+    if not isinstance(document, dict):
+        raise EngineError("the engine's answer is not a JSON object")
+    if is_error(document) and not document.get("choices"):
+        raise from_document(500, document)
+    try:
+        why = unfinished(path, document, asked)
+    except (TypeError, AttributeError, KeyError):
+        why = "is not in the shape of its route"
+    if why:
+        raise EngineError(f"the engine's answer {why}")
+
+
+def unfinished(path: str, document: dict[str, Any], asked: Mapping[str, Any]) -> str | None:
+    """What of the answer is missing, if anything is."""
+    if path in (CHAT, TEXT):
+        part = "message" if path == CHAT else "text"
+        choices = document["choices"]
+        if len(choices) < choices_wanted(asked):
+            return "has too few choices"
+        if any(choice[part] is None for choice in choices):
+            return f"has a choice without {part}"
+        if any(not choice["finish_reason"] or choice["finish_reason"] in GIVEN_UP for choice in choices):
+            return "was given up before its end"
+    elif path == MESSAGES and not document["stop_reason"]:
+        return "has no stop reason"
+    elif path == RESPONSES and not document["status"]:
+        return "has no status"
+    return None

@@ -1,0 +1,216 @@
+"""uvicorn's HTTP protocol with the generation routes taken out before ASGI: `http=HotProtocol` in its configuration.
+
+What is not a POST to one of them goes the usual way to the ASGI application. Keep-alive, pipelining, TLS and the
+graceful shutdown are uvicorn's for both. Beyond it, for every request: the head is bounded, a client that sends slowly
+is not waited for without end, and what is not HTTP is answered in JSON.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from serving.exchange import Exchange, Headers
+
+if TYPE_CHECKING:
+    from serving.app import Gateway
+
+MAX_HEAD_BYTES = 64 * 2**10
+HEAD_TIMEOUT_S = 30.0
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+NEVER_AWAITED = asyncio.Event()
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class HotProtocol(HttpToolsProtocol):
+    """One connection. The gateway is the ASGI application that uvicorn was given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gateway: Gateway = self.config.app  # type: ignore[assignment]  # uvicorn's type is wider
+        self.active: SocketExchange | None = None
+        self._head_bytes = 0
+        self._in_head = True
+        self._unread: asyncio.TimerHandle | None = None
+        self._slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._slow = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._unread, self._slow):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+        if self.active and not self.active.response_complete:
+            self.active.leave()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and self.parser is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, "request_header_fields_too_large", f"the head is larger than {MAX_HEAD_BYTES} bytes")
+            elif self._slow is None:
+                self._slow = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._slow:
+            self._slow.cancel()
+            self._slow = None
+        path = self.gateway.hot_paths.get(self.url)
+        if path is None or self.parser.get_method() != b"POST":
+            return self._to_asgi()
+        version = self.parser.get_http_version()
+        before = self.cycle
+        exchange = SocketExchange(self, path, dict(self.headers), version, self.parser.should_keep_alive())
+        self.cycle = exchange  # type: ignore[assignment]  # it has what uvicorn asks of one
+        if before is None or before.response_complete:
+            self._run(exchange)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _to_asgi(self) -> None:
+        """What uvicorn prepares when a message begins, now that it is known to be its own."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if isinstance(cycle, SocketExchange):
+            self._run(cycle)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _run(self, exchange: "SocketExchange") -> None:
+        self.active = exchange
+        task = self.loop.create_task(self.gateway.answer(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, SocketExchange):
+            if not self.cycle.response_complete:
+                self.cycle.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if isinstance(self.cycle, SocketExchange):
+            self.cycle.fed()
+        else:
+            super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.gateway.config.gateway.stall_timeout_s, self._not_read)
+        if self.active and self.active.source:
+            self.active.source.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
+        if self.active and self.active.source:
+            self.active.source.resume()
+
+    def _not_read(self) -> None:
+        """What was sent has waited too long: the client holds its place without using it."""
+        self.transport.abort()
+
+    def _too_slow(self) -> None:
+        """The head has not come: such connections are cheap to open and would be kept for ever."""
+        self._slow = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, None, "this is not HTTP/1.1 as RFC 9112 has it; the connection is closed")
+
+    def _refuse(self, status: int, code: str | None, message: str) -> None:
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        body = orjson.dumps({"error": error})
+        head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (STATUS_LINES[status], len(body)) + body)
+        self.transport.close()
+
+
+class SocketExchange(Exchange):
+    """An exchange written to its connection directly. The plain attributes are what uvicorn asks of its own cycles."""
+
+    def __init__(
+        self, protocol: HotProtocol, path: str, headers: Mapping[bytes, bytes], version: str, keep_alive: bool
+    ) -> None:
+        super().__init__("POST", path, headers)
+        self.response_complete = False
+        self.disconnected = False
+        self.keep_alive = keep_alive and version != "1.0"
+        self.message_event = NEVER_AWAITED
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._chunked = version != "1.0"
+
+    def wanted(self) -> None:
+        if b"expect" in self.headers and not self._pieces:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
+        self._transport.write(self._head(status, headers, b"content-length: %d\r\n" % len(body)) + body)
+        self._complete()
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._transport.write(self._head(status, headers, b"transfer-encoding: chunked\r\n" if self._chunked else b""))
+
+    def write(self, piece: bytes) -> None:
+        if self._chunked:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        self._transport.write(piece)
+        if self._protocol.flow.write_paused and self.source:
+            self.source.pause()
+
+    def end(self, piece: bytes = b"") -> None:
+        if self._chunked:
+            piece = b"%x\r\n%b\r\n0\r\n\r\n" % (len(piece), piece) if piece else LAST_CHUNK
+        self._transport.write(piece)
+        self._complete()
+
+    async def drained(self) -> None:
+        if self._protocol.flow.write_paused:
+            await self._protocol.flow.drain()
+
+    def _head(self, status: int, headers: Headers, framing: bytes) -> bytes:
+        self.status = status
+        self.first_byte_at = time.perf_counter()
+        lines = [STATUS_LINES[status]]
+        for name, value in (*self._protocol.server_state.default_headers, *self.marks, *headers):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"connection":
+                self.keep_alive = False
+        if not self.keep_alive and not any(name == b"connection" for name, _ in headers):
+            lines.append(b"connection: close\r\n")
+        lines.append(b"x-request-id: %b\r\n%b\r\n" % (self.request_id.encode(), framing))
+        return b"".join(lines)
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.source = None
+        if not self.keep_alive:
+            self._transport.close()
+        self._protocol.on_response_complete()

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._answered = False
         self._complete = False
+        self._keep_alive = False
 
     def send(self, request: bytes, sink: Sink) -> None:
         assert self._sink is None
@@ -94,8 +95,7 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream, always
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
             self._sink.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete and self._sink:
             sink, self._sink = self._sink, None
-            if self._parser.should_keep_alive() and self.usable:
+            if self._keep_alive and self.usable:
                 self._begin()
                 self._idle(self)
             elif self._transport:
@@ -147,6 +147,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = self._answered
+        self._keep_alive = self._parser.should_keep_alive()
 
     def _fail(self, why: str) -> None:
         sink, self._sink = self._sink, None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.sim.text import Prompt
-from engine.sim.words import END
+from engine.sim.words import END, decode
 
 COMPLETION_TOKENS = 16  # where /v1/completions names no limit
 MAX_CHOICES = 1024
@@ -23,8 +23,10 @@ class Refused(Exception):
         self.param = param
         self.type = kind or TYPES.get(status, "InternalServerError")
 
-    @property
-    def document(self) -> dict[str, Any]:
+    def document_for(self, path: str) -> dict[str, Any]:
+        """The body of the answer, on Anthropic's routes in Anthropic's shape."""
+        if path.startswith("/v1/messages"):
+            return {"type": "error", "error": {"type": self.type, "message": self.message}}
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}}
 
 
@@ -113,8 +115,7 @@ def prompts_of(path: str, body: Mapping[str, Any]) -> list[Prompt]:
         if body.get("echo"):
             raise Refused(400, "the simulator does not echo: leave `echo` out", "echo")
         prompt = required(body, "prompt")
-        texts = [prompt] if isinstance(prompt, str) else strings(prompt, "prompt")
-        return [Prompt("", text, chat=False) for text in texts] or [Prompt("", "", chat=False)]
+        return [Prompt("", text, chat=False) for text in bare_texts(prompt)]
     if path == "/v1/responses":
         given = required(body, "input")
         system = body.get("instructions")
@@ -123,6 +124,17 @@ def prompts_of(path: str, body: Mapping[str, Any]) -> list[Prompt]:
     if continued and body.get("add_generation_prompt", True):
         raise Refused(400, NOT_BOTH)
     return [chat_prompt(required(body, "messages"), body.get("system"), continued)]
+
+
+def bare_texts(prompt: Any) -> list[str]:
+    """A text, tokens, or a list of either."""
+    if not isinstance(prompt, list):
+        return strings(prompt, "prompt")
+    single = not prompt or isinstance(prompt[0], int)
+    return [
+        item if isinstance(item, str) else decode(token_ids(item, "prompt"))
+        for item in ([prompt] if single else prompt)
+    ]
 
 
 def chat_prompt(messages: Any, system: Any, continued: bool) -> Prompt:
@@ -186,3 +198,9 @@ def strings(value: Any, name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
         raise Refused(400, f"{name} must be text or a list of texts", name)
     return [item for item in values if item] if name == "stop" else values
+
+
+def token_ids(value: Any, name: str) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(item, int) and 0 <= item < 1 << 63 for item in value):
+        raise Refused(400, f"{name} must be a list of token ids", name)
+    return value

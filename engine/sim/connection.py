@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 256 * 2**20
 MAX_PIPELINED = 64
 WRITES_IN_A_ROW = 16
 CATCH_UP_S = 1.0  # a machine that was busy for longer does not make up for it
+CLOSES = (("content-type", "text/plain"), ("connection", "close"))
 AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER 0: close() resets
 
 
@@ -78,11 +79,13 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # such as h2c: the answer in HTTP/1.1 declines it
+        except httptools.HttpParserUpgrade as upgrade:  # such as h2c: the answer in HTTP/1.1 declines it
+            self.parser = httptools.HttpRequestParser(self)
+            self.data_received(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self.transport.write(written(Whole(400, b"Invalid HTTP request received.", (("connection", "close"),))))
-            self.transport.close()
+            if self.moves is None:
+                self.transport.write(written(Whole(400, b"Invalid HTTP request received.", CLOSES)))
+            self._turn(Turn.CLOSE)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open.discard(self)

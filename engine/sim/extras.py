@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from engine.sim.asked import Model, Refused, chat_prompt, integer, known_model, required
+from engine.sim.asked import Model, Refused, chat_prompt, integer, known_model, required, token_ids
 from engine.sim.words import decode, encode
 
 DIMENSIONS = 64
@@ -40,7 +40,13 @@ def tokenized(body: Any, model: Model) -> dict[str, Any]:
 
 
 def detokenized(body: Any, model: Model) -> dict[str, Any]:
-    return {"prompt": decode(numbers(required(checked(body, model), "tokens"), "tokens"))}
+    return {"prompt": decode(token_ids(required(checked(body, model), "tokens"), "tokens"))}
+
+
+def counted(body: Any, model: Model) -> dict[str, Any]:
+    """Anthropic's count_tokens."""
+    fields = checked(body, model)
+    return {"input_tokens": len(chat_prompt(required(fields, "messages"), fields.get("system"), False).ids)}
 
 
 def embeddings(body: Any, model: Model) -> dict[str, Any]:
@@ -88,8 +94,8 @@ def token_lists(given: Any) -> list[list[int]]:
     if not isinstance(given, list) or not given:
         raise Refused(400, "input must be text, tokens, or a list of either that is not empty", "input")
     if isinstance(given[0], int):
-        return [numbers(given, "input")]
-    return [encode(item) if isinstance(item, str) else numbers(item, "input") for item in given]
+        return [token_ids(given, "input")]
+    return [encode(item) if isinstance(item, str) else token_ids(item, "input") for item in given]
 
 
 def checked(body: Any, model: Model) -> Mapping[str, Any]:
@@ -102,10 +108,4 @@ def checked(body: Any, model: Model) -> Mapping[str, Any]:
 def text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Refused(400, f"{name} must be text", name)
-    return value
-
-
-def numbers(value: Any, name: str) -> list[int]:
-    if not isinstance(value, list) or not all(isinstance(item, int) and 0 <= item < 1 << 63 for item in value):
-        raise Refused(400, f"{name} must be a list of token ids", name)
     return value

@@ -6,13 +6,23 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 GENERATING = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
 )  # fmt: skip
 HEALTH = ("/health", "/v1/models")
 COMMON = ("times", "for_s", "path", "stream", "probability", "seed")
+
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("times", "for_s", "after", "retry_after_s", "delay_s", "events"), (0, 1e9)),
+    "probability": (0, 1),
+    "status": (200, 599),
+    "period_s": (0.001, 1e9),
+    "size_mb": (1, 100_000),
+    "size_kb": (1, 100_000),
+}
 
 
 class FaultError(ValueError):
@@ -111,6 +121,10 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise FaultError(f"there is no fault {self.kind!r}{nearest(self.kind, KINDS)}")
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise FaultError(f"{self.kind}: {name} must be from {least:g} to {most:g}, not {value}")
         self.dice.seed(self.seed)
 
     def strikes(self, path: str, stream: bool) -> bool:
@@ -139,7 +153,7 @@ class Fault:
         return {name: getattr(self, name) for name in names}
 
 
-TYPES = {one.name: one.type for one in fields(Fault)}
+TYPES = {one.name: (get_args(one.type) or (one.type,))[0] for one in fields(Fault)}
 
 
 def parse(text: str) -> Fault:
@@ -169,16 +183,17 @@ def read(document: Any) -> Fault:
 
 def converted(kind: str, name: str, value: Any) -> Any:
     """A parameter's value in the type of its field, from text or JSON."""
-    wanted = str(TYPES[name]).removesuffix(" | None")
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    wanted = TYPES[name]
+    text = str(value).lower()
     try:
-        if wanted == "bool":
+        if wanted is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text]
-        return {"int": int, "float": float, "str": str}[wanted](text)
+        return str(value) if wanted is str else wanted(text)
     except (ValueError, KeyError):
-        raise FaultError(
-            f"{kind}: {name} must be {'true or false' if wanted == 'bool' else wanted}, not {value!r}"
-        ) from None
+        raise FaultError(f"{kind}: {name} must be {WANTED[wanted]}, not {value!r}") from None
+
+
+WANTED = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def nearest(word: str, known: Mapping[str, Any]) -> str:

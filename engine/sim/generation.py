@@ -1,6 +1,7 @@
 """One generation, as the moves of its answer: wait for a slot, read the prompt, say word after word."""
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -9,11 +10,18 @@ from engine.sim.asked import Asked, Model, Refused
 from engine.sim.cache import BLOCK_TOKENS, PrefixCache
 from engine.sim.figures import Figures
 from engine.sim.moves import STREAM_HEAD, Event, Moves, Turn, Whole
+from engine.sim.named_shapes import Messages, Responses
 from engine.sim.scheduler import Scheduler
-from engine.sim.shapes import SHAPES, Ended, Used
+from engine.sim.shapes import Chat, Completion, Ended, Shape, Used
 from engine.sim.text import Prompt, words
 from engine.sim.words import Word
 
+SHAPES: Mapping[str, Callable[[Asked], Shape]] = {
+    "/v1/chat/completions": Chat,
+    "/v1/completions": Completion,
+    "/v1/responses": Responses,
+    "/v1/messages": Messages,
+}
 NOTHING = b'""'
 SLICE_TOKENS = 1024  # after so many that nobody waits for, others have their turn
 ENDLESS_TOKENS = 1 << 60
@@ -104,7 +112,7 @@ class Generations:
             self.model.name,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
-            kv_cache_used=min(1.0, blocks / self.cache.room),
+            kv_cache_used=min(1.0, blocks / max(1, self.cache.room)),
             unfinished_tokens=sum(one.progress for one in self.live),
         )
 

@@ -1,10 +1,15 @@
 """A simulated engine on a socket: in the tests' own event loop, or as the process of `penstock sim`."""
 
 import asyncio
+import gc
 import os
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import uvloop
 
 from engine.sim.asked import Model
 from engine.sim.cache import PrefixCache
@@ -89,3 +94,21 @@ async def simulator(
         yield sim
     finally:
         await sim.listener.close()
+
+
+def serve(say: Callable[[str], None], *faults: Fault, **options: Any) -> None:
+    """The process of `penstock sim`: `say`s its address once it listens, ends at SIGTERM or SIGINT. Raises OSError.
+
+    `options` are those of `simulator`.
+    """
+
+    async def until_told() -> None:
+        told = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        async with simulator(*faults, **options) as sim:
+            say(f"Simulating {sim.model.name} at {sim.url}")
+            await told.wait()
+
+    gc.freeze()
+    uvloop.run(until_told())

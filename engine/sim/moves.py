@@ -4,7 +4,7 @@ Every answer is a generator of moves, played one after another by `engine/sim/co
 that generator.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from enum import Enum
 from http import HTTPStatus
 from typing import Literal, NamedTuple
@@ -107,3 +107,40 @@ def written(move: Move) -> bytes:
     if isinstance(move, Raw):
         return move.data
     return LAST_CHUNK if move is Turn.BODY else b""
+
+
+def marked(moves: Moves, after: int) -> Iterator[tuple[Move, bool]]:
+    """Each move, and whether it is the event that follows `after` tokens: a token, or what comes when there are no
+    more. One event at most is."""
+    tokens = 0
+    struck = False
+    for move in moves:
+        kind = move.kind if isinstance(move, Event) else None
+        here = not struck and (kind in ("finish", "last") or (kind == "token" and tokens >= after))
+        struck |= here
+        tokens += kind == "token"
+        yield move, here
+
+
+def until(moves: Moves, after: int) -> Moves:
+    """Those before it."""
+    for move, here in marked(moves, after):
+        if here:
+            return
+        yield move
+
+
+def json_of(move: Move) -> bytes:
+    """The JSON of a body, or of an event of one line."""
+    if isinstance(move, Whole):
+        return move.body
+    return move.data.partition(b"data: ")[2].partition(b"\n")[0] if isinstance(move, Event) else b""
+
+
+def with_json(move: Move, document: bytes) -> Move:
+    if isinstance(move, Whole):
+        return move._replace(body=document)
+    if isinstance(move, Event):
+        begin, mark, _ = move.data.partition(b"data: ")
+        return Event(move.kind, begin + mark + document + b"\n\n")
+    return move

@@ -1,7 +1,7 @@
 """The simulated engine as a whole: routes, faults, and what a test can look at."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -10,12 +10,12 @@ from engine.sim import extras
 from engine.sim.asked import Model, Refused, asked
 from engine.sim.cache import PrefixCache
 from engine.sim.connection import Connection, Received
+from engine.sim.expected import Expected, expected
 from engine.sim.faults import Fault, FaultError, read
 from engine.sim.figures import CONTENT_TYPE
-from engine.sim.generation import Generation, Generations, Speed
-from engine.sim.moves import JSON, Headers, Moves, Whole
+from engine.sim.generation import SHAPES, Generation, Generations, Speed
+from engine.sim.moves import JSON, Headers, Moves, Raw, Whole
 from engine.sim.scheduler import Scheduler
-from engine.sim.shapes import SHAPES
 from engine.sim.twists import twisted
 
 KEPT_REQUESTS = 1000
@@ -74,6 +74,10 @@ class Simulator:
         """Those open now; `accepted` has all there ever were."""
         return len(self.open)
 
+    def expected(self, body: Mapping[str, Any], path: str | None = None, choice: int = 0) -> Expected:
+        """What it would say to this body."""
+        return expected(body, self.model, path, choice)
+
     def connection(self) -> Connection:
         return Connection(self.answer, self._refuses, self.open, self.keep_alive_s)
 
@@ -89,6 +93,8 @@ class Simulator:
         moves, generation = self._moves(request)
         shape = generation.shape if generation else None
         stream = generation is not None and generation.asked.stream
+        if request.method == "HEAD":
+            moves = (Raw(move.head) for move in moves if isinstance(move, Whole))
         for fault in [fault for fault in self.faults if fault.strikes(request.path, stream)]:
             moves = twisted(fault, moves, shape)
         return moves
@@ -99,20 +105,20 @@ class Simulator:
         try:
             generation = self.generations.make(asked(request.path, json_of(request), self.model))
         except Refused as refused:
-            return only(self._refusal(refused)), None
+            return only(self._refusal(refused, request.path)), None
         return generation.moves(), generation
 
     def _whole(self, route: Callable[[Received], Whole], request: Received) -> Moves:
         try:
             return only(route(request))
         except Refused as refused:
-            return only(self._refusal(refused))
+            return only(self._refusal(refused, request.path))
 
-    def _refusal(self, refused: Refused) -> Whole:
+    def _refusal(self, refused: Refused, path: str) -> Whole:
         headers: Headers = JSON
         if refused.status == 503 and self.retry_after_s is not None:
             headers = (*JSON, ("retry-after", str(self.retry_after_s)))
-        return Whole(refused.status, orjson.dumps(refused.document), headers)
+        return Whole(refused.status, orjson.dumps(refused.document_for(path)), headers)
 
     def _other(self, request: Received) -> Whole:
         match request.method, request.path:
@@ -126,6 +132,8 @@ class Simulator:
                 return document({"version": "0.32.0"})
             case "POST", "/v1/embeddings":
                 return document(extras.embeddings(json_of(request), self.model))
+            case "POST", "/v1/messages/count_tokens":
+                return document(extras.counted(json_of(request), self.model))
             case "POST", "/tokenize":
                 return document(extras.tokenized(json_of(request), self.model))
             case "POST", "/detokenize":
@@ -150,7 +158,10 @@ class Simulator:
         return document([fault.document() for fault in self.faults])
 
 
-KNOWN = {*SHAPES, "/health", "/metrics", "/v1/models", "/version", "/v1/embeddings", "/tokenize", "/detokenize"}
+KNOWN = {
+    *SHAPES, "/health", "/metrics", "/v1/models", "/version", "/v1/embeddings", "/tokenize", "/detokenize",
+    "/v1/messages/count_tokens",
+}  # fmt: skip
 
 
 def only(move: Whole) -> Moves:

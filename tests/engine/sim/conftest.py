@@ -10,8 +10,8 @@ from typing import Any, Literal
 from engine.sim import Simulator
 
 CHAT = "/v1/chat/completions"
-ASK = {"model": "sim", "messages": [{"role": "user", "content": "Where does the river go?"}]}
-STREAM = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
+ASK: dict[str, Any] = {"model": "sim", "messages": [{"role": "user", "content": "Where does the river go?"}]}
+STREAM: dict[str, Any] = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
 SILENCE_S = 0.3
 LAST_CHUNK = b"0\r\n\r\n"
 CHANGES = re.compile(rb'"(id|item_id|created|created_at)":("[\w-]+"|\d+)')  # from one answer to the next

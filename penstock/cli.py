@@ -119,6 +119,63 @@ def train(
 
 
 @app.command()
+def sim(
+    model: Annotated[str, typer.Option(help="The name it serves")] = "sim",
+    host: Annotated[str, typer.Option(help="The address to bind")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any that is free")] = 8001,
+    uds: Annotated[Path | None, typer.Option(help="A Unix socket instead")] = None,
+    ttft_s: Annotated[float, typer.Option(min=0, help="Seconds to the first token")] = 0.0,
+    itl_s: Annotated[float, typer.Option(min=0, help="Seconds between two tokens of a stream")] = 0.0,
+    prefill: Annotated[float, typer.Option(min=0, help="Prompt tokens read per second; 0: at once")] = 0.0,
+    slots: Annotated[int, typer.Option(min=1, help="How many requests generate at once")] = 256,
+    queue: Annotated[int | None, typer.Option(min=0, help="How many may wait; more get 503 [default: any]")] = None,
+    retry_after_s: Annotated[int | None, typer.Option(min=0, help="Retry-After of such a 503 [default: none]")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="The mean length of an answer")] = 32,
+    max_model_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt with its answer")] = 32768,
+    cache_blocks: Annotated[int, typer.Option(min=0, help="The prefix cache, in blocks of 16 tokens")] = 4096,
+    keep_alive_s: Annotated[float, typer.Option(min=0, help="An idle connection is closed after it")] = 5.0,
+    fault: Annotated[
+        list[str] | None, typer.Option(metavar="KIND[:NAME=VALUE,...]", help="What goes wrong; may be repeated")
+    ] = None,
+    list_faults: Annotated[bool, typer.Option("--list-faults", help="Print the kinds of faults")] = False,
+) -> None:
+    """Simulate an engine: vLLM's API with deterministic text, set speed, and faults on command."""
+    import os
+
+    from engine.sim import KINDS, FaultError, parse
+    from engine.sim.listener import serve as serve_simulator
+
+    if list_faults:
+        for name, kind in KINDS.items():
+            typer.echo(f"{name:20}  {kind.says}")
+        return
+    try:
+        serve_simulator(
+            typer.echo,
+            *map(parse, fault or ()),
+            model=model,
+            mean_tokens=tokens,
+            max_model_len=max_model_len,
+            ttft_s=ttft_s,
+            itl_s=itl_s,
+            prefill_tokens_per_s=prefill,
+            slots=slots,
+            queue=queue,
+            cache_blocks=cache_blocks,
+            retry_after_s=retry_after_s,
+            keep_alive_s=keep_alive_s,
+            host=host,
+            port=port,
+            uds=uds,
+        )
+    except FaultError as error:
+        fail(f"--fault: {error}")
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        fail(f"cannot listen on {uds or f'{host}:{port}'}: {reason}; choose another address")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, what is wrong, and how to mend it."""
     from rich.console import Console

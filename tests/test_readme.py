@@ -1,5 +1,6 @@
 """Whatever stands in the README is done here; whatever stands in docs/structure.md exists, and nothing else does."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.launch import DEMO, plan
+from engine.sim import KINDS
 from penstock import config
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
@@ -23,6 +25,8 @@ ASKS = ("curl ", ".venv/bin/penstock chat", ".venv/bin/penstock models", ".venv/
 BENCH = ".venv/bin/python -m engine.vllm_cli bench serve"
 TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training
 SERVES = ".venv/bin/penstock serve"
+SIMULATES = ".venv/bin/penstock sim"
+SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
 
 
@@ -46,7 +50,7 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, *MAKES)), command
+        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, SIMULATES, *MAKES)), command
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
@@ -55,7 +59,9 @@ def test_every_make_command_stands_in_the_makefile(command: str) -> None:
     assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(ASKS)])
+@pytest.mark.parametrize(
+    "command", [command for command in commands() if command.startswith(ASKS) and SIMULATOR not in command]
+)
 def test_every_command_that_asks_gets_an_answer(demo: Served, command: str) -> None:
     env = {**os.environ, "PENSTOCK_URL": demo.url}
     shown = subprocess.run(["bash", "-c", here(command, demo)], capture_output=True, text=True, env=env)
@@ -74,6 +80,26 @@ def test_vllms_own_load_test_loses_no_request(demo: Served, command: str) -> Non
 @pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))
 def test_every_recipe_shown_is_valid(recipe: str) -> None:
     assert load_recipe(REPOSITORY / recipe)
+
+
+def test_the_simulator_starts_and_its_faults_are_changed_as_shown() -> None:
+    (command,) = (command for command in commands() if command.startswith(SIMULATES))
+    words = command.replace(".venv/bin", str(BIN)).replace("--port 8009", "--port 0").split()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as simulator:
+        assert simulator.stdout
+        url = simulator.stdout.readline().split()[-1]
+        asks = [ask.replace(SIMULATOR, url) for ask in commands() if ask.startswith("curl") and SIMULATOR in ask]
+        shown = [subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout for ask in asks]
+        simulator.terminate()
+    assert [[fault["kind"] for fault in json.loads(faults)] for faults in shown] == [["stall"], ["stall"], []]
+    assert simulator.returncode == 0
+
+
+def test_every_fault_stands_in_the_simulators_page() -> None:
+    page = (REPOSITORY / "docs" / "simulator.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    assert rows == [(name, ", ".join(f"`{one}`" for one in kind.takes), kind.says) for name, kind in KINDS.items()]
+    assert f"{len(KINDS)} ways to go wrong" in README
 
 
 @pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])

@@ -15,10 +15,9 @@ import orjson
 from engine.attempt import Asked, Attempt, Receiver, Source
 from engine.reading import CHAT, TEXT, OpenAIReading
 from engine.replica import Replica
-from penstock.errors import EngineError
+from engine.tokens import tokens_in
 
 MARK = b": the engine's stream broke off; another replica goes on\n\n"
-COUNT_TIMEOUT_S = 5.0
 
 # What else a request may say. A field that is not here might make the rest depend on more than the text.
 HARMLESS = frozenset(
@@ -78,7 +77,7 @@ class Said:
 
 async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, int] | None:
     """The request for the rest, and how many tokens were said; None if none are left. Raises EngineError."""
-    count = await tokens_in(said.text, asked, replica)
+    count = await tokens_in(said.text, asked.body, replica)
     body = dict(asked.body)
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
@@ -102,15 +101,6 @@ def with_beginning(body: Mapping[str, Any], text: str) -> list[Any]:
         *earlier, last = messages
         return [*earlier, {**last, "content": last["content"] + text}]
     return [*messages, {"role": "assistant", "content": text}]
-
-
-async def tokens_in(text: str, asked: Asked, replica: Replica) -> int:
-    document = {"model": replica.model or asked.body.get("model"), "prompt": text, "add_special_tokens": False}
-    answer = await replica.client.ask("POST", "/tokenize", orjson.dumps(document), timeout_s=COUNT_TIMEOUT_S)
-    try:
-        return int(orjson.loads(answer.body)["count"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError("the engine cannot count the tokens said so far") from error
 
 
 class Joined:

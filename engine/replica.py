@@ -97,8 +97,14 @@ class Replica:
         while self.outstanding and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
 
+    def forget(self) -> None:
+        """It has left for good: its figures too."""
+        for gauge in (metrics.engine_ready, metrics.breaker_open):
+            gauge.forget(*self.labels)
+
     def close(self) -> None:
-        self.set_ready(False)
+        self.ready = False
+        self.changed(self)
         self.breaker.close()
         self.client.close()
 

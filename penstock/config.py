@@ -6,6 +6,7 @@ A key that does not exist is an error which names the file, the line and the nea
 """
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from penstock.addresses import is_discovered, why_not
 from penstock.errors import ConfigError
 from penstock.home import home
 
@@ -94,7 +96,7 @@ class Engine(Section):
 
     kind: Literal["scripted"] | None = Field(None, description="`scripted`: set answers, without any model")
     model: str | None = Field(None, description="`demo`, a directory, or a Hugging Face id; with urls: its name there")
-    urls: list[str] = []
+    urls: dict[str, float] = Field({}, description="where it runs: a list, or a mapping of addresses to weights")
     api_key: SecretStr | None = Field(None, description="sent to the servers in `urls`")
     replicas: int = Field(1, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -104,13 +106,27 @@ class Engine(Section):
     routing: Routing = Routing()
     stop_s: float = Field(20, ge=0, description="how long the engine may drain after SIGTERM before SIGKILL")
 
+    @field_validator("urls", mode="before")
+    @classmethod
+    def urls_have_weights(cls, urls: Any) -> Any:
+        """A plain list is one of equal weights."""
+        return dict.fromkeys(urls, 1.0) if isinstance(urls, list) else urls
+
     @field_validator("urls")
     @classmethod
-    def urls_are_reachable_in_principle(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            if not is_address(url):
-                raise ValueError(f"{url!r} is no address: write http://HOST:PORT or unix:/PATH")
-        return [url if url.startswith("unix:") else url.rstrip("/").removesuffix("/v1") for url in urls]
+    def urls_are_reachable_in_principle(cls, urls: dict[str, float]) -> dict[str, float]:
+        for url, weight in urls.items():
+            if is_discovered(url):
+                if why := why_not(url):
+                    raise ValueError(why)
+            elif not is_address(url):
+                raise ValueError(
+                    f"{url!r} is no address: write http://HOST:PORT, unix:/PATH, dns://HOST:PORT "
+                    "or kubernetes://NAMESPACE/SERVICE:PORT"
+                )
+            if not 0 < weight < math.inf:
+                raise ValueError(f"{url!r}: a weight is a number above 0")
+        return {plain(url): weight for url, weight in urls.items()}
 
     @model_validator(mode="after")
     def is_one_kind(self) -> Self:
@@ -191,6 +207,11 @@ class Config(BaseSettings):
                 "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
             )
         return self
+
+
+def plain(url: str) -> str:
+    """As a base for paths: http://host:8000/v1/ -> http://host:8000."""
+    return url.rstrip("/").removesuffix("/v1") if url.startswith("http") else url
 
 
 def is_address(url: str) -> bool:

@@ -77,7 +77,22 @@ class Receiver(Protocol):
 
 
 class Attempt:
-    """A sink of its connection. `run` returns a whole answer, or None after a stream that the receiver has taken."""
+    """A sink of its connection. `run` returns a whole answer, or None after a stream that the receiver has taken.
+
+    `due` is when the replica has been silent for too long, by the loop's clock; the replica looks at it.
+    """
+
+    begun = False
+    sent = False
+    suspicious = False
+    reading: Reading | None = None
+    due = math.inf
+    _connection: Connection | None = None
+    _waits_for = "answer"
+    _over = False
+    _status = 0
+    _held_bytes = 0
+    _head: Mapping[bytes, bytes]
 
     def __init__(
         self,
@@ -92,43 +107,29 @@ class Attempt:
         self.replica = replica
         self.receiver = receiver
         self.limits = limits
-        self.begun = False
-        self.sent = False
-        self.suspicious = False
-        self.reading: Reading | None = None
         self._may_begin = may_begin
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[Answer | None] = self._loop.create_future()
-        self._connection: Connection | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
-        self._armed_for = math.inf
-        self._waits_for = "answer"
-        self._paused = False
-        self._over = False
-        self._status = 0
-        self._head: Mapping[bytes, bytes] = {}
         self._held: list[bytes] = []
-        self._held_bytes = 0
 
     async def run(self) -> Answer | None:
         """Raises what the engine says as a PenstockError; EngineTimeout, EngineUnavailable or another EngineError."""
-        client = self.replica.client
-        self.replica.attempts.add(self)
+        self.replica.watch(self)
         try:
-            connection = client.idle()
+            connection = self.replica.client.idle()
             if connection is None:
                 connection = await self._connected()
+            self._ask(connection)
             try:
-                return await self._over_connection(connection)
+                return await self._done
             except ConnectionBroke as error:
                 if not (error.unanswered and connection.used > 1):
                     raise
             # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
             self._done = self._loop.create_future()
-            return await self._over_connection(await self._connected())
+            self._ask(await self._connected())
+            return await self._done
         finally:
-            self.replica.attempts.discard(self)
             if not self._over:
                 self._stop()
 
@@ -139,26 +140,23 @@ class Attempt:
             self.suspicious = True
             raise
 
-    async def _over_connection(self, connection: Connection) -> Answer | None:
+    def _ask(self, connection: Connection) -> None:
         asked = self.asked
         self._connection = connection
-        streamed = bool(asked.body.get("stream"))
-        self._wait_for("answer", self.limits.first_byte_s if streamed else self.limits.first_token_s)
-        request = self.replica.client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers)
+        self._wait_for("answer", self.limits.first_byte_s if asked.body.get("stream") else self.limits.first_token_s)
         self.sent = True
+        request = self.replica.client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers)
         connection.send(request, self)
-        return await self._done
 
     def pause(self) -> None:
         """Whoever receives is slow: so will the engine be, and its silence is none."""
-        self._paused = True
         if self._connection and not self._over:
+            self.due = self.asked.deadline
             self._connection.pause()
 
     def resume(self) -> None:
-        self._paused = False
         if self._connection and not self._over:
-            self._due = self._loop.time() + self.limits.stall_s
+            self._wait_for("more", self.limits.stall_s)
             self._connection.resume()
 
     def forsake(self, why: str) -> None:
@@ -166,11 +164,28 @@ class Attempt:
         if not self._status:
             self._fail(EngineError(why))
 
+    def late(self, now: float) -> None:
+        """`due` is over."""
+        if self._over:
+            return self._stop()
+        if now >= self.asked.deadline:
+            return self._fail(DeadlineOver())
+        self.suspicious = True
+        self._fail(self._too_late())
+
+    def _too_late(self) -> EngineError:
+        match self._waits_for:
+            case "answer" if self.asked.body.get("stream"):
+                return NoFirstByte(f"the engine did not begin to answer within {self.limits.first_byte_s:g} s")
+            case "answer" | "token":
+                return EngineTimeout(f"the engine was silent for {self.limits.first_token_s:g} s")
+        return EngineTimeout(f"the engine was silent for {self.limits.stall_s:g} s")
+
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self._status, self._head = status, headers
         if status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             self.reading = reading_of(self.asked.path, self.asked.body)
-        self._wait_for("token", self.limits.first_token_s)
+            self._wait_for("token", self.limits.first_token_s)
 
     def received(self, data: bytes) -> None:
         if self._over:
@@ -191,7 +206,7 @@ class Attempt:
             return self._fail(reading.failure)
         if reading.over and not self._done.done():
             self._finish(good)
-        elif self.begun:
+        elif self.begun and self.due != self.asked.deadline:  # which it is while the receiver pauses
             self._wait_for("more", self.limits.stall_s)
 
     def _hold(self, data: bytes, limit_bytes: int) -> None:
@@ -222,18 +237,16 @@ class Attempt:
         self.receiver.end(held or last)
         self._over = True
         self._done.set_result(None)
-        if self._connection:
-            self._due = self._loop.time() + LINGER_S
-            self._arm()
+        self.due = self._loop.time() + LINGER_S
 
     def ended(self) -> None:
         self._connection = None  # which may carry another request already
-        self._stop_timer()
+        self.replica.unwatch(self)
         if self._over or self._done.done():
             return
         if self.reading:
             return self._closed(self.reading)
-        body = b"".join(self._held)
+        body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         try:
             self._check(body)
         except PenstockError as error:
@@ -270,10 +283,12 @@ class Attempt:
         self._finish(repair)
 
     def broke(self, error: EngineError) -> None:
+        self._connection = None
         if self._over:
-            return self._stop_timer()
+            return self.replica.unwatch(self)
         reading = self.reading
         if isinstance(reading, OpenAIReading) and reading.finished:
+            self.replica.unwatch(self)
             return self._closed(reading)
         self.suspicious = True
         self._fail(StreamInterrupted("the engine's stream broke off") if self.begun else error)
@@ -284,49 +299,14 @@ class Attempt:
         self._stop()
 
     def _stop(self) -> None:
-        self._stop_timer()
+        self.replica.unwatch(self)
         if self._connection:
             self._connection.abort()
+            self._connection = None
 
     def _wait_for(self, what: str, limit_s: float) -> None:
         self._waits_for = what
-        self._due = min(self._loop.time() + limit_s, self.asked.deadline)
-        if self._due < self._armed_for:
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._armed_for = self._due
-        self._timer = self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        """The timer runs on while answers come, and looks only when it rings whether it should have."""
-        now = self._loop.time()
-        self._timer = None
-        if self._over:
-            return self._stop()
-        if self._paused and now < self.asked.deadline:
-            self._due = min(now + self.limits.stall_s, self.asked.deadline)
-        if now < self._due:
-            return self._arm()
-        if now >= self.asked.deadline:
-            return self._fail(DeadlineOver())
-        self.suspicious = True
-        self._fail(self._too_late())
-
-    def _too_late(self) -> EngineError:
-        match self._waits_for:
-            case "answer" if self.asked.body.get("stream"):
-                return NoFirstByte(f"the engine did not begin to answer within {self.limits.first_byte_s:g} s")
-            case "answer" | "token":
-                return EngineTimeout(f"the engine was silent for {self.limits.first_token_s:g} s")
-        return EngineTimeout(f"the engine was silent for {self.limits.stall_s:g} s")
-
-    def _stop_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self.due = min(self._loop.time() + limit_s, self.asked.deadline)
 
 
 class NoFirstByte(EngineTimeout):

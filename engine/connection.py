@@ -104,13 +104,13 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            return self._fail(f"the engine's answer is not HTTP/1.1: {error}")
+            return self.fail(f"the engine's answer is not HTTP/1.1: {error}")
         except httptools.HttpParserUpgrade:
-            return self._fail("the engine wants to speak another protocol")
+            return self.fail("the engine wants to speak another protocol")
         if not self._answered:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                return self._fail(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES} bytes")
+                return self.fail(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES} bytes")
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -149,7 +149,8 @@ class Connection(asyncio.Protocol):
         self._complete = self._answered
         self._keep_alive = self._parser.should_keep_alive()
 
-    def _fail(self, why: str) -> None:
+    def fail(self, why: str) -> None:
+        """Closes at once, and tells whoever waits for an answer why."""
         sink, self._sink = self._sink, None
         self.abort()
         if sink:
@@ -181,6 +182,7 @@ class Whole:
 
     def __init__(self, limit_bytes: int) -> None:
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.complete = False
         self._limit_bytes = limit_bytes
         self._status = 0
         self._headers: Mapping[bytes, bytes] = {}
@@ -195,6 +197,7 @@ class Whole:
             self.broke(EngineError(f"the engine's answer is larger than {self._limit_bytes} bytes"))
 
     def ended(self) -> None:
+        self.complete = True
         if not self.answer.done():
             self.answer.set_result(Answer(self._status, self._headers, bytes(self._body)))
 
@@ -279,7 +282,7 @@ class Client:
         except TimeoutError as error:
             raise EngineTimeout(f"{path} was not answered within {timeout_s:g} s") from error
         finally:
-            if connection and not (sink.answer.done() and connection in self._waiting):
+            if connection and not sink.complete:  # else it may carry another request by now
                 connection.abort()
 
     def _idle(self, connection: Connection) -> None:
@@ -297,4 +300,4 @@ class Client:
     def close(self) -> None:
         self._closed = True
         for connection in list(self._open):
-            connection.abort()
+            connection.fail("the engine is being taken away")

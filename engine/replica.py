@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BREAKER_FAILURES = 5
 BREAKER_OPEN_S = 1.0
+LOOK_S = 0.1
+DRAIN_POLL_S = 0.05
 
 
 class Holdings(Protocol):
@@ -40,7 +42,8 @@ class Replica:
         self.suspect: Callable[[], None] = lambda: None
         self.changed: Callable[[Replica], None] = lambda replica: None
         self.restarted: Callable[[Replica], None] = lambda replica: None
-        self.attempts: set[Attempt] = set()
+        self._attempts: set[Attempt] = set()
+        self._looking: asyncio.TimerHandle | None = None
         self.breaker = Breaker(BREAKER_FAILURES, BREAKER_OPEN_S, self._breaker_changed)
 
     @classmethod
@@ -72,9 +75,25 @@ class Replica:
     def ended(self, why: str) -> None:
         """Its process is gone, or answers nothing: requests that have heard nothing from it go elsewhere at once."""
         self.set_ready(False)
-        for attempt in list(self.attempts):
+        for attempt in list(self._attempts):
             attempt.forsake(why)
         self.restarted(self)
+
+    def watch(self, attempt: "Attempt") -> None:
+        """Ends the attempt when it is due. One timer looks at all of them, for a timer each costs more."""
+        self._attempts.add(attempt)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def unwatch(self, attempt: "Attempt") -> None:
+        self._attempts.discard(attempt)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for attempt in [attempt for attempt in self._attempts if now >= attempt.due]:
+            attempt.late(now)
+        self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
 
     def take(self, tokens: float) -> None:
         """A request of about this size goes there."""
@@ -111,6 +130,3 @@ class Replica:
     def _breaker_changed(self) -> None:
         metrics.breaker_open.set(not self.breaker.admits, *self.labels)
         self.changed(self)
-
-
-DRAIN_POLL_S = 0.05

@@ -37,7 +37,12 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     chars = 0
     link = 0
     for part in parts(body):
-        chars += len(part)
+        size = len(part)
+        chars += size
+        if size <= BLOCK_CHARS:
+            link = hash((link, part))
+            links.append(link)
+            continue
         for block in blocks(part):
             link = hash((link, block))
             links.append(link)
@@ -75,9 +80,6 @@ def blocks(part: str | bytes) -> Iterator[str | bytes]:
     size = BLOCK_CHARS
     while len(part) > size * MAX_LINKS // 2:
         size *= 2
-    if len(part) <= size:
-        yield part
-        return
     for start in range(0, len(part), size):
         yield part[start : start + size]
 

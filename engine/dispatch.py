@@ -43,7 +43,10 @@ class Dispatch:
         pool.active += 1
         began = asyncio.get_running_loop().time()
         try:
-            answer = await self._until_answered()
+            try:
+                answer = await self._next_try()
+            except EngineError as failure:
+                answer = await self._after(failure)
             pool.took(asyncio.get_running_loop().time() - began)
             return answer
         except (EngineUnavailable, RateLimited) as error:
@@ -53,11 +56,8 @@ class Dispatch:
             pool.active -= 1
             self.receiver.source = None
 
-    async def _until_answered(self) -> Answer | None:
-        try:
-            return await self._next_try()
-        except EngineError as error:
-            failure = error
+    async def _after(self, failure: EngineError) -> Answer | None:
+        """What comes of a first try that failed."""
         while True:
             if self._winner:
                 await self._go_on(self._winner, failure)

@@ -246,8 +246,8 @@ HOT_PATHS: Mapping[bytes, str] = {path.encode(): path for path, route in ROUTES.
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:
     """The caller's own id where it is harmless, else a new one."""
-    given = headers.get(b"x-request-id", b"")
-    return given.decode() if GIVEN_ID.fullmatch(given) else f"req_{getrandbits(128):032x}"
+    given = headers.get(b"x-request-id")
+    return given.decode() if given and GIVEN_ID.fullmatch(given) else f"req_{getrandbits(128):032x}"
 
 
 def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:

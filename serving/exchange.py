@@ -23,24 +23,25 @@ PAUSE_AT = 64
 class Exchange:
     """`path` is the decoded path of the request line, never rebuilt from other headers; header names are lower case."""
 
+    request_id = ""
+    marks: Headers = ()
+    """Headers that the answer will bear beside its own."""
+    status: int | None = None
+    """What was answered, None while nothing is out: only until then an error can still become a status."""
+    first_byte_at: float | None = None
+    """When that was, by `time.perf_counter`."""
+    gone = False
+    source: Source | None = None
+    _size = 0
+    _whole = False
+    _more: asyncio.Event | None = None
+
     def __init__(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> None:
         self.method = method
         self.path = path
         self.headers = headers
-        self.request_id = ""
-        self.marks: list[tuple[bytes, bytes]] = []
-        """Headers that the answer will bear beside its own."""
-        self.status: int | None = None
-        """What was answered, None while nothing is out: only until then an error can still become a status."""
-        self.first_byte_at: float | None = None
-        """When that was, by `time.perf_counter`."""
-        self.gone = False
         self.on_gone: Callable[[], object] = lambda: None
-        self.source: Source | None = None
         self._pieces: list[bytes] = []
-        self._size = 0
-        self._whole = False
-        self._more: asyncio.Event | None = None
 
     def feed(self, piece: bytes) -> None:
         """A piece of the body has come."""

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -37,13 +38,22 @@ def only_local(headers: Mapping[bytes, bytes]) -> None:
     """Loopback lets every program here in, a browser too: a page from elsewhere has its own Origin, or, after it has
     rebound its name to this machine's address, its own Host. Raises Forbidden."""
     for name in (b"host", b"origin"):
-        value = headers.get(name, b"").decode("latin-1")
-        try:
-            host = urlsplit(value if "://" in value else f"//{value}").hostname
-        except ValueError:
-            host = None
-        if value and host not in LOOPBACK:
-            raise Forbidden(f"without configured keys only this machine is let in, not {value!r}: add gateway.keys")
+        value = headers.get(name)
+        if value and not is_loopback(value):
+            raise Forbidden(
+                f"without configured keys only this machine is let in, not {value.decode('latin-1')!r}: "
+                "add gateway.keys"
+            )
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(authority: bytes) -> bool:
+    """Whether a Host or Origin header names this machine: b"localhost:8000", b"http://127.0.0.1"."""
+    value = authority.decode("latin-1")
+    try:
+        return urlsplit(value if "://" in value else f"//{value}").hostname in LOOPBACK
+    except ValueError:
+        return False
 
 
 def sent_key(headers: Mapping[bytes, bytes]) -> bytes | None:

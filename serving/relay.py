@@ -53,7 +53,7 @@ class Relay:
             if self.fallback is None or exchange.status is not None:
                 raise
             metrics.fallbacks.inc(self.name, self.fallback.name)
-            exchange.marks.append((b"x-penstock-fallback", self.fallback.name.encode()))
+            exchange.marks = [*exchange.marks, (b"x-penstock-fallback", self.fallback.name.encode())]
             return await self.fallback(exchange, {**body, "model": self.fallback.name}, dialect)
         if answer:
             kind = answer.headers.get(b"content-type", b"application/json")

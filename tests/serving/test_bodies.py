@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from penstock.errors import BadRequest
 from serving import bodies
-from serving.bodies import parse
+from serving.bodies import PLAIN_FIELDS, PLAIN_ROLES, ChatCompletions, is_plain_chat, parse
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -176,3 +176,27 @@ def openai_schema(name: str) -> Draft202012Validator:
     components = json.dumps(document["components"]).replace('"nullable": true', '"x-nullable": true')
     schema = {"$ref": f"#/components/schemas/{name}", "components": json.loads(components)}
     return Draft202012Validator(schema)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+TURN = st.fixed_dictionaries({"role": st.sampled_from(sorted(PLAIN_ROLES)) | JSON, "content": st.text() | JSON})
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(PLAIN_FIELDS)), JSON, max_size=5),
+    st.fixed_dictionaries({"model": st.text(), "messages": st.lists(TURN, max_size=3)}),
+)
+def test_what_is_taken_for_a_plain_chat_is_a_chat(more: dict[str, Any], chat: dict[str, Any]) -> None:
+    body = more | chat
+    if is_plain_chat(body):
+        ChatCompletions.model_validate(body)
+
+
+def test_the_commonest_chat_is_a_plain_one() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    assert is_plain_chat({"model": "m", "messages": turns, "stream": True, "max_tokens": 5, "temperature": 0.7})
+    assert not is_plain_chat({"model": "m", "messages": turns, "n": 0})

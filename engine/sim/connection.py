@@ -22,6 +22,7 @@ MAX_PIPELINED = 64
 WRITES_IN_A_ROW = 16
 CATCH_UP_S = 1.0  # a machine that was busy for longer does not make up for it
 CLOSES = (("content-type", "text/plain"), ("connection", "close"))
+NUMBERS = (float, int)
 AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER 0: close() resets
 
 
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         self.idle = self.loop.call_later(self.keep_alive_s, self._close_if_idle)
 
     def data_received(self, data: bytes) -> None:
+        self.idle_since_s = self.loop.time()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:  # such as h2c: the answer in HTTP/1.1 declines it
@@ -153,7 +155,7 @@ class Connection(asyncio.Protocol):
             if isinstance(move, Event):
                 self.transport.write(chunk(move.data))
                 writes += 1
-            elif isinstance(move, float):
+            elif isinstance(move, NUMBERS):
                 if move and self._waits(move):
                     return
             elif isinstance(move, Ticket):

@@ -147,7 +147,7 @@ async def test_what_was_not_used_for_longest_is_forgotten() -> None:
         for ask in (*asks, asks[0]):
             usage = (await client.post(CHAT, json=ask)).json()["usage"]
             assert usage["prompt_tokens_details"]["cached_tokens"] == 0
-        assert len(sim.generations.cache.blocks) == 10
+        assert len(sim.core.cache.blocks) == 10
 
 
 async def test_the_figures_are_those_of_what_was_done() -> None:

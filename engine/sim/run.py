@@ -30,6 +30,7 @@ async def simulator(
     cache_blocks: int = 4096,
     retry_after_s: int | None = None,
     keep_alive_s: float = 5.0,
+    kept_requests: int = 1000,
     host: str = "127.0.0.1",
     port: int = 0,
     uds: Path | str | None = None,
@@ -46,6 +47,7 @@ async def simulator(
         faults,
         retry_after_s,
         keep_alive_s,
+        kept_requests,
         host,
         port,
         uds,
@@ -67,7 +69,7 @@ def serve(say: Callable[[str], None], *faults: Fault, **options: Any) -> None:
         told = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, told.set)
-        async with simulator(*faults, **options) as sim:
+        async with simulator(*faults, kept_requests=0, **options) as sim:
             say(f"Simulating {sim.model.name} at {sim.url}")
             await told.wait()
 

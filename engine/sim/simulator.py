@@ -20,13 +20,11 @@ from engine.sim.moves import JSON, Headers, Moves, Raw, Whole
 from engine.sim.scheduler import Scheduler
 from engine.sim.twists import twisted
 
-KEPT_REQUESTS = 1000
-
 
 class Simulator:
     """An engine, once its `listener` is open.
 
-    `faults` may be changed at any time; `requests` has the last that were received.
+    `faults` may be changed at any time; `requests` has what was received.
     """
 
     def __init__(
@@ -38,17 +36,19 @@ class Simulator:
         faults: Iterable[Fault] = (),
         retry_after_s: int | None = None,
         keep_alive_s: float = 5.0,
+        kept_requests: int = 1000,
         host: str = "127.0.0.1",
         port: int = 0,
         uds: Path | str | None = None,
     ) -> None:
-        """`retry_after_s`: what a full queue answers with; vLLM's says nothing."""
+        """`retry_after_s`: what a full queue answers with; vLLM's says nothing. `kept_requests`: how many of the last
+        are kept in `requests`."""
         self.model = model
         self.core = Core(model, speed, scheduler, cache)
         self.faults = list(faults)
         self.retry_after_s = retry_after_s
         self.keep_alive_s = keep_alive_s
-        self.requests: deque[Received] = deque(maxlen=KEPT_REQUESTS)
+        self.requests: deque[Received] = deque(maxlen=kept_requests)
         self.open: set[Connection] = set()
         self.accepted = 0
         self.listener = Listener(self.connection, self.open, host, port, uds)

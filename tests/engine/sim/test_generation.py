@@ -118,6 +118,11 @@ async def test_an_answer_takes_the_time_it_was_told(body: dict[str, Any]) -> Non
         assert await seconds(client.post(CHAT, json=limited)) > 0.1 + 10 * 0.02 - 0.01
 
 
+async def test_seconds_may_be_whole_numbers() -> None:
+    async with simulator(ttft_s=1) as sim, client_of(sim) as client:
+        assert await seconds(client.post(CHAT, json=ASK)) > 0.99
+
+
 async def test_a_cached_prompt_costs_no_time_to_read() -> None:
     ask = {"model": "sim", "max_tokens": 1, "messages": [{"role": "user", "content": "river " * 400}]}
     async with simulator(prefill_tokens_per_s=1000) as sim, client_of(sim) as client:

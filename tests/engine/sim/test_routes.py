@@ -1,6 +1,7 @@
 """The simulator's routes as the official clients and plain HTTP see them."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,12 @@ from hypothesis import strategies as st
 
 from engine import sse
 from engine.sim import Fault, Model, Simulator, expected, simulator
+from engine.sim.cache import PrefixCache
+from engine.sim.connection import Received
+from engine.sim.generation import Speed
+from engine.sim.moves import Head, Ticket, Whole
+from engine.sim.scheduler import Scheduler
+from engine.sim.simulator import KNOWN
 from tests.engine.sim.conftest import ASK, CHAT, STREAM, hear
 from tests.engine.sim.test_broken_streams import document
 
@@ -319,3 +326,25 @@ async def test_a_long_answer_leaves_others_their_turn() -> None:
         await client.get("/health")
         assert not long.done()
         assert (await long).json()["usage"]["completion_tokens"] == 100_000
+
+
+NAMES = (
+    "model", "messages", "role", "content", "type", "text", "prompt", "input", "tokens", "n", "max_tokens", "stop",
+    "stream", "stream_options", "include_usage", "continue_final_message", "add_generation_prompt", "system",
+    "instructions", "tool_calls", "dimensions", "encoding_format", "echo", "ignore_eos", "max_completion_tokens",
+)  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    path=st.sampled_from([path for path in sorted(KNOWN) if path != "/metrics"]),
+    body=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=8),
+)
+def test_no_json_is_answered_with_less_than_an_answer(path: str, body: dict[str, Any]) -> None:
+    sim = Simulator(Model(max_model_len=64), Speed(), Scheduler(4, 0), PrefixCache(4))
+    first = next(sim.answer(Received("POST", path, raw=json.dumps(body).encode())))
+    assert isinstance(first, Head | Ticket) or (isinstance(first, Whole) and first.status in (200, 400, 404, 405))

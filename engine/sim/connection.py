@@ -1,6 +1,7 @@
 """One client's connection: HTTP/1.1 by hand, so that a fault decides every byte and when it goes out.
 
-Plays the moves of each answer: a write for each event, a timer only where a move asks for time, no task at all.
+asyncio tells of the socket, httptools (`on_...`) of the request; `play` makes the moves of each answer: a write for
+each event, a timer only where a move asks for time, no task at all.
 """
 
 import asyncio
@@ -68,8 +69,6 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = self.due_s = self.loop.time()
         self.paused = self.blocked = False
 
-    # What asyncio tells.
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none, and does all that one does
         self.open.add(self)
@@ -106,8 +105,6 @@ class Connection(asyncio.Protocol):
             self.blocked = False
             self.play()
 
-    # What the parser tells.
-
     def on_message_begin(self) -> None:
         self.request, self.pieces, self.url, self.received_bytes = Received(), [], b"", 0
 
@@ -137,8 +134,6 @@ class Connection(asyncio.Protocol):
         elif self.moves is None:
             self._take()
             self.play()
-
-    # The answer.
 
     def play(self) -> None:
         """Goes on with the moves until one of them has to be waited for."""

@@ -65,6 +65,8 @@ def serve(say: Callable[[str], None], *faults: Fault, **options: Any) -> None:
     `options` are those of `simulator`.
     """
 
+    import uvloop
+
     async def until_told() -> None:
         told = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,8 +74,6 @@ def serve(say: Callable[[str], None], *faults: Fault, **options: Any) -> None:
         async with simulator(*faults, kept_requests=0, **options) as sim:
             say(f"Simulating {sim.model.name} at {sim.url}")
             await told.wait()
-
-    import uvloop
 
     gc.freeze()
     uvloop.run(until_told())

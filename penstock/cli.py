@@ -143,7 +143,7 @@ def sim(
     import os
 
     from engine.sim import KINDS, FaultError, parse
-    from engine.sim.listener import serve as serve_simulator
+    from engine.sim.run import serve as serve_simulator
 
     if list_faults:
         for name, kind in KINDS.items():

@@ -3,7 +3,7 @@
 from engine.sim.asked import Model
 from engine.sim.expected import Expected, expected
 from engine.sim.faults import KINDS, Fault, FaultError, parse
-from engine.sim.listener import simulator
+from engine.sim.run import simulator
 from engine.sim.simulator import Simulator
 
 __all__ = ["KINDS", "Expected", "Fault", "FaultError", "Model", "Simulator", "expected", "parse", "simulator"]

@@ -66,7 +66,9 @@ def asked(path: str, body: Any, model: Model) -> Asked:
     prompts = prompts_of(path, body)
     ids = [prompt.ids for prompt in prompts]
     choices = integer(body, "n", 1, 1, MAX_CHOICES) if path in NAMED_LIMITS else 1
-    options = body.get("stream_options")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise Refused(400, "stream_options must be an object", "stream_options")
     if options and not body.get("stream"):
         raise Refused(400, "Stream options can only be defined when `stream=True`.", "stream_options")
     return Asked(
@@ -77,7 +79,7 @@ def asked(path: str, body: Any, model: Model) -> Asked:
         max_tokens=token_limit(path, body, max(map(len, ids)), model),
         stop=strings(body.get("stop") or body.get("stop_sequences") or [], "stop"),
         stream=bool(body.get("stream")),
-        usage_wanted=bool((options or {}).get("include_usage")),
+        usage_wanted=bool(options.get("include_usage")),
         endless=bool(body.get("ignore_eos")),
     )
 

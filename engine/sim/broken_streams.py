@@ -31,9 +31,8 @@ def reset_after(fault: Fault, moves: Moves, shape: Shape | None) -> Moves:
 
 def half_event(fault: Fault, moves: Moves, shape: Shape | None) -> Moves:
     for move, here in marked(moves, fault.after):
-        if here:
-            data = json_of(move)
-            yield Raw(chunk(b"data: " + data[: len(data) // 2]))
+        if here and isinstance(move, Event):
+            yield Raw(chunk(move.data[: len(move.data) // 2]))
             yield Turn.CLOSE
             return
         yield move

@@ -1,6 +1,7 @@
 """One client's connection: HTTP/1.1 by hand, so that a fault decides every byte and when it goes out.
 
-Plays the moves of each answer: a write for each event, a timer only where a move asks for time, no task at all.
+asyncio tells of the socket, httptools (`on_...`) of the request; `play` makes the moves of each answer: a write for
+each event, a timer only where a move asks for time, no task at all.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ MAX_PIPELINED = 64
 WRITES_IN_A_ROW = 16
 CATCH_UP_S = 1.0  # a machine that was busy for longer does not make up for it
 CLOSES = (("content-type", "text/plain"), ("connection", "close"))
+NUMBERS = (float, int)
 AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER 0: close() resets
 
 
@@ -67,8 +69,6 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = self.due_s = self.loop.time()
         self.paused = self.blocked = False
 
-    # What asyncio tells.
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none, and does all that one does
         self.open.add(self)
@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self.idle = self.loop.call_later(self.keep_alive_s, self._close_if_idle)
 
     def data_received(self, data: bytes) -> None:
+        self.idle_since_s = self.loop.time()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:  # such as h2c: the answer in HTTP/1.1 declines it
@@ -103,8 +104,6 @@ class Connection(asyncio.Protocol):
         if self.blocked:
             self.blocked = False
             self.play()
-
-    # What the parser tells.
 
     def on_message_begin(self) -> None:
         self.request, self.pieces, self.url, self.received_bytes = Received(), [], b"", 0
@@ -136,8 +135,6 @@ class Connection(asyncio.Protocol):
             self._take()
             self.play()
 
-    # The answer.
-
     def play(self) -> None:
         """Goes on with the moves until one of them has to be waited for."""
         self.timer = None
@@ -153,7 +150,7 @@ class Connection(asyncio.Protocol):
             if isinstance(move, Event):
                 self.transport.write(chunk(move.data))
                 writes += 1
-            elif isinstance(move, float):
+            elif isinstance(move, NUMBERS):
                 if move and self._waits(move):
                     return
             elif isinstance(move, Ticket):

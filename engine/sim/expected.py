@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from engine.sim.asked import Model, asked
-from engine.sim.generation import ENDLESS_TOKENS, Choice
+from engine.sim.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,7 @@ class Expected:
 def expected(body: Mapping[str, Any], model: Model = Model(), path: str | None = None, choice: int = 0) -> Expected:
     """`path` is told by the body's fields where it is not given. Raises Refused as the simulator would."""
     wanted = asked(path or path_of(body), dict(body), model)
-    prompt = wanted.prompts[choice]
-    said = Choice(choice, prompt, wanted, ENDLESS_TOKENS if wanted.endless else model.mean_tokens)
+    said = Choice(choice, wanted, model)
     tokens = []
     while said.ended is None:
         tokens.append(orjson.loads(said.step()))

@@ -30,7 +30,7 @@ class Whole(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The head of a body that comes in chunks, up to End.BODY."""
+    """The head of a body that comes in chunks, up to Turn.BODY."""
 
     status: int = 200
     headers: Headers = EVENT_STREAM
@@ -70,7 +70,7 @@ class Ticket:
         self.call = lambda: None
 
 
-Wait = float  # seconds
+Wait = float | int  # seconds
 Move = Whole | Head | Event | Raw | Turn | Ticket | Wait
 Moves = Generator[Move]
 

@@ -135,7 +135,8 @@ class Messages:
 
     def whole(self, ended: Sequence[Ended], used: Used) -> bytes:
         text = [{"type": "text", "text": ended[0].text}]
-        return orjson.dumps(self.message(text, self.why(ended[0]), ended[0].stop, self.usage(used)))
+        message = self.message(text, self.why(ended[0]), ended[0].stop, self.usage(used))
+        return orjson.dumps({name: value for name, value in message.items() if value is not None})
 
     def message(self, content: Any, why: str | None, stop: str | None, usage: Any) -> dict[str, Any]:
         return {

@@ -72,6 +72,7 @@ class Chat:
 
     prefix, object, whole_object = "chatcmpl-", "chat.completion.chunk", "chat.completion"
     before, after = b'"delta":{"content":', b'},"logprobs":null,'
+    goes_on = b'"finish_reason":null,"token_ids":null}]}\n\n'
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
@@ -81,7 +82,7 @@ class Chat:
         self.heads = [
             b'data: %b,"choices":[{"index":%d,%b' % (opened, index, self.before) for index in range(len(asked.prompts))
         ]
-        self.tail = self.after + b'"finish_reason":null,"token_ids":null}]}\n\n'
+        self.tail = self.after + self.goes_on
 
     def opening(self, used: Used) -> Iterable[Event]:
         for index in range(len(self.asked.prompts)):
@@ -122,6 +123,7 @@ class Completion(Chat):
 
     prefix, object, whole_object = "cmpl-", "text_completion", "text_completion"
     before, after = b'"text":', b',"logprobs":null,'
+    goes_on = b'"finish_reason":null,"stop_reason":null,"token_ids":null}]}\n\n'
 
     def opening(self, used: Used) -> Iterable[Event]:
         return ()

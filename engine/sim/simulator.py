@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,18 +14,17 @@ from engine.sim.connection import Connection, Received
 from engine.sim.expected import Expected, expected
 from engine.sim.faults import Fault, FaultError, read
 from engine.sim.figures import CONTENT_TYPE
-from engine.sim.generation import SHAPES, Generation, Generations, Speed
+from engine.sim.generation import SHAPES, Core, Generation, Speed
+from engine.sim.listener import Listener
 from engine.sim.moves import JSON, Headers, Moves, Raw, Whole
 from engine.sim.scheduler import Scheduler
 from engine.sim.twists import twisted
 
-KEPT_REQUESTS = 1000
-
 
 class Simulator:
-    """An engine, put on a socket by engine/sim/listener.py.
+    """An engine, once its `listener` is open.
 
-    `faults` may be changed at any time; `requests` has the last that were received.
+    `faults` may be changed at any time; `requests` has what was received.
     """
 
     def __init__(
@@ -36,38 +36,47 @@ class Simulator:
         faults: Iterable[Fault] = (),
         retry_after_s: int | None = None,
         keep_alive_s: float = 5.0,
+        kept_requests: int = 1000,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        uds: Path | str | None = None,
     ) -> None:
-        """`retry_after_s`: what a full queue answers with; vLLM's says nothing."""
-        self.url = ""
-        self.listener: Any = None
+        """`retry_after_s`: what a full queue answers with; vLLM's says nothing. `kept_requests`: how many of the last
+        are kept in `requests`."""
         self.model = model
-        self.generations = Generations(model, speed, scheduler, cache)
+        self.core = Core(model, speed, scheduler, cache)
         self.faults = list(faults)
         self.retry_after_s = retry_after_s
         self.keep_alive_s = keep_alive_s
-        self.requests: deque[Received] = deque(maxlen=KEPT_REQUESTS)
+        self.requests: deque[Received] = deque(maxlen=kept_requests)
         self.open: set[Connection] = set()
         self.accepted = 0
+        self.listener = Listener(self.connection, self.open, host, port, uds)
+
+    @property
+    def url(self) -> str:
+        """`http://...` or `unix:/path`."""
+        return self.listener.url
 
     @property
     def running(self) -> int:
-        return len(self.generations.scheduler.running)
+        return len(self.core.scheduler.running)
 
     @property
     def waiting(self) -> int:
-        return len(self.generations.scheduler.waiting)
+        return len(self.core.scheduler.waiting)
 
     @property
     def started(self) -> int:
-        return self.generations.started
+        return self.core.started
 
     @property
     def completed(self) -> int:
-        return self.generations.completed
+        return self.core.completed
 
     @property
     def aborted(self) -> int:
-        return self.generations.aborted
+        return self.core.aborted
 
     @property
     def connections(self) -> int:
@@ -103,7 +112,7 @@ class Simulator:
         if request.method != "POST" or request.path not in SHAPES:
             return self._whole(self._other, request), None
         try:
-            generation = self.generations.make(asked(request.path, json_of(request), self.model))
+            generation = self.core.make(asked(request.path, json_of(request), self.model))
         except Refused as refused:
             return only(self._refusal(refused, request.path)), None
         return generation.moves(), generation
@@ -125,7 +134,7 @@ class Simulator:
             case "GET", "/health":
                 return Whole(200, b"", ())
             case "GET", "/metrics":
-                return Whole(200, self.generations.metrics(), (("content-type", CONTENT_TYPE),))
+                return Whole(200, self.core.metrics(), (("content-type", CONTENT_TYPE),))
             case "GET", "/v1/models":
                 return document(extras.models(self.model))
             case "GET", "/version":

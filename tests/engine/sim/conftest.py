@@ -1,4 +1,4 @@
-"""A client that takes down every byte the simulator sends, and how the connection ended."""
+"""The clients of these tests; one takes down every byte the simulator sends, and how the connection ended."""
 
 import asyncio
 import json
@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import httpx2
 
 from engine.sim import Simulator
 
@@ -83,9 +85,13 @@ async def hear(sim: Simulator, body: Mapping[str, Any] | None, path: str = CHAT,
             heard.pieces.append(piece)
     except TimeoutError:
         pass
-    except ConnectionResetError:
+    except (ConnectionResetError, BrokenPipeError):
         heard.end = "reset"
     finally:
         writer.close()
     assert not raised
     return heard
+
+
+def client_of(sim: Simulator) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(base_url=sim.url, timeout=20, trust_env=False)

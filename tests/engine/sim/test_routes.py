@@ -1,13 +1,11 @@
 """The simulator's routes as the official clients and plain HTTP see them."""
 
-import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx2
 import openai
 import pytest
 from hypothesis import given
@@ -15,19 +13,19 @@ from hypothesis import strategies as st
 
 from engine import sse
 from engine.sim import Fault, Model, Simulator, expected, simulator
-from tests.engine.sim.conftest import ASK, CHAT, STREAM, hear
+from engine.sim.cache import PrefixCache
+from engine.sim.connection import Received
+from engine.sim.generation import Speed
+from engine.sim.moves import Head, Ticket, Whole
+from engine.sim.scheduler import Scheduler
+from engine.sim.simulator import KNOWN
+from tests.engine.sim.conftest import ASK, CHAT, STREAM, client_of
 from tests.engine.sim.test_broken_streams import document
 
 pytestmark = pytest.mark.anyio
 
 TEXT = expected(ASK)
 QUESTION = ASK["messages"][0]["content"]
-
-
-@asynccontextmanager
-async def asked(sim: Simulator) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=sim.url, timeout=20, trust_env=False) as client:
-        yield client
 
 
 @asynccontextmanager
@@ -124,7 +122,7 @@ async def test_a_chat_is_continued_over_the_wire() -> None:
     partial = "".join(TEXT.tokens[:5])
     turns = [*ASK["messages"], {"role": "assistant", "content": partial}]
     goes_on = {"messages": turns, "continue_final_message": True, "add_generation_prompt": False}
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         answer = await client.post(CHAT, json=goes_on)
         both = await client.post(CHAT, json={**goes_on, "add_generation_prompt": True})
     assert partial + answer.json()["choices"][0]["message"]["content"] == TEXT.text
@@ -133,7 +131,7 @@ async def test_a_chat_is_continued_over_the_wire() -> None:
 
 
 async def test_what_was_generated_is_tokenized_to_as_many_tokens() -> None:
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         tokens = (await client.post("/tokenize", json={"prompt": TEXT.text, "return_token_strs": True})).json()
         prompt = (await client.post("/tokenize", json=ASK)).json()
         text = (await client.post("/detokenize", json={"tokens": tokens["tokens"]})).json()
@@ -148,7 +146,7 @@ async def test_what_was_generated_is_tokenized_to_as_many_tokens() -> None:
 async def test_a_stop_string_ends_the_text_before_it(stream: bool) -> None:
     stop = TEXT.text[30:37]
     body = {**(STREAM if stream else ASK), "stop": ["not there", stop]}
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         answer = await client.post(CHAT, json=body)
     if stream:
         choices = [document(event)["choices"] for event in sse.EventSplitter().feed(answer.content)[:-2]]
@@ -193,7 +191,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None]] = [
 async def test_what_cannot_be_answered_is_refused_in_vllms_shape(
     path: str, body: dict[str, Any], status: int, param: str | None
 ) -> None:
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         answer = await client.post(path, json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -203,13 +201,13 @@ async def test_what_cannot_be_answered_is_refused_in_vllms_shape(
 
 @pytest.mark.parametrize("raw", [b"{bad", b"[]", b"\xff", b'{"messages": NaN}', b"[" * 20_000, b""])
 async def test_a_body_that_is_no_request_is_refused(raw: bytes) -> None:
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         for path in (CHAT, "/v1/messages", "/v1/embeddings", "/tokenize"):
             assert (await client.post(path, content=raw)).status_code == 400
 
 
 async def test_the_other_routes_answer_as_vllms_do() -> None:
-    async with simulator(model="mine", max_model_len=99) as sim, asked(sim) as client:
+    async with simulator(model="mine", max_model_len=99) as sim, client_of(sim) as client:
         models = (await client.get("/v1/models")).json()
         assert [(model["id"], model["max_model_len"]) for model in models["data"]] == [("mine", 99)]
         health = await client.get("/health")
@@ -222,7 +220,7 @@ async def test_the_other_routes_answer_as_vllms_do() -> None:
 
 
 async def test_faults_are_set_shown_and_taken_back_while_it_runs() -> None:
-    async with simulator(Fault("hang")) as sim, asked(sim) as client:
+    async with simulator(Fault("hang")) as sim, client_of(sim) as client:
         assert [fault["kind"] for fault in (await client.get("/sim/faults")).json()] == ["hang"]
         set_faults = await client.put("/sim/faults", json=[{"kind": "status", "status": 503, "times": 1}])
         assert set_faults.status_code == 200
@@ -235,7 +233,7 @@ async def test_faults_are_set_shown_and_taken_back_while_it_runs() -> None:
 
 @pytest.mark.parametrize("faults", [{}, [3], [{"kind": "ctu"}], [{"kind": "cut", "aftr": 3}], [{"kind": "refuse"}]])
 async def test_faults_that_cannot_be_understood_leave_those_that_are_set(faults: Any) -> None:
-    async with simulator(Fault("cut")) as sim, asked(sim) as client:
+    async with simulator(Fault("cut")) as sim, client_of(sim) as client:
         answer = await client.put("/sim/faults", json=faults)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "faults"
@@ -243,7 +241,7 @@ async def test_faults_that_cannot_be_understood_leave_those_that_are_set(faults:
 
 
 async def test_what_was_received_can_be_looked_at() -> None:
-    async with simulator() as sim, asked(sim) as client:
+    async with simulator() as sim, client_of(sim) as client:
         await client.post(CHAT, json=ASK, headers={"X-Request-Id": "seven"})
         await client.get("/health")
     first, second = sim.requests
@@ -252,70 +250,23 @@ async def test_what_was_received_can_be_looked_at() -> None:
     assert (sim.accepted, sim.connections) == (1, 0)
 
 
-async def test_a_unix_socket_serves_too(tmp_path: Path) -> None:
-    socket = tmp_path / "sim.sock"
-    async with simulator(uds=socket) as sim:
-        assert sim.url == f"unix:{socket}"
-        transport = httpx2.AsyncHTTPTransport(uds=str(socket))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://sim") as client:
-            assert (await client.post(CHAT, json=ASK)).json()["choices"][0]["message"]["content"] == TEXT.text
-    assert not socket.exists()
+NAMES = (
+    "model", "messages", "role", "content", "type", "text", "prompt", "input", "tokens", "n", "max_tokens", "stop",
+    "stream", "stream_options", "include_usage", "continue_final_message", "add_generation_prompt", "system",
+    "instructions", "tool_calls", "dimensions", "encoding_format", "echo", "ignore_eos", "max_completion_tokens",
+)  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=8,
+)
 
 
-async def test_requests_sent_before_the_answer_are_answered_in_turn() -> None:
-    async with simulator() as sim:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(sim.url.rpartition(":")[2]))
-        writer.write(
-            b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n" * 3 + b"GET /nope HTTP/1.1\r\nconnection: close\r\n\r\n"
-        )
-        data = await reader.read()
-        writer.close()
-    assert data.count(b"HTTP/1.1 200 OK") == 3
-    assert data.index(b"HTTP/1.1 404") > data.rindex(b"HTTP/1.1 200")
-
-
-async def test_a_body_that_waits_to_be_asked_for_is_asked_for() -> None:
-    async with simulator() as sim:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(sim.url.rpartition(":")[2]))
-        writer.write(b"POST /tokenize HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 14\r\n\r\n")
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        writer.write(b'{"prompt":"a"}')
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
-        writer.close()
-
-
-async def test_what_is_no_http_gets_400_and_a_closed_connection() -> None:
-    async with simulator() as sim:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(sim.url.rpartition(":")[2]))
-        writer.write(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request")
-        writer.close()
-
-
-async def test_an_upgrade_is_declined_by_answering_in_http_1() -> None:
-    async with simulator() as sim:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(sim.url.rpartition(":")[2]))
-        asks = b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n\r\n"
-        for _ in range(2):
-            writer.write(asks)
-            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
-        writer.close()
-
-
-async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
-    async with simulator(Fault("stall", delay_s=0.15), keep_alive_s=0.05) as sim:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(sim.url.rpartition(":")[2]))
-        assert await reader.read() == b""
-        writer.close()
-        assert (await hear(sim, STREAM)).data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-
-
-async def test_a_long_answer_leaves_others_their_turn() -> None:
-    model = Model(mean_tokens=1, max_model_len=200_000)
-    async with simulator(max_model_len=model.max_model_len) as sim, asked(sim) as client:
-        long = asyncio.create_task(client.post(CHAT, json={**ASK, "ignore_eos": True, "max_tokens": 100_000}))
-        while not sim.running:
-            await asyncio.sleep(0)
-        await client.get("/health")
-        assert not long.done()
-        assert (await long).json()["usage"]["completion_tokens"] == 100_000
+@given(
+    path=st.sampled_from([path for path in sorted(KNOWN) if path != "/metrics"]),
+    body=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=8),
+)
+def test_no_json_is_answered_with_less_than_an_answer(path: str, body: dict[str, Any]) -> None:
+    sim = Simulator(Model(max_model_len=64), Speed(), Scheduler(4, 0), PrefixCache(4))
+    first = next(sim.answer(Received("POST", path, raw=json.dumps(body).encode())))
+    assert isinstance(first, Head | Ticket) or (isinstance(first, Whole) and first.status in (200, 400, 404, 405))

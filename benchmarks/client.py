@@ -16,8 +16,9 @@ EVENT = b"data: "
 
 @dataclass
 class Tally:
-    """What was answered since the last `clear`."""
+    """What was answered since the last `clear`; how long each answer took if `times`."""
 
+    times: bool
     completed: int = 0
     events: int = 0
     latency_s: list[float] = field(default_factory=list)
@@ -33,11 +34,12 @@ class Tally:
 
 @dataclass
 class Requests:
-    """What is sent: `bodies` in turn. `events` is how many events each answer must have; 0: it is no stream."""
+    """What is sent: `bodies` in turn. `events` is how many each stream must have; 0: as many as it likes."""
 
     host: str
     bodies: list[bytes]
-    events: int
+    stream: bool = False
+    events: int = 0
     numbers: "count[int]" = field(default_factory=count)
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class Client(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self.pieces.append(data)
-        if self.requests.events:
+        if self.requests.stream:
             found = data.count(EVENT)
             self.events += found
             self.tally.events += found
@@ -105,8 +107,8 @@ class Client(asyncio.Protocol):
         body = b"".join(self.pieces)
         if self.parser.get_status_code() != 200:
             return f"status {self.parser.get_status_code()}"
-        if self.requests.events:
-            whole = body.count(EVENT) == self.requests.events and body.endswith(b"[DONE]\n\n")
+        if self.requests.stream:
+            whole = body.endswith(b"[DONE]\n\n") and self.requests.events in (0, body.count(EVENT))
         else:
             whole = body.endswith(b"}")
         return "" if whole else "an answer that is not whole"
@@ -128,7 +130,7 @@ class Client(asyncio.Protocol):
             self.close()
         else:
             self.tally.completed += 1
-            self.tally.latency_s.append(time.perf_counter() - self.began)
-            if self.first_token is not None:
-                self.tally.first_token_s.append(self.first_token - self.began)
+            if self.tally.times:
+                self.tally.latency_s.append(time.perf_counter() - self.began)
+                self.tally.first_token_s += [self.first_token - self.began] if self.first_token else []
         self.done(self)

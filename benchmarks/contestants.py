@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx2
 
@@ -62,6 +63,7 @@ class Contestant:
     command: Sequence[str]
     url: str
     env: Mapping[str, str] = field(default_factory=dict)
+    model: str = "m"
 
 
 def given(text: str, places: Mapping[str, str]) -> Contestant:
@@ -95,11 +97,19 @@ def places(upstreams: Sequence[str], engine_socket: str, port: int) -> dict[str,
     return {"upstream": upstreams[0], "upstreams": " ".join(upstreams), "socket": engine_socket, "port": str(port)}
 
 
-def penstock(upstreams: Sequence[str], port: int, folder: Path, name: str = "Penstock") -> Contestant:
+def penstock(
+    upstreams: Sequence[str],
+    port: int,
+    folder: Path,
+    name: str = "Penstock",
+    *,
+    model: str = "m",
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> Contestant:
     """As a user would start it: nothing is turned off."""
     command = [str(Path(sys.executable).parent / "penstock"), "serve", "--port", str(port)]
-    command += ["--upstream", f"m={','.join(upstreams)}"]
-    return Contestant(name, command, f"http://127.0.0.1:{port}", {"PENSTOCK_HOME": str(folder)})
+    command += ["--upstream", f"{model}={','.join(upstreams)}"]
+    return Contestant(name, command, f"http://127.0.0.1:{port}", {"PENSTOCK_HOME": str(folder), **env}, model)
 
 
 def nginx(upstream: str, port: int, folder: Path) -> Contestant:
@@ -113,7 +123,7 @@ def nginx(upstream: str, port: int, folder: Path) -> Contestant:
 
 
 @contextmanager
-def running(contestant: Contestant, core: int, folder: Path) -> Iterator[int]:
+def running(contestant: Contestant, core: int | None, folder: Path) -> Iterator[int]:
     """Its process id, once it has answered a chat. What it writes goes into a file in `folder`."""
     log = folder / f"{re.sub(r'[^a-zA-Z0-9]+', '-', contestant.name)}.log"
     with log.open("wb") as output, started(contestant.command, core, output, contestant.env) as process:
@@ -122,7 +132,7 @@ def running(contestant: Contestant, core: int, folder: Path) -> Iterator[int]:
 
 
 def until_it_answers(contestant: Contestant, process: subprocess.Popen[bytes], log: Path) -> None:
-    body = {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "Are you there?"}]}
+    body = {"model": contestant.model, "max_tokens": 2, "messages": [{"role": "user", "content": "Are you there?"}]}
     deadline = time.monotonic() + START_S
     said = "nothing"
     with httpx2.Client(base_url=contestant.url, timeout=START_S, trust_env=False) as client:

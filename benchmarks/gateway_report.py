@@ -72,8 +72,8 @@ def self_check_table(runs: Runs) -> str:
                 [
                     f"{name}, {work}",
                     f"{len(whole)} of {len(samples)}",
-                    f"{gateway:.0%}",
-                    f"{client:.0%}",
+                    "-" if math.isnan(gateway) else f"{gateway:.0%}",
+                    "-" if math.isnan(client) else f"{client:.0%}",
                     spread([100 * sample.foreign_share for sample in whole]),
                     limit(gateway, client),
                     "; ".join(sorted({wrong for sample in samples for wrong in sample.errors})) or "-",

@@ -7,6 +7,7 @@ the watched processes is read here, at both ends of the very seconds in which an
 import asyncio
 import gc
 import json
+import math
 import os
 import time
 from collections import deque
@@ -57,36 +58,37 @@ class Clock:
 
 
 class Crowd:
-    """Clients on keep-alive connections."""
+    """Clients on keep-alive connections, who ask `limit` times in all."""
 
-    def __init__(self, url: str, requests: Requests) -> None:
+    def __init__(self, url: str, requests: Requests, tally: Tally, limit: float) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.requests = requests
-        self.tally = Tally()
-        self.is_over = False
+        self.tally = tally
+        self.left = limit
         self.idle: deque[Client] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
     async def closed_loop(self, clients: int) -> None:
         """Whoever has its answer asks again."""
         for _ in range(clients):
-            self.start(self.connect_and_ask(self.again))
+            self.once_more(None)
             await asyncio.sleep(START_SPREAD_S / clients)
 
-    def again(self, client: Client) -> None:
-        if self.is_over:
+    def once_more(self, client: Client | None) -> None:
+        if self.left <= 0:
             return
-        if client.transport:
+        self.left -= 1
+        if client and client.transport:
             client.ask()
         else:
-            self.start(self.connect_and_ask(self.again))
+            self.start(self.connect_and_ask(self.once_more))
 
     async def open_loop(self, rate: float) -> None:
         """`rate` requests a second, however long the answers take; timed from when each was due."""
         began = time.perf_counter()
         sent = 0
-        while not self.is_over:
+        while self.left > 0:
             due = began + sent / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             while self.idle and not self.idle[0].transport:
@@ -126,24 +128,26 @@ async def measured(
     return summed(crowd, before, Clock(watched))
 
 
-async def counted(crowd: Crowd, watched: Sequence[int], clients: int, requests: int, samples: int) -> Load:
-    """Goes on for so many requests, and looks at the first watched process's memory `samples` + 1 times."""
-    crowd.start(crowd.closed_loop(clients))
+async def counted(crowd: Crowd, watched: Sequence[int], clients: int) -> Load:
+    """Until the crowd has asked as often as it may; looks at the first watched process's memory at each quarter."""
+    requests = crowd.left
     before = Clock(watched)
-    resident = [resident_bytes(tree(watched[0]))]
-    for sample in range(1, samples + 1):
-        while crowd.tally.completed < requests * sample / samples:
+    resident = [resident_bytes(tree(watched[0]))] if watched else []
+    crowd.start(crowd.closed_loop(clients))
+    for quarter in range(1, 5):
+        while crowd.tally.completed + crowd.tally.errors.total() < requests * quarter / 4:
             await asyncio.sleep(POLL_S)
             if time.perf_counter() - before.wall_s > GIVE_UP_S:
                 raise SystemExit(f"only {crowd.tally.completed} of {requests} requests in {GIVE_UP_S} s")
-        resident.append(resident_bytes(tree(watched[0])))
+        if watched:
+            resident.append(resident_bytes(tree(watched[0])))
     load = summed(crowd, before, Clock(watched))
     load.resident_bytes = resident
     return load
 
 
 def summed(crowd: Crowd, before: Clock, after: Clock) -> Load:
-    crowd.is_over = True
+    crowd.left = 0
     tally = crowd.tally
     return Load(
         wall_s=after.wall_s - before.wall_s,
@@ -161,22 +165,24 @@ def summed(crowd: Crowd, before: Clock, after: Clock) -> Load:
 def main(
     url: str,
     bodies: Annotated[Path, typer.Option(help="A JSON body on each line; 000000000000 becomes the request's number")],
-    events: Annotated[int, typer.Option(help="How many events each stream must have; 0: no stream")] = 0,
+    stream: bool = False,
+    events: Annotated[int, typer.Option(help="How many events each stream must have; 0: as many as it likes")] = 0,
     clients: int = 32,
     rate: Annotated[float, typer.Option(help="Requests a second in an open loop, instead of clients in a closed")] = 0,
     warm_s: float = 1,
     seconds: float = 3,
     requests: Annotated[int, typer.Option(help="Go on for so many requests, instead of seconds")] = 0,
+    times: Annotated[bool, typer.Option(help="Print how long each answer took, too")] = False,
     watch: Annotated[list[int] | None, typer.Option(help="Processes whose CPU time is asked for")] = None,
 ) -> None:
     """Prints what was counted."""
-    given = Requests(urlsplit(url).netloc, bodies.read_bytes().splitlines(), events)
+    given = Requests(urlsplit(url).netloc, bodies.read_bytes().splitlines(), stream, events)
 
     async def run() -> Load:
         gc.disable()  # what clients leave behind is freed by its count of references
-        crowd = Crowd(url, given)
+        crowd = Crowd(url, given, Tally(times), requests or math.inf)
         if requests:
-            return await counted(crowd, watch or [os.getpid()], clients, requests, samples=4)
+            return await counted(crowd, watch or [], clients)
         return await measured(crowd, watch or [], clients, rate, warm_s, seconds)
 
     typer.echo(json.dumps(asdict(uvloop.run(run()))))

@@ -83,7 +83,7 @@ class Range:
         return Sample(
             cpu_us=1e6 * gateway_s / max(1, done),
             per_s=done / load.wall_s,
-            latency_us=[1e6 * taken for taken in load.latency_s] if work.rate else [],
+            latency_us=[1e6 * taken for taken in load.latency_s],
             gateway_share=gateway_s / load.wall_s,
             client_share=(mock_s + load.own_cpu_s) / load.wall_s,
             foreign_share=max(0.0, load.busy_s - gateway_s - mock_s - load.own_cpu_s) / load.wall_s,
@@ -93,7 +93,8 @@ class Range:
     def load(self, url: str, pid: int | None, work: Work, extra: list[str]) -> Load:
         command = [sys.executable, "-m", "benchmarks.load", url, *extra]
         command += ["--bodies", str(work.write(self.folder, self.size_bytes)), "--clients", str(self.clients)]
-        command += ["--events", str(work.events), "--rate", str(work.rate)]
+        command += ["--stream", "--events", str(work.events)] if work.stream else []
+        command += ["--rate", str(work.rate), "--times"] if work.rate else []
         for watched in (pid, self.mock_pid) if pid else (self.mock_pid,):
             command += ["--watch", str(watched)]
         with pinned(CLIENT_CORE):

@@ -72,10 +72,10 @@ class Conversation:
 def main(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     conversations: int = 24,
-    systems: Annotated[int, typer.Option(help="System prompts, each shared by some of the conversations")] = 6,
+    systems: Annotated[int, typer.Option(help="System prompts, each shared by some of the conversations")] = 12,
     turns: int = 8,
     at_once: Annotated[int, typer.Option(help="Conversations that wait for an answer at a time")] = 8,
-    kv_tokens: Annotated[int, typer.Option(help="What the KV cache of one engine holds")] = 16384,
+    kv_tokens: Annotated[int, typer.Option(help="What the KV cache of one engine holds")] = 20480,
     json_file: Annotated[Path | None, typer.Option("--json", help="Every figure of every round")] = None,
 ) -> None:
     """Prints medians over the rounds, with the smallest and the largest in brackets."""
@@ -84,7 +84,7 @@ def main(
     options["num-gpu-blocks-override"] = kv_tokens // BLOCK_TOKENS
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="affinity-")))
-        engines = [stack.enter_context(bare_engine(f"engine-{n}", options, folder, sharing=2)) for n in range(2)]
+        engines = [stack.enter_context(bare_engine(f"engine-{n}", options, folder, sharing=2)).url for n in range(2)]
         gateways = {way: penstock(engines, free_port(), folder, way, model="demo", env={SWITCH: way}) for way in WAYS}
         for gateway in gateways.values():
             stack.enter_context(running(gateway, None, folder))

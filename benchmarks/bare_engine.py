@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ START_S = 300
 POLL_S = 0.2
 
 
+@dataclass(frozen=True)
+class Bare:
+    url: str
+    pid: int
+
+
 @contextmanager
-def bare_engine(name: str, options: Mapping[str, Any], folder: Path, *, sharing: int = 1) -> Iterator[str]:
-    """The address of the demo model, once it generates; `sharing` engines share this machine. Raises SystemExit."""
+def bare_engine(name: str, options: Mapping[str, Any], folder: Path, *, sharing: int = 1) -> Iterator[Bare]:
+    """The demo model, once it generates; `sharing` engines share this machine. Raises SystemExit."""
     port = free_port()
     launch = plan(
         name, Engine(model="demo", options=dict(options)), ["demo"], detect().shared_by(sharing), folder / "x"
@@ -36,7 +43,7 @@ def bare_engine(name: str, options: Mapping[str, Any], folder: Path, *, sharing:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the engine did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(POLL_S)
-        yield url
+        yield Bare(url, process.pid)
 
 
 def generates(url: str) -> bool:

@@ -1,10 +1,11 @@
 """What a process and everything it has started cost: CPU time, memory; and where they may run."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -77,8 +78,7 @@ def started(
     command: Sequence[str], core: int | None, log: IO[bytes] | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process with everything it writes in `log`; without one, its standard output is a pipe. Ended with SIGTERM."""
-    where = pinned(core) if core is not None else pinned_nowhere()
-    with where:
+    with pinned(core) if core is not None else nullcontext():
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -93,11 +93,6 @@ def started(
         stop(process)
 
 
-@contextmanager
-def pinned_nowhere() -> Iterator[None]:
-    yield
-
-
 def stop(process: subprocess.Popen[bytes], patience_s: float = 40) -> None:
     family = tree(process.pid)
     process.terminate()
@@ -106,10 +101,8 @@ def stop(process: subprocess.Popen[bytes], patience_s: float = 40) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pid in family[1:]:
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            continue
+    for pid in family[1:]:  # what a killed parent has left behind
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     if process.stdout:
         process.stdout.close()

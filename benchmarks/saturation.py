@@ -31,11 +31,14 @@ PENSTOCK = "Penstock"
 
 @dataclass(frozen=True)
 class Round:
-    """One way's figures in one round."""
+    """One way's figures in one round; CPU time is per token, the engine's share of one core."""
 
     tokens_per_s: float
     first_token_s: float
     last_percent_s: float
+    engine_cpu_us: float
+    gateway_cpu_us: float
+    engine_share: float
 
 
 def main(
@@ -51,13 +54,13 @@ def main(
         folder = Path(name)
         bodies = folder / "bodies.jsonl"
         bodies.write_text("\n".join(body(random.Random(n), prompt_words, tokens) for n in range(PROMPTS)))
-        gateway = penstock([engine], free_port(), folder, PENSTOCK, model="demo")
-        with running(gateway, None, folder):
-            ways = {BARE: engine, PENSTOCK: gateway.url}
+        gateway = penstock([engine.url], free_port(), folder, PENSTOCK, model="demo")
+        with running(gateway, None, folder) as pid:
+            ways = {BARE: engine.url, PENSTOCK: gateway.url}
             found: dict[str, list[Round]] = {way: [] for way in ways}
             for number in range(rounds + 1):  # the first warms up and is thrown away
                 for way in list(ways)[:: 1 if number % 2 == 0 else -1]:
-                    one = measured(ways[way], bodies, clients, requests, tokens)
+                    one = measured(ways[way], bodies, clients, requests, tokens, (engine.pid, pid))
                     typer.echo(f"round {number}: {way}: {one}", err=True)
                     if number:
                         found[way].append(one)
@@ -74,10 +77,11 @@ def body(words: random.Random, prompt_words: int, tokens: int) -> str:
     return json.dumps(request, separators=(",", ":"))
 
 
-def measured(url: str, bodies: Path, clients: int, requests: int, tokens: int) -> Round:
-    """Raises SystemExit if any stream was not whole."""
+def measured(url: str, bodies: Path, clients: int, requests: int, tokens: int, pids: tuple[int, int]) -> Round:
+    """`pids`: the engine's, the gateway's. Raises SystemExit if any stream was not whole."""
     command = [sys.executable, "-m", "benchmarks.load", url, "--bodies", str(bodies), "--stream", "--times"]
     command += ["--clients", str(clients), "--requests", str(requests)]
+    command += [word for pid in pids for word in ("--watch", str(pid))]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     load = Load(**json.loads(answer.stdout))
     if load.errors:
@@ -86,29 +90,26 @@ def measured(url: str, bodies: Path, clients: int, requests: int, tokens: int) -
         tokens_per_s=load.completed * tokens / load.wall_s,
         first_token_s=percentile(load.first_token_s, 50),
         last_percent_s=percentile(load.first_token_s, 99),
+        engine_cpu_us=1e6 * load.watched_cpu_s[0] / (load.completed * tokens),
+        gateway_cpu_us=1e6 * load.watched_cpu_s[1] / (load.completed * tokens),
+        engine_share=load.watched_cpu_s[0] / load.wall_s,
     )
 
 
 def report(found: Mapping[str, Sequence[Round]]) -> str:
-    rows = [
-        [
-            way,
-            spread([one.tokens_per_s for one in rounds]),
-            spread([1000 * one.first_token_s for one in rounds], 1),
-            spread([1000 * one.last_percent_s for one in rounds], 1),
-        ]
-        for way, rounds in found.items()
-    ]
+    """A row for each way, and one of the ratios that belong to the same round."""
+    names = ("tokens_per_s", "first_token_s", "last_percent_s", "engine_cpu_us", "gateway_cpu_us", "engine_share")
+    scales = (1, 1000, 1000, 1, 1, 100)
+    rows = []
+    for way, rounds in found.items():
+        columns = ([scale * getattr(one, name) for one in rounds] for name, scale in zip(names, scales, strict=True))
+        rows.append([way, *(spread(column, 1) for column in columns)])
     pairs = list(zip(found[PENSTOCK], found[BARE], strict=True))
-    rows.append(
-        [
-            f"{PENSTOCK} / {BARE}, round by round",
-            spread([through.tokens_per_s / bare.tokens_per_s for through, bare in pairs], 3),
-            spread([through.first_token_s / bare.first_token_s for through, bare in pairs], 3),
-            spread([through.last_percent_s / bare.last_percent_s for through, bare in pairs], 3),
-        ]
-    )
-    return markdown(["", "tokens/s", "first token p50, ms", "first token p99, ms"], rows)
+    ratios = ([getattr(through, name) / getattr(bare, name) for through, bare in pairs] for name in names[:4])
+    rows.append(["the ratio, round by round", *(spread(column, 3) for column in ratios), "", ""])
+    headings = ["", "tokens/s", "first token p50, ms", "first token p99, ms"]
+    headings += ["engine's CPU us/token", "gateway's CPU us/token", "engine, % of a core"]
+    return markdown(headings, rows)
 
 
 if __name__ == "__main__":

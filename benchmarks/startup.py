@@ -9,14 +9,12 @@ import os
 import re
 import resource
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.contestants import free_port
+from benchmarks.figures import median
 from engine.launch import plan
 from engine.machine import detect
 from penstock.config import Engine
@@ -165,20 +165,10 @@ def length(start: Start, phase: str, earlier: Sequence[str]) -> float:
     return max(0.0, ended - began) if ended is not None else 0.0
 
 
-def median(values: Iterable[float]) -> float:
-    return statistics.median(values)
-
-
 def cpu_s() -> float:
     """CPU time of every process that was started here and has ended, its children included."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

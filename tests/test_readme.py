@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ BIN = Path(sys.executable).parent
 
 ASKS = ("curl ", ".venv/bin/penstock chat", ".venv/bin/penstock models", ".venv/bin/penstock doctor")
 BENCH = ".venv/bin/python -m engine.vllm_cli bench serve"
+MEASURES = ".venv/bin/python -m benchmarks."  # minutes each: what they are made of is tried in tests/benchmarks
 TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training
 SERVES = ".venv/bin/penstock serve"
 SIMULATES = ".venv/bin/penstock sim"
@@ -50,7 +52,7 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, SIMULATES, *MAKES)), command
+        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, *MAKES)), command
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
@@ -75,6 +77,13 @@ def test_vllms_own_load_test_loses_no_request(demo: Served, command: str) -> Non
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     shown = subprocess.run(words, capture_output=True, text=True, env=env, cwd=REPOSITORY)
     assert re.search(r"Successful requests:\s+40\b", shown.stdout), shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(MEASURES)])
+def test_every_benchmark_shown_takes_the_options_shown(command: str) -> None:
+    words = [sys.executable, *shlex.split(command)[1:], "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
+    assert shown.returncode == 0, shown.stderr
 
 
 @pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))

@@ -183,6 +183,11 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # `load` lays the environment between the file and the command line
 
+    def revealed(self) -> dict[str, Any]:
+        """The tree as plain data with its secrets in the clear, from which another process makes the same one."""
+        tree: dict[str, Any] = uncovered(self.model_dump())
+        return tree
+
     @model_validator(mode="after")
     def models_name_engines(self) -> Self:
         if not self.models:
@@ -211,6 +216,14 @@ class Config(BaseSettings):
                 "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
             )
         return self
+
+
+def uncovered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: uncovered(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [uncovered(part) for part in value]
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def plain(url: str) -> str:

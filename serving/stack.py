@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from engine import machine, remote
+from engine import machine
 from engine.attempt import Limits
+from engine.elsewhere import Elsewhere
+from engine.holdings import keep_holdings
 from engine.launch import plan
 from engine.machine import Machine
 from engine.pool import Pool
@@ -79,8 +82,10 @@ async def engines_here(config: Config) -> AsyncIterator[Engines]:
             if here
         }
         engines = Engines(supervisors, failed)
-        async with watched([(supervisor.replica, supervisor) for supervisor in engines.all], failed):
+        async with beside([supervisor.run() for supervisor in engines.all], failed):
             yield engines
+        for supervisor in engines.all:
+            supervisor.replica.close()
     finally:
         with suppress(OSError):  # a socket that could not be removed keeps its folder
             folder.rmdir()
@@ -91,24 +96,30 @@ async def composed(
     config: Config, local: Mapping[str, Sequence[Replica]], failed: asyncio.Future[None]
 ) -> AsyncIterator[Stack]:
     """The served models, over the engines started here (`local`, by name) and those elsewhere, which are watched."""
-    remotes = {
-        name: elsewhere(name, engine, served_by(config, name)) for name, engine in config.engines.items() if engine.urls
-    }
-    replicas = {**local, **{name: [replica for replica, _ in pairs] for name, pairs in remotes.items()}}
     pools = {
-        name: Pool(name, members, config.gateway.engine_wait_s, config.engines[name].routing)
-        for name, members in replicas.items()
+        name: Pool(name, local.get(name, ()), config.gateway.engine_wait_s, engine.routing)
+        for name, engine in config.engines.items()
+        if engine.kind != "scripted"
     }
-    async with watched([pair for pairs in remotes.values() for pair in pairs], failed):
+    jobs = [
+        Elsewhere(engine, served_by(config, name), pools[name]).run()
+        for name, engine in config.engines.items()
+        if engine.urls
+    ]
+    jobs += [
+        keep_holdings(replica)
+        for name, replicas in local.items()
+        if config.engines[name].routing.kv_events
+        for replica in replicas
+    ]
+    async with beside(jobs, failed):
         yield Stack(served_models(config, pools), pools, failed)
 
 
 @asynccontextmanager
-async def watched(
-    pairs: Sequence[tuple[Replica, Supervisor | remote.Watcher]], failed: asyncio.Future[None]
-) -> AsyncIterator[None]:
-    """Lets each watcher run; on leaving, ends them and closes their replicas."""
-    tasks = [asyncio.create_task(watcher.run(), name=f"watch {replica.name}") for replica, watcher in pairs]
+async def beside(jobs: Sequence[Coroutine[Any, Any, None]], failed: asyncio.Future[None]) -> AsyncIterator[None]:
+    """Lets jobs run that never end by themselves; on leaving, ends them."""
+    tasks = [asyncio.create_task(job) for job in jobs]
     for task in tasks:
         task.add_done_callback(lambda task: report(task, failed))
     try:
@@ -117,8 +128,6 @@ async def watched(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for replica, _ in pairs:
-            replica.close()
         if failed.done():
             failed.exception()  # marks it as seen: it is raised when everything has ended
 
@@ -161,17 +170,8 @@ def started(name: str, engine: Engine, served: list[str], sockets: Iterator[Path
     return supervisors
 
 
-def elsewhere(name: str, engine: Engine, served: list[str]) -> list[tuple[Replica, remote.Watcher]]:
-    key = engine.api_key.get_secret_value() if engine.api_key else None
-    watched = []
-    for number, url in enumerate(engine.urls):
-        replica = Replica.at(f"{name}-{number}", url, key)
-        watched.append((replica, remote.Watcher(replica, engine.probe, engine.model, served)))
-    return watched
-
-
 def report(task: asyncio.Task[None], failed: asyncio.Future[None]) -> None:
-    """A watcher ends only by cancellation or by an error; the first error is everyone's."""
+    """A job ends only by cancellation or by an error; the first error is everyone's."""
     error = None if task.cancelled() else task.exception()
     if error and not failed.done():
         failed.set_exception(error)

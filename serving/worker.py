@@ -8,7 +8,6 @@ import asyncio
 import ctypes
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -43,7 +42,7 @@ def main() -> None:
 async def work(line: socket.socket) -> None:
     parent = await Channel.over(line)
     orders = await parent.receive()
-    config: Config = pickle.loads(bytes.fromhex(orders["config"]))
+    config = Config(**orders["config"])
     log.configure(config.log.level, config.log.style, worker=orders["number"])
     try:
         with bind(*orders["address"], shared=True) as listener:

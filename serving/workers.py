@@ -6,7 +6,6 @@ the port, keeps the workers alive, tells them which engines are ready, and adds 
 
 import asyncio
 import contextlib
-import pickle
 import socket
 import sys
 import time
@@ -114,7 +113,7 @@ class Workers:
         """What a worker must know to begin. The configuration has the keys, so no file and no argument carries it."""
         return {
             "number": number,
-            "config": pickle.dumps(self.config).hex(),
+            "config": self.config.revealed(),
             "address": self.address,
             "began": self.began,
             "engines": {

@@ -21,7 +21,7 @@ from engine.supervisor import Supervisor
 from penstock.config import Config, Probe
 from penstock.errors import StartError
 from serving.server import Drain
-from serving.stack import Engines, watched
+from serving.stack import Engines, beside
 from serving.workers import COMMAND, SILENT_S, Workers, hold
 from tests.conftest import Served, arguments, children, free_port, running
 
@@ -158,7 +158,7 @@ async def before_a_pretend_engine(
     config = Config(**tree, gateway={"workers": 2, **gateway})
     with hold("127.0.0.1", 0) as holder:
         address = holder.getsockname()[:2]
-        async with watched([(supervisor.replica, supervisor)], engines.failed):
+        async with beside([supervisor.run()], engines.failed):
             workers = Workers(config, address, engines, command, silent_s)
             run = asyncio.create_task(workers.run())
             async with httpx2.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", trust_env=False) as client:

@@ -36,7 +36,8 @@ import asyncio, sys
 from tests.upstream import streams, upstream
 
 async def main():
-    async with upstream(streams(b'data: {"choices": []}\\n\\n', hang=True)) as server:
+    chunk = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\\n\\n'
+    async with upstream(streams(chunk, hang=True)) as server:
         print(server.url, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -132,7 +132,8 @@ def pieces(lines: Sequence[str]) -> Iterator[str]:
             piece, size_bytes = "", 0
         piece += line
         size_bytes += line_bytes
-    yield piece
+    if piece:
+        yield piece
 
 
 access = AccessLog()

@@ -86,13 +86,12 @@ class Workers:
 
     async def run(self) -> None:
         """Until every worker has drained; cancelled, kills them. Raises StartError if one cannot start at all."""
-        keeping = [asyncio.create_task(seat.keep()) for seat in self.seats]
         try:
-            await asyncio.gather(*keeping)
-        finally:
-            for task in keeping:
-                task.cancel()
-            await asyncio.wait(keeping)
+            async with asyncio.TaskGroup() as keeping:
+                for seat in self.seats:
+                    keeping.create_task(seat.keep())
+        except ExceptionGroup as failures:  # the first has ended the others
+            raise failures.exceptions[0] from None
 
     async def until_ready(self) -> None:
         """Returns when each has had a replica of every engine ready."""

@@ -145,12 +145,13 @@ def test_a_free_port_is_found_and_kept_without_listening() -> None:
 
 
 @asynccontextmanager
-async def before_a_pretend_engine(
+async def before_a_simulated_engine(
     tmp_path: Path, command: Sequence[str] = COMMAND, silent_s: float = SILENT_S, **gateway: Any
 ) -> AsyncIterator[tuple[Workers, Supervisor, httpx2.AsyncClient]]:
     """Two workers of this process, whose engine is looked at only when somebody doubts it."""
     path = tmp_path / "s"
-    launch = Launch("e-0", [sys.executable, "-m", "tests.engine.pretend", str(path)], {}, path, "/v1/completions", {})
+    argv = [PENSTOCK, "sim", "--model", "m", "--uds", str(path)]
+    launch = Launch("e-0", argv, {}, path, "/v1/completions", {"model": "m", "prompt": "a", "max_tokens": 1})
     probe = Probe(interval_s=60, timeout_s=0.5, failures=2, start_timeout_s=20)
     supervisor = Supervisor(launch, probe, 5, Replica.behind("e-0", path))
     engines = Engines({"e": [supervisor]}, asyncio.get_running_loop().create_future())
@@ -161,16 +162,26 @@ async def before_a_pretend_engine(
         async with beside([supervisor.run()], engines.failed):
             workers = Workers(config, address, engines, command, silent_s)
             run = asyncio.create_task(workers.run())
-            async with httpx2.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", trust_env=False) as client:
+            ready = asyncio.create_task(workers.until_ready())
+            try:
                 async with asyncio.timeout(20):
-                    ready = asyncio.create_task(workers.until_ready())
                     await asyncio.wait([ready, run], return_when=asyncio.FIRST_COMPLETED)
-                    ready.cancel()
                 if run.done():
                     run.result()
-                yield workers, supervisor, client
-            workers.drain(Drain())
-            await run
+                async with httpx2.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", trust_env=False) as client:
+                    yield workers, supervisor, client
+                workers.drain(Drain())
+                await run
+            finally:
+                ready.cancel()
+                run.cancel()
+                await asyncio.wait([run])
+
+
+async def hang(engine: Path) -> None:
+    transport = httpx2.AsyncHTTPTransport(uds=str(engine))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://engine") as client:
+        assert (await client.put("/sim/faults", json=[{"kind": "hang"}])).status_code == 200
 
 
 async def ask_new(client: httpx2.AsyncClient) -> int:
@@ -179,7 +190,7 @@ async def ask_new(client: httpx2.AsyncClient) -> int:
 
 
 async def test_workers_know_from_their_parent_when_an_engine_is_ready(tmp_path: Path) -> None:
-    async with before_a_pretend_engine(tmp_path) as (_, supervisor, client):
+    async with before_a_simulated_engine(tmp_path) as (_, supervisor, client):
         assert [await ask_new(client) for _ in range(6)] == [200] * 6
         assert supervisor.process
         supervisor.process.kill()
@@ -190,16 +201,16 @@ async def test_workers_know_from_their_parent_when_an_engine_is_ready(tmp_path: 
 
 
 async def test_a_workers_doubt_reaches_the_engines_supervisor(tmp_path: Path) -> None:
-    async with before_a_pretend_engine(tmp_path, first_byte_timeout_s=0.5) as (_, supervisor, client):
-        await supervisor.replica.client.ask("POST", "/wedge", timeout_s=10)
+    async with before_a_simulated_engine(tmp_path, first_token_timeout_s=0.5) as (_, supervisor, client):
+        await hang(supervisor.launch.socket)
         assert await ask_new(client) == 504
         assert await ask_new(client) == 200
         assert supervisor.restarts == 1
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    async with before_a_pretend_engine(tmp_path, silent_s=3) as (workers, _, client):
-        victim = children(os.getpid())[-1]
+    async with before_a_simulated_engine(tmp_path, silent_s=3) as (workers, _, client):
+        victim = next(pid for pid in children(os.getpid()) if "serving.worker" in arguments(pid))
         os.kill(victim, signal.SIGSTOP)
         async with asyncio.timeout(15):
             while victim in children(os.getpid()):
@@ -210,7 +221,7 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 async def test_a_worker_that_cannot_start_ends_the_start_with_a_message(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"worker [12] did not start: it ended with 3"):
-        async with before_a_pretend_engine(tmp_path, [sys.executable, "-c", "raise SystemExit(3)"]):
+        async with before_a_simulated_engine(tmp_path, [sys.executable, "-c", "raise SystemExit(3)"]):
             pass
 
 

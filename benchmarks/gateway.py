@@ -21,7 +21,7 @@ import typer
 from benchmarks.contestants import Contestant, free_port, given, nginx, penstock, places, running
 from benchmarks.figures import markdown
 from benchmarks.gateway_report import DIRECT, Runs, memory_table, overhead_table, replica_table, self_check_table
-from benchmarks.processes import started
+from benchmarks.processes import end_in_order, started
 from benchmarks.reference import Reference
 from benchmarks.rounds import CLIENT_CORE, GATEWAY_CORE, Range, Sample, Work
 from benchmarks.stacks import own_shares, recorded
@@ -65,6 +65,7 @@ def main(
     """Prints Markdown tables: medians over the rounds, with the smallest and the largest in brackets."""
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("two cores are needed: one for the gateway, one for its clients and the engine")
+    end_in_order()
     counts = [int(word) for word in replicas.split(",") if word]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gateway-") as name, mock_engine(max(counts, default=1)) as mock:

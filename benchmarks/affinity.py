@@ -25,6 +25,7 @@ import typer
 from benchmarks.bare_engine import bare_engine
 from benchmarks.contestants import free_port, penstock, running
 from benchmarks.figures import markdown, median, percentile, ratio, spread
+from benchmarks.processes import end_in_order
 
 Way = Literal["prefix", "off"]
 WAYS: tuple[Way, ...] = ("prefix", "off")
@@ -79,6 +80,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Every figure of every round")] = None,
 ) -> None:
     """Prints medians over the rounds, with the smallest and the largest in brackets."""
+    end_in_order()
     workload = Workload(conversations, systems, turns, at_once)
     options = {"enable-prefix-caching": True, "block-size": BLOCK_TOKENS}
     options["num-gpu-blocks-override"] = kv_tokens // BLOCK_TOKENS

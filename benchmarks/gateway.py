@@ -21,7 +21,8 @@ import typer
 from benchmarks.contestants import Contestant, free_port, given, nginx, penstock, places, running
 from benchmarks.figures import markdown
 from benchmarks.gateway_report import DIRECT, Runs, memory_table, overhead_table, replica_table, self_check_table
-from benchmarks.processes import started
+from benchmarks.processes import end_in_order, started
+from benchmarks.reference import Reference
 from benchmarks.rounds import CLIENT_CORE, GATEWAY_CORE, Range, Sample, Work
 from benchmarks.stacks import own_shares, recorded
 
@@ -50,8 +51,8 @@ def main(
             help="Another gateway; {port}, {upstream}, {upstreams} and {socket} are filled in. Ratios are to the first",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="0: only what else is asked for")] = 5,
-    seconds: Annotated[float, typer.Option(help="How long each measurement counts")] = 3,
+    rounds: Annotated[int, typer.Option(min=0, help="0: only what else is asked for")] = 9,
+    seconds: Annotated[float, typer.Option(help="How long each measurement counts")] = 1,
     clients: int = 32,
     rate: Annotated[float, typer.Option(help="Requests a second where latency is measured")] = 20,
     prompt_bytes: int = 600,
@@ -59,16 +60,16 @@ def main(
     replicas: Annotated[str, typer.Option(help="Penstock before so many replicas, such as 2,8,32,64")] = "",
     memory: Annotated[int, typer.Option(help="Memory over so many requests, such as 200000")] = 0,
     profile: Annotated[Path | None, typer.Option(help="Where Penstock's time goes, as folded stacks (py-spy)")] = None,
-    quiet: Annotated[float, typer.Option(help="What others may use of a core, else it is measured again")] = 0.2,
     json_file: Annotated[Path | None, typer.Option("--json", help="Every figure of every round")] = None,
 ) -> None:
     """Prints Markdown tables: medians over the rounds, with the smallest and the largest in brackets."""
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("two cores are needed: one for the gateway, one for its clients and the engine")
+    end_in_order()
     counts = [int(word) for word in replicas.split(",") if word]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gateway-") as name, mock_engine(max(counts, default=1)) as mock:
-        place = Range(mock.pid, Path(name), prompt_bytes, clients, seconds, quiet)
+        place = Range(mock.pid, Path(name), prompt_bytes, clients, seconds, Reference(GATEWAY_CORE))
         crowd = contestants(gateway or [], mock, place.folder, unix=unix)
         if rounds:
             works = (REQUEST, PACED, BURST, Work("latency", rate=rate, times=2))
@@ -133,7 +134,7 @@ def in_turn(
         for number in range(rounds):
             for name in list(urls)[:: 1 if number % 2 == 0 else -1]:
                 for work in works:
-                    sample = place.measure_in_quiet(urls[name], pids.get(name), work)
+                    sample = place.measure(urls[name], pids.get(name), work)
                     runs[name][work.name].append(sample)
                     typer.echo(f"round {number + 1}: {name}, {work.name}: {line_of(sample)}", err=True)
     return runs
@@ -142,7 +143,8 @@ def in_turn(
 def line_of(sample: Sample) -> str:
     if sample.errors:
         return f"thrown away: {sample.errors}"
-    return f"{sample.cpu_us:.1f} us, {sample.per_s:,.0f}/s, others {sample.foreign_share:.0%} of a core"
+    disturbed = f"others {sample.foreign_share:.0%} of a core, {sample.slowness - 1:.0%} slower"
+    return f"{sample.cpu_us:.1f} us, {sample.per_s:,.0f}/s, {disturbed}"
 
 
 def memory_of(place: Range, one: Contestant, requests: int) -> list[int]:

@@ -10,12 +10,17 @@ Runs = dict[str, dict[str, list[Sample]]]  # gateway -> work -> a sample of each
 
 MIB = 2**20
 DIRECT = "direct"
+QUIET = 0.15  # a measurement more disturbed than this is left out ...
+FEWEST = 3  # ... unless fewer than these were quiet
 FULL_SHARE = 0.97  # a core busier than this is what sets the pace
 
 
 def kept(runs: Runs, name: str, work: str) -> list[Sample]:
-    """The samples in which every answer was right."""
-    return [sample for sample in runs.get(name, {}).get(work, []) if not sample.errors]
+    """The undisturbed of those samples in which every answer was right; the least disturbed where they are few."""
+    whole = [sample for sample in runs.get(name, {}).get(work, []) if not sample.errors]
+    whole.sort(key=lambda sample: sample.disturbance)
+    quiet = [sample for sample in whole if sample.disturbance <= QUIET]
+    return whole[: max(FEWEST, len(quiet))]
 
 
 def cpu_us(runs: Runs, name: str, work: str) -> list[float]:
@@ -75,6 +80,7 @@ def self_check_table(runs: Runs) -> str:
                     "-" if math.isnan(gateway) else f"{gateway:.0%}",
                     "-" if math.isnan(client) else f"{client:.0%}",
                     spread([100 * sample.foreign_share for sample in whole]),
+                    spread([100 * (sample.slowness - 1) for sample in whole]),
                     limit(gateway, client),
                     "; ".join(sorted({wrong for sample in samples for wrong in sample.errors})) or "-",
                 ]

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, NoReturn
 
 CPUCLOCK_SCHED = 2  # <linux/posix-timers.h>: the scheduler's own count, in nanoseconds
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -91,6 +92,15 @@ def started(
         yield process
     finally:
         stop(process)
+
+
+def end_in_order() -> None:
+    """SIGTERM unwinds from now on, so that what was started is ended too."""
+
+    def unwind(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
 
 
 def stop(process: subprocess.Popen[bytes], patience_s: float = 40) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from benchmarks.load import Load
 from benchmarks.processes import pinned
 from benchmarks.prompts import bodies
+from benchmarks.reference import Reference
 
 GATEWAY_CORE = 0
 CLIENT_CORE = 1
-TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one measurement found. Shares are of one core; `foreign_share` is what neither side has used."""
+    """What one measurement found. Shares are of one core; `foreign_share` is what neither side has used.
+
+    `slowness`: how much longer the gateway's core needed for the same work than it ever did, just before or after.
+    """
 
     cpu_us: float
     per_s: float
@@ -50,7 +53,13 @@ class Sample:
     gateway_share: float
     client_share: float
     foreign_share: float
+    slowness: float
     errors: dict[str, int]
+
+    @property
+    def disturbance(self) -> float:
+        """What part of the time is not to be trusted, about."""
+        return max(self.foreign_share, self.slowness - 1)
 
 
 @dataclass(frozen=True)
@@ -62,20 +71,12 @@ class Range:
     size_bytes: int
     clients: int
     seconds: float
-    quiet_share: float = 1.0
-    warm_s: float = 1.0
-
-    def measure_in_quiet(self, url: str, pid: int | None, work: Work) -> Sample:
-        """As `measure`, again while others use more of a core than `quiet_share`; the quietest of a few."""
-        samples = []
-        for _ in range(TRIES):
-            samples.append(self.measure(url, pid, work))
-            if samples[-1].errors or samples[-1].foreign_share <= self.quiet_share:
-                return samples[-1]
-        return min(samples, key=lambda sample: sample.foreign_share)
+    core: Reference
+    warm_s: float = 0.5
 
     def measure(self, url: str, pid: int | None, work: Work) -> Sample:
         """`pid` is the gateway's; none: `url` is the engine's own, and its CPU time is what counts as the gateway's."""
+        slow_before = self.core.slowness()
         load = self.load(url, pid, work, ["--warm-s", str(self.warm_s), "--seconds", str(self.seconds * work.times)])
         gateway_s = load.watched_cpu_s[0] if pid else 0.0
         mock_s = load.watched_cpu_s[-1]
@@ -87,6 +88,7 @@ class Range:
             gateway_share=gateway_s / load.wall_s,
             client_share=(mock_s + load.own_cpu_s) / load.wall_s,
             foreign_share=max(0.0, load.busy_s - gateway_s - mock_s - load.own_cpu_s) / load.wall_s,
+            slowness=max(slow_before, self.core.slowness()),
             errors=load.errors or ({} if load.completed else {"nothing was answered": 1}),
         )
 

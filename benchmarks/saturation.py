@@ -22,6 +22,7 @@ from benchmarks.client import NUMBER
 from benchmarks.contestants import free_port, penstock, running
 from benchmarks.figures import markdown, percentile, spread
 from benchmarks.load import Load
+from benchmarks.processes import end_in_order
 
 PROMPTS = 64
 LETTERS = "etaoinshrdlu"
@@ -50,6 +51,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Every figure of every round")] = None,
 ) -> None:
     """Prints medians over the rounds, with the smallest and the largest in brackets, and each round's ratios."""
+    end_in_order()
     with tempfile.TemporaryDirectory(prefix="saturation-") as name, bare_engine("bare", {}, Path(name)) as engine:
         folder = Path(name)
         bodies = folder / "bodies.jsonl"

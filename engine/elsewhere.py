@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from engine import discovery
+from engine.holdings import keep_holdings
 from engine.pool import Pool
 from engine.remote import Watcher
 from engine.replica import Replica
@@ -37,7 +38,7 @@ class Elsewhere:
                     else:
                         self._join(url, weight)
         except* StartError as errors:
-            raise errors.exceptions[0] from None
+            raise first_of(errors) from None
         finally:
             for replica in self._watchers:
                 replica.close()
@@ -59,8 +60,14 @@ class Elsewhere:
         replica = Replica.at(self._free_name(), url, self._key, weight=weight)
         watcher = Watcher(replica, self.engine.probe, self.engine.model, self.served)
         self.pool.add(replica)
-        self._watchers[replica] = self._tasks.create_task(watcher.run(), name=f"watch {replica.name}")
+        self._watchers[replica] = self._tasks.create_task(self._watch(replica, watcher), name=f"watch {replica.name}")
         return replica
+
+    async def _watch(self, replica: Replica, watcher: Watcher) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watcher.run())
+            if self.engine.routing.kv_events:
+                tasks.create_task(keep_holdings(replica))
 
     async def _leave(self, replica: Replica) -> None:
         """Nothing new goes there; what runs may end, within `stop_s`."""
@@ -75,3 +82,8 @@ class Elsewhere:
         """Numbers are given again, so that metrics do not grow with every pod there ever was."""
         taken = {replica.name for replica in self._watchers}
         return next(name for number in range(len(taken) + 1) if (name := f"{self.pool.name}-{number}") not in taken)
+
+
+def first_of(errors: BaseExceptionGroup[StartError]) -> StartError:
+    error = errors.exceptions[0]
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error

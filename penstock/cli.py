@@ -33,6 +33,7 @@ def serve(
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="The address to bind [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="The port [default: 8000]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer on the port [default: 1]")] = None,
     upstream: Annotated[
         list[str] | None, typer.Option(metavar="NAME=URL[,URL...]", help="Serve NAME from servers that already run")
     ] = None,
@@ -45,7 +46,7 @@ def serve(
     named += [upstreams(upstream)] if upstream else []
     if len(named) + bool(config) > 1:
         fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
-    overrides = {"gateway": given(host=host, port=port)} | (named[0] if named else {})
+    overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
     tree = loaded(config, overrides, file_wanted=not named)
 
     from penstock import log

@@ -42,6 +42,7 @@ class Gateway(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    workers: int = Field(1, ge=1, description="processes that answer on the port")
     keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     engine_wait_s: float = Field(300, ge=0, description="how long a request waits for an engine that is starting")
@@ -52,7 +53,10 @@ class Gateway(Section):
         600, gt=0, description="an engine that says nothing for longer is given up on: no token, no whole answer"
     )
     stall_timeout_s: float = Field(120, gt=0, description="the longest silence inside a stream")
-    shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after SIGTERM")
+    ready_delay_s: float = Field(
+        0, ge=0, description="how long SIGTERM only turns /ready to 503, for a load balancer that polls it to notice"
+    )
+    shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after that")
 
     @field_validator("keys")
     @classmethod
@@ -179,6 +183,11 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # `load` lays the environment between the file and the command line
 
+    def revealed(self) -> dict[str, Any]:
+        """The tree as plain data with its secrets in the clear, from which another process makes the same one."""
+        tree: dict[str, Any] = uncovered(self.model_dump())
+        return tree
+
     @model_validator(mode="after")
     def models_name_engines(self) -> Self:
         if not self.models:
@@ -207,6 +216,14 @@ class Config(BaseSettings):
                 "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
             )
         return self
+
+
+def uncovered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: uncovered(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [uncovered(part) for part in value]
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def plain(url: str) -> str:

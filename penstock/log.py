@@ -8,9 +8,10 @@ import asyncio
 import atexit
 import logging
 import re
+import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -29,10 +30,15 @@ def redact(text: str) -> str:
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the id of the request being served on each record."""
+    """Puts the id of the request being served on each record, and the worker's number where there are several."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self.worker = worker
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
+        record.worker = self.worker
         return True
 
 
@@ -73,13 +79,14 @@ class AccessLog:
         self.lost = 0
         self._write: Callable[[str], object] | None = None
         self._json = True
+        self._worker: int | None = None
         self._lines: list[str] = []
         self._second = 0
         self._prefix = ""
 
-    def configure(self, write: Callable[[str], object] | None, *, json: bool) -> None:
-        """`write` takes whole lines; None: nothing is logged."""
-        self._write, self._json = write, json
+    def configure(self, write: Callable[[str], object] | None, *, json: bool, worker: int | None = None) -> None:
+        """`write` takes whole lines; None: nothing is logged. `worker` stands on each line, if there are several."""
+        self._write, self._json, self._worker = write, json, worker
 
     def served(self, **fields: Any) -> None:
         """Needs a running event loop. None values are left out."""
@@ -87,6 +94,7 @@ class AccessLog:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(self.EVERY_S, self.flush)
+        fields["worker"] = self._worker
         self._lines.append(self._as_json(fields) if self._json else self._as_text(fields))
 
     def _as_json(self, fields: dict[str, Any]) -> str:
@@ -108,22 +116,37 @@ class AccessLog:
         if not lines or self._write is None:
             return
         try:
-            self._write("".join(lines))
+            for piece in pieces(lines):
+                self._write(piece)
         except OSError:  # a full disk, a closed pipe: requests go on
             self.lost += len(lines)
+
+
+def pieces(lines: Sequence[str]) -> Iterator[str]:
+    """Whole lines together, as many as a pipe takes in one: longer writes of several processes would be mixed."""
+    piece, size_bytes = "", 0
+    for line in lines:
+        line_bytes = len(line.encode())
+        if piece and size_bytes + line_bytes > select.PIPE_BUF:
+            yield piece
+            piece, size_bytes = "", 0
+        piece += line
+        size_bytes += line_bytes
+    if piece:
+        yield piece
 
 
 access = AccessLog()
 
 
-def configure(level: str, style: str) -> None:
+def configure(level: str, style: str, worker: int | None = None) -> None:
     """Sends every logger to standard error. `style` is json, text, or auto (text on a terminal)."""
     json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RequestIdFilter())
+    handler.addFilter(RequestIdFilter(worker))
     handler.setFormatter(JsonFormatter() if json else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx2").setLevel("WARNING")
     wanted = logging.getLogger().isEnabledFor(logging.INFO)
-    access.configure(handler.stream.write if wanted else None, json=json)
+    access.configure(handler.stream.write if wanted else None, json=json, worker=worker)
     atexit.register(access.flush)

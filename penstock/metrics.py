@@ -50,6 +50,7 @@ engine_gauge = _all.gauge(
     "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
 )
 
+worker_restarts = _all.counter("penstock_worker_restarts_total", "Worker processes replaced.")
 processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")
 process_cpu_seconds = _all.counter("process_cpu_seconds_total", "CPU time of the gateway's processes, in seconds.")
 process_memory = _all.gauge("process_resident_memory_bytes", "Resident memory of the gateway's processes.")

@@ -26,6 +26,7 @@ from penstock.errors import (
     UnknownUrl,
 )
 from penstock.log import access, request_id
+from penstock.meters import Snapshot
 from serving import bodies
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send
@@ -64,6 +65,7 @@ class Gateway:
         self.stack: Stack | None = None
         self.draining = False
         self.began = int(time.time())
+        self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
 
     def end_requests(self) -> None:
@@ -184,7 +186,7 @@ class Gateway:
 
     async def metrics(self, exchange: Exchange) -> None:
         head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
-        exchange.send(200, head, metrics.text(metrics.snapshot()))
+        exchange.send(200, head, metrics.text(await self.figures()))
 
     async def models(self, exchange: Exchange) -> None:
         assert self.stack is not None
@@ -226,6 +228,11 @@ ROUTES: Mapping[str, Route] = {
     "/v1/messages": Route("POST", ANTHROPIC, bodies.Messages),
     "/v1/messages/count_tokens": Route("POST", ANTHROPIC, bodies.CountTokens),
 }
+
+
+async def own_figures() -> Snapshot:
+    """What this process has counted; with workers, their parent's sum takes its place."""
+    return metrics.snapshot()
 
 
 def route_name(path: str) -> str:

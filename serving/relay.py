@@ -7,7 +7,7 @@ event: never silently, never with a `[DONE]` it did not earn.
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.affinity import hint_of
@@ -15,6 +15,7 @@ from engine.attempt import Asked, Limits, Source
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch
 from engine.pool import Pool
+from engine.tokens import tokens_of
 from penstock import metrics
 from penstock.errors import BadRequest, EngineError
 from serving.exchange import Exchange, Headers
@@ -46,6 +47,8 @@ class Relay:
             hint_of(body, exchange.headers.get(SESSION)),
             deadline_of(exchange.headers),
         )
+        if self.pool.routing.kv_events:
+            asked.hint.token_ids = await self._tokens_of(asked)
         passing = Passing(exchange, dialect, asked)
         try:
             answer = await Dispatch(self.pool, asked, passing, self.limits, self.name).run()
@@ -58,6 +61,16 @@ class Relay:
         if answer:
             kind = answer.headers.get(b"content-type", b"application/json")
             exchange.send(200, [(b"content-type", kind), *dialect.headers(exchange.request_id)], answer.body)
+
+    async def _tokens_of(self, asked: Asked) -> Sequence[int]:
+        """The prompt as the engines' own tokens; none where nobody says, so that the approximate index decides."""
+        replica = next((replica for replica in self.pool.replicas if replica.usable), None)
+        if replica is None:
+            return ()
+        try:
+            return await tokens_of(asked.path, asked.body, replica)
+        except EngineError:
+            return ()
 
 
 class Passing:

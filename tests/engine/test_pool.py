@@ -209,3 +209,27 @@ async def test_retries_are_a_share_of_what_runs() -> None:
     assert pool.may_retry()
     pool.retrying = 20
     assert not pool.may_retry()
+
+
+class Holds:
+    """What an engine says of its cache."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        return min(self.count, len(tokens))
+
+
+async def test_what_engines_say_of_their_caches_stands_above_what_was_sent_there() -> None:
+    members = replicas(3)
+    pool = pool_of(members)
+    sent = taken(pool, chat("hello"))
+    holder = next(replica for replica in members if replica is not sent)
+    holder.cached = Holds(64)
+    hint = chat("hello", "again")
+    assert pool.choose(hint) is sent
+    hint.token_ids = range(100)
+    assert pool.choose(hint) is holder
+    holder.cached = Holds(0)
+    assert pool.choose(hint) is not None

@@ -3,8 +3,11 @@
 import io
 import json
 import logging
+import select
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock import log
 
@@ -60,3 +63,18 @@ def test_what_looks_like_a_key_is_left_out(lines: io.StringIO, text: str) -> Non
 def test_ordinary_text_is_left_alone() -> None:
     text = "INFO 11-22 api_server.py listening, risk-free task-list; the bearer of news"
     assert log.redact(text) == text
+
+
+def test_a_workers_lines_bear_its_number() -> None:
+    record = logging.makeLogRecord({"msg": "x"})
+    log.RequestIdFilter(worker=2).filter(record)
+    assert json.loads(log.JsonFormatter().format(record))["worker"] == 2
+
+
+@given(st.lists(st.text("aé", min_size=0, max_size=3000).map(lambda text: text + "\n"), max_size=20))
+def test_lines_are_written_in_pieces_that_a_pipe_takes_whole(lines: list[str]) -> None:
+    pieces = list(log.pieces(lines))
+    assert "".join(pieces) == "".join(lines)
+    for piece in pieces:
+        assert piece.endswith("\n")
+        assert len(piece.encode()) <= select.PIPE_BUF or piece.count("\n") == 1

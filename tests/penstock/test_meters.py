@@ -1,5 +1,7 @@
 """Figures are counted as prometheus_client counts them, and the sum over processes is that of one process."""
 
+from collections.abc import Sequence
+
 import orjson
 import prometheus_client
 import pytest
@@ -17,7 +19,7 @@ OBSERVED = st.lists(st.tuples(st.sampled_from(["a", 'b"\n']), st.sampled_from([0
 class Counted:
     """One process's figures, of each kind."""
 
-    def __init__(self, observed: list[tuple[str, float]] = []) -> None:  # noqa: B006, it is only read
+    def __init__(self, observed: Sequence[tuple[str, float]] = ()) -> None:
         self.meters = Meters()
         self.asked = self.meters.counter("asked_total", "Asked.", "who")
         self.running = self.meters.gauge("running", "Running.")

@@ -15,7 +15,7 @@ from penstock.config import Config
 from serving.answer import Answer
 from serving.app import Gateway
 from serving.protocol import HotProtocol
-from serving.run import Server, bind
+from serving.server import Server, bind
 from serving.stack import running
 
 Running = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]

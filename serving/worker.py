@@ -1,0 +1,149 @@
+"""One of several gateway processes on one port: `python -m serving.worker FD`, started by `serving/workers.py`.
+
+What it knows of the engines started here, the parent tells it; engines elsewhere it watches itself. It never
+outlives its parent.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvloop
+
+from engine.replica import Replica
+from penstock import log, metrics
+from penstock.config import Config
+from penstock.errors import PenstockError, StartError
+from penstock.meters import Snapshot
+from serving.app import Gateway
+from serving.control import Channel
+from serving.server import Drain, bind, serve, settle
+from serving.stack import Stack, composed
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+REPORT_S = 1.0
+FIGURES_WITHIN_S = 3.0
+
+
+def main() -> None:
+    if sys.platform == "linux":  # also when it hangs; elsewhere only the line's end tells
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    uvloop.run(work(socket.socket(fileno=int(sys.argv[1]))))
+
+
+async def work(line: socket.socket) -> None:
+    parent = await Channel.over(line)
+    orders = await parent.receive()
+    config = Config(**orders["config"])
+    log.configure(config.log.level, config.log.style, worker=orders["number"])
+    try:
+        with bind(*orders["address"], shared=True) as listener:
+            await Worker(parent, config, orders).run(listener)
+    except StartError as error:
+        parent.tell("failed", error.message)
+        await parent.close()
+        raise SystemExit(1) from None
+
+
+class Worker:
+    """`orders`: the parent's first message, as `Workers.orders` writes it."""
+
+    def __init__(self, parent: Channel, config: Config, orders: dict[str, Any]) -> None:
+        self.parent = parent
+        self.config = config
+        self.gateway = Gateway(config)
+        self.gateway.began = orders["began"]
+        self.gateway.figures = self._all_figures
+        self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
+        self.local = {
+            engine: [self._follower(name, socket) for name, socket in sockets.items()]
+            for engine, sockets in orders["engines"].items()
+        }
+        self.followed = {replica.name: replica for replicas in self.local.values() for replica in replicas}
+        self._ready(orders["ready"])
+
+    async def run(self, listener: socket.socket) -> None:
+        """Until told to stop, and drained."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain, self._usual_drain())
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        failed.add_done_callback(lambda _: self._drain(Drain()))
+        async with composed(self.config, self.local, failed) as stack, asyncio.TaskGroup() as tasks:
+            self.gateway.stack = stack
+            self.parent.tell("listening")
+            beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]
+            try:
+                await serve(self.gateway, listener, self.stop)
+            finally:
+                self.parent.tell("figures", metrics.snapshot())
+                for task in beside:
+                    task.cancel()
+        for replica in self.followed.values():
+            replica.close()
+        await self.parent.close()
+        if failed.done():
+            failed.result()
+
+    async def _heed(self) -> NoReturn:
+        told = {
+            "ready": self._ready,
+            "ended": lambda name: self.followed[name].ended("the engine's process has ended"),
+            "drain": lambda drain: self._drain(Drain(*drain)),
+        }
+        await self.parent.heed(told, {"figures": self._own_figures})
+        logger.error("the parent process is gone, so this worker ends")
+        os._exit(1)
+
+    async def _report(self) -> None:
+        while True:
+            self.parent.tell("figures", metrics.snapshot())
+            await asyncio.sleep(REPORT_S)
+
+    async def _start(self, stack: Stack) -> None:
+        await stack.until_ready()
+        settle()
+        self.parent.tell("ready")
+
+    def _follower(self, name: str, socket: str) -> Replica:
+        """A replica that another process watches: doubts go there, and its word comes back."""
+
+        def suspect() -> None:
+            replica.set_ready(False)
+            self.parent.tell("suspect", name)
+
+        replica = Replica.behind(name, Path(socket))
+        replica.suspect = suspect
+        return replica
+
+    def _ready(self, states: dict[str, bool]) -> None:
+        for name, ready in states.items():
+            self.followed[name].set_ready(ready)
+
+    def _usual_drain(self) -> Drain:
+        return Drain(self.config.gateway.ready_delay_s, self.config.gateway.shutdown_s)
+
+    def _drain(self, drain: Drain) -> None:
+        if not self.stop.done():
+            self.stop.set_result(drain)
+
+    async def _own_figures(self) -> Snapshot:
+        return metrics.snapshot()
+
+    async def _all_figures(self) -> Snapshot:
+        """Those of every worker, from the parent. Raises PenstockError: this worker's alone would be a wrong answer."""
+        try:
+            figures: Snapshot = await self.parent.ask("figures", FIGURES_WITHIN_S)
+        except TimeoutError as error:
+            raise PenstockError("the workers' figures could not be added up in time; try again") from error
+        return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,7 @@ class Reading:
             events = data[:-2].split(b"\n\n")
         else:
             try:
-                events = [event for event in map(plain, self._splitter.feed(data)) if event]
+                events = [event for event in map(on_plain_lines, self._splitter.feed(data)) if event]
             except EngineError as error:
                 self.failure = error
                 return b""
@@ -97,17 +97,15 @@ class OpenAIReading(Reading):
         self._finished: set[int] = set()
 
     def _read(self, event: bytes) -> bytes | None:
-        if event[:6] == b"data: " and b"\n" not in event:
-            payload = event[6:]
-        else:
-            payload = data_of(event)
-            if not payload:
-                return None
+        plain = event[:6] == b"data: " and b"\n" not in event
+        payload = event[6:] if plain else data_of(event)
+        if not payload:
+            return None
         if payload == sse.DONE:
             if self._unfinished > 0:
                 raise StreamInterrupted("the engine's stream ended without a finish reason")
             self.over = True
-            return DONE_EVENT[:-2] if event != DONE_EVENT[:-2] else None
+            return None if plain else DONE_EVENT[:-2]
         chunk = loaded(payload)
         choices = chunk.get("choices")
         if choices is None:
@@ -120,7 +118,10 @@ class OpenAIReading(Reading):
         usage = chunk.get("usage")
         if usage:
             self.usage = usage
-        return b"data: " + orjson.dumps(chunk) if repaired else None
+        if plain and not repaired:
+            return None
+        # On one line, since clients that read events line by line are many.
+        return b"data: " + (orjson.dumps(chunk) if repaired else payload.replace(b"\n", b" "))
 
     def _read_choice(self, choice: dict[str, Any]) -> bool:
         """Returns whether the choice had to be put right: some engines write a null for an empty delta."""
@@ -251,7 +252,7 @@ def choices_wanted(body: Mapping[str, Any]) -> int:
     return (body.get("n") or 1) * (len(prompts) if several and prompts else 1)
 
 
-def plain(event: bytes) -> bytes:
+def on_plain_lines(event: bytes) -> bytes:
     """An event without its end and with plain line ends: CR and CR LF are that too (WHATWG HTML, section 9.2)."""
     if b"\r" in event:
         event = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

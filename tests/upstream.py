@@ -99,3 +99,7 @@ def streams(*pieces: bytes, cut: bool = False, pace_s: float = 0.0, hang: bool =
             writer.write(STREAM_END)
 
     return say
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)

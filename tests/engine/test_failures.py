@@ -41,6 +41,7 @@ def test_an_answer_becomes_the_error_that_it_means(
 def test_retry_after_is_kept_where_it_is_a_number_of_seconds() -> None:
     assert from_answer(503, b"", "7").retry_after_s == 7
     assert from_answer(503, b"", "Wed, 21 Oct 2026 07:28:00 GMT").retry_after_s is None
+    assert from_answer(503, b"", "9" * 5000).retry_after_s is None
 
 
 def test_the_code_in_a_streams_error_event_stands_above_the_status() -> None:

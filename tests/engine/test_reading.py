@@ -13,6 +13,7 @@ from penstock.errors import EngineError
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 TURN = {"role": "assistant", "content": "The"}
+TURN_OF_PARTS = TURN | {"content": [{"type": "text", "text": "The"}]}
 
 
 def chunk(text: Any, finish: Any = None) -> bytes:
@@ -83,7 +84,7 @@ def test_names_that_are_no_text_are_not_passed_on() -> None:
         (CHAT, ASK | {"seed": 3, "temperature": 0}, True),
         (CHAT, ASK | {"add_generation_prompt": False}, False),
         (CHAT, {"messages": [TURN], "continue_final_message": True, "add_generation_prompt": False}, True),
-        (CHAT, {"messages": [TURN | {"content": [{"type": "text", "text": "The"}]}], "continue_final_message": True}, False),
+        (CHAT, {"messages": [TURN_OF_PARTS], "continue_final_message": True}, False),
         (TEXT, {"prompt": "The", "max_tokens": 9}, True),
         (TEXT, {"prompt": "The", "max_tokens": 9, "logprobs": 0}, False),
         (TEXT, {"prompt": "The"}, False),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.serving.conftest import Running
-from tests.upstream import Upstream, answers, streams, upstream
+from tests.upstream import Say, Upstream, answers, silent, streams, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -114,9 +114,9 @@ async def test_a_stream_that_stalls_ends_in_an_error_event(gateway: Running) -> 
     assert json.loads(events(answer.content)[-1].removeprefix(b"data: "))["error"]["code"] == "engine_timeout"
 
 
-@pytest.mark.parametrize("body", [STREAM, ASK])
-async def test_an_engine_that_never_begins_is_a_timeout(gateway: Running, body: dict[str, Any]) -> None:
-    async with upstream(streams(hang=True)) as engine:
+@pytest.mark.parametrize(("body", "say"), [(STREAM, streams(hang=True)), (ASK, silent)])
+async def test_an_engine_that_never_begins_is_a_timeout(gateway: Running, body: dict[str, Any], say: Say) -> None:
+    async with upstream(say) as engine:
         async with gateway(**behind(engine, first_token_timeout_s=0.3)) as client:
             answer = await client.post(CHAT, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "engine_timeout")
@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_a_stream_ends_the_generation(gateway: Runnin
 
 
 async def test_a_client_that_leaves_a_plain_request_ends_the_generation(gateway: Running) -> None:
-    async with upstream(streams(hang=True)) as engine, gateway(**behind(engine)) as client:
+    async with upstream(silent) as engine, gateway(**behind(engine)) as client:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await client.post(CHAT, json=ASK)

@@ -29,7 +29,7 @@ from penstock.log import access, request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.bodies import Routed
-from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send
+from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys
 from serving.models import described, described_for_anthropic, listed
 from serving.stack import Served, Stack
@@ -98,6 +98,7 @@ class Gateway:
             if not exchange.gone and call.error is None:
                 raise
         finally:
+            exchange.on_gone = nothing
             self._calls.discard(call)
             self._account(exchange, call)
             request_id.reset(token)

@@ -165,14 +165,14 @@ class Gateway:
             metrics.first_byte_seconds.observe(exchange.first_byte_at - call.began, call.name)
         if exchange.path not in QUIET:
             access.served(
-                request_id=exchange.request_id,
-                method=exchange.method,
-                route=call.name,
-                model=call.model or None,
-                status=status,
-                seconds=round(took_s, 4),
-                error=call.error.code or call.error.type if call.error else None,
-                gone=exchange.gone or None,
+                exchange.request_id,
+                exchange.method,
+                call.name,
+                call.model,
+                status,
+                took_s,
+                call.error.code or call.error.type if call.error else None,
+                exchange.gone,
             )
 
     async def health(self, exchange: Exchange) -> None:

@@ -109,10 +109,13 @@ class Replica:
         self.load_tokens -= tokens
         self.loaded(self)
 
-    async def drained(self, within_s: float) -> None:
-        """Returns when nothing runs there any more, at the latest after `within_s`; nothing new goes there."""
+    def drain(self) -> None:
+        """Nothing new goes there any more."""
         self.draining = True
         self.changed(self)
+
+    async def drained(self, within_s: float) -> None:
+        """Returns when nothing runs there any more, at the latest after `within_s`."""
         deadline = asyncio.get_running_loop().time() + within_s
         while self.outstanding and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)

@@ -42,9 +42,11 @@ async def run_gateway(
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             await stack.until_ready()
             async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
-                yield client
-            server.should_exit = True
-            await serving
+                try:
+                    yield client
+                finally:
+                    server.should_exit = True
+                    await serving
 
 
 @pytest.fixture(params=[True, False], ids=["protocol", "asgi"])

@@ -1,0 +1,173 @@
+"""A stream that breaks after its first token is continued to the byte, or ends in one error event."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from engine.sim import Fault, simulator
+from tests.reliability.client import CHAT, TEXT
+from tests.reliability.conftest import STREAM, WITH_USAGE, Behind, about
+
+pytestmark = pytest.mark.anyio
+
+AFTER = 5
+BREAKS = ["cut", "reset_after", "half_event", "stall", "error_event", "bad_json", "bad_utf8", "nan", "no_finish"]
+QUICK = {"stall_timeout_s": 0.3, "routing": {"affinity": "off"}}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+# Bodies whose rest depends on more than the text so far.
+NOT_EXACT: dict[str, dict[str, Any]] = {
+    "tools": {"tools": [FUNCTION]},
+    "schema": {"response_format": SCHEMA},
+    "logprobs": {"logprobs": True},
+    "two choices": {"n": 2},
+    "presence penalty": {"presence_penalty": 0.5},
+    "frequency penalty": {"frequency_penalty": 0.5},
+    "seed": {"seed": 7, "temperature": 0.5},
+    "unknown field": {"watermark": True},
+}
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+async def test_a_stream_that_breaks_is_continued_to_the_byte(before: Behind, kind: str) -> None:
+    async with simulator(Fault(kind, after=AFTER)) as bad, simulator() as well:
+        async with before(bad, well, **QUICK) as gateway:
+            for number in range(4):
+                body = about(number, WITH_USAGE)
+                said, wanted = await gateway.ask(body), well.expected(body)
+                assert (said.text, said.finish, said.done) == (wanted.text, {0: wanted.finish_reason}, True)
+                assert said.usage
+                assert said.usage["prompt_tokens"] == wanted.prompt_tokens
+                assert said.usage["completion_tokens"] == wanted.completion_tokens
+                assert said.usage["total_tokens"] == wanted.prompt_tokens + wanted.completion_tokens
+                assert len(said.ids) == 1
+                assert said.headers["x-penstock-continuable"] == "1"
+            assert bad.started
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+async def test_wherever_it_is_cut_text_usage_and_limit_are_as_uncut(before: Behind, path: str) -> None:
+    shape = STREAM if path == CHAT else {"model": "sim", "prompt": "The river", "stream": True}
+    async with simulator() as first, simulator() as second:
+        async with before(first, second) as gateway:
+            for after in range(40):
+                for limit in {1, after, after + 1, after + 2, 40} - {0}:
+                    second.faults[:] = first.faults[:] = [Fault("cut", after=after, times=1)]
+                    body = {**shape, "max_tokens": limit, "stream_options": {"include_usage": True}}
+                    said, wanted = await gateway.ask(body, path), first.expected(body)
+                    assert (said.text, said.finish, said.done) == (wanted.text, {0: wanted.finish_reason}, True)
+                    assert said.usage
+                    assert said.usage["prompt_tokens"] == wanted.prompt_tokens
+                    assert said.usage["completion_tokens"] == wanted.completion_tokens <= limit
+                    assert len(said.ids) == 1
+
+
+async def test_what_continues_is_counted(before: Behind) -> None:
+    async with simulator(Fault("cut", after=AFTER)) as bad, simulator(Fault("cut", after=AFTER, times=1)) as well:
+        async with before(bad, well, **QUICK) as gateway:
+            count = await gateway.figure("penstock_streams_continued_total", model="sim")
+            for number in range(4):
+                assert (await gateway.ask(about(number, STREAM))).done
+            continued = await gateway.figure("penstock_streams_continued_total", model="sim") - count
+    assert continued >= bad.started > 0
+
+
+async def test_a_stream_that_breaks_again_and_again_is_continued_each_time(before: Behind) -> None:
+    async with simulator() as first, simulator() as second, simulator() as third:
+        for sim in (first, second, third):
+            sim.faults.append(Fault("cut", after=AFTER, times=1))
+        async with before(first, second, third) as gateway:
+            said, wanted = await gateway.ask(WITH_USAGE), first.expected(WITH_USAGE)
+    assert (said.text, said.done) == (wanted.text, True)
+    assert said.usage
+    assert said.usage["completion_tokens"] == wanted.completion_tokens
+
+
+@pytest.mark.parametrize("broken", ["status", "hang", "cut", "close_before_headers", "html"])
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions"])
+async def test_where_one_replica_cannot_continue_another_does(before: Behind, broken: str, path: str) -> None:
+    if (path, broken) == ("/tokenize", "cut"):
+        pytest.skip("is no stream")
+    first_cut = Fault("cut", after=AFTER, times=1)
+    async with simulator() as first, simulator() as second, simulator() as third:
+        sims = [first, second, third]
+        async with before(*sims, first_byte_timeout_s=0.3, routing={"affinity": "off"}) as gateway:
+            for sim in sims:
+                sim.faults[:] = [first_cut, *([Fault(broken, path=path, after=1)] if sim is not third else [])]
+                # The one that cuts strikes once; two of three fail the rest.
+            said, wanted = await gateway.ask(WITH_USAGE), first.expected(WITH_USAGE)
+    assert (said.text, said.done) == (wanted.text, True), said.error
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+@pytest.mark.parametrize("more", NOT_EXACT.values(), ids=NOT_EXACT)
+async def test_what_cannot_be_continued_exactly_ends_in_an_error_event(
+    before: Behind, kind: str, more: dict[str, Any]
+) -> None:
+    async with simulator(Fault(kind, after=AFTER)) as bad, simulator(Fault(kind, after=AFTER)) as other:
+        async with before(bad, other, **QUICK) as gateway:
+            body = STREAM | more
+            said = await gateway.ask(body)
+            wanted = bad.expected(body)
+    assert said.status == 200
+    assert said.error
+    assert not said.done
+    assert "x-penstock-continuable" not in said.headers
+    assert said.text
+    assert wanted.text.startswith(said.text)
+    assert bad.started + other.started == 1
+
+
+@pytest.mark.parametrize("kind", ["no_done", "after_done", "null_delta"])
+async def test_what_only_the_form_lacks_is_repaired(before: Behind, kind: str) -> None:
+    async with simulator(Fault(kind, after=AFTER)) as bad:
+        async with before(bad) as gateway:
+            for more in ({}, {"n": 2}, {"tools": [FUNCTION]}):
+                body = WITH_USAGE | more
+                said = await gateway.ask(body)
+                assert said.done
+                for choice in range(body.get("n", 1)):
+                    wanted = bad.expected(body, choice=choice)
+                    assert (said.texts[choice], said.finish[choice]) == (wanted.text, wanted.finish_reason)
+                assert said.usage
+    assert bad.started == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("kind", BREAKS)
+async def test_streams_of_named_events_end_in_an_error_event(before: Behind, kind: str, path: str) -> None:
+    body = {"model": "sim", "stream": True, "max_tokens": 20, "messages": STREAM["messages"], "input": "Where?"}
+    del body["input" if path == "/v1/messages" else "messages"]
+    if path == "/v1/responses":
+        del body["max_tokens"]
+    if kind == "no_finish":
+        pytest.skip("of OpenAI's chunks alone")
+    async with simulator(Fault(kind, after=AFTER)) as bad:
+        async with before(bad, stall_timeout_s=0.3) as gateway:
+            answer = await gateway.client.post(path, json=body)
+    *_, last = answer.text.removesuffix("\n\n").split("\n\n")
+    assert last.startswith("event: error\ndata: {")
+    assert not any(end in answer.text for end in ("message_stop", "response.completed", "[DONE]"))
+
+
+async def test_a_killed_engines_streams_all_go_on(before: Behind) -> None:
+    async with simulator(itl_s=0.02) as first, simulator(itl_s=0.02) as second:
+        async with before(first, second) as gateway:
+            asking = asyncio.create_task(gateway.many(8, WITH_USAGE))
+            async with asyncio.timeout(5):
+                while first.running + second.running < 8:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            await first.listener.close()
+            answers = await asking
+            for number, said in enumerate(answers):
+                wanted = second.expected(about(number, WITH_USAGE))
+                assert (said.text, said.done) == (wanted.text, True)
+            after = await gateway.many(8, STREAM)
+            assert all(said.done for said in after)
+            await first.listener.open()
+            started = first.started
+            async with asyncio.timeout(6):
+                while first.started == started:
+                    assert all(said.done for said in await gateway.many(4, STREAM))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def fed(reading: Reading, pieces: Sequence[bytes]) -> bytes:
 def test_wherever_a_stream_is_cut_the_same_bytes_go_out(cuts: list[int]) -> None:
     data = b"".join(WHOLE)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    pieces = [data[start:end] for start, end in pairwise(places)]
     reading = OpenAIReading(1)
     assert fed(reading, pieces) == data
     assert (reading.over, reading.failure, "".join(reading.text)) == (True, None, "Grüße 🌊")

@@ -127,11 +127,18 @@ class Attempt:
                     raise
             # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
             self._done = self._loop.create_future()
+            self.suspicious = False
+            self.replica.watch(self)
             self._ask(await self._connected())
             return await self._done
         finally:
             if not self._over:
                 self._stop()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the replica has answered anything."""
+        return self._status != 0
 
     async def _connected(self) -> Connection:
         try:
@@ -161,7 +168,7 @@ class Attempt:
 
     def forsake(self, why: str) -> None:
         """Its replica is known to be gone: ends a try that has heard nothing yet, so that another can be made."""
-        if not self._status:
+        if not self.heard:
             self._fail(EngineError(why))
 
     def late(self, now: float) -> None:
@@ -184,6 +191,8 @@ class Attempt:
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self._status, self._head = status, headers
         if status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+            if not self.asked.body.get("stream"):
+                return self._fail(EngineError("the engine streams what was to be one answer"))
             self.reading = reading_of(self.asked.path, self.asked.body)
             self._wait_for("token", self.limits.first_token_s)
 
@@ -191,14 +200,14 @@ class Attempt:
         if self._over:
             return
         if self.reading is None:
-            return self._hold(data, self.limits.answer_bytes)
+            return self._hold(data, self.limits.answer_bytes if self._status == 200 else MAX_HELD_BYTES)
         self._read(self.reading, data)
 
     def _read(self, reading: Reading, data: bytes) -> None:
         good = reading.feed(data)
         if not self.begun:
             self._hold(good, MAX_HELD_BYTES)
-            if reading.began and not self._done.done():
+            if reading.began and not reading.failure and not self._done.done():
                 self._begin()
         elif good and not reading.over:
             self.receiver.more(good)
@@ -300,6 +309,7 @@ class Attempt:
 
     def _stop(self) -> None:
         self.replica.unwatch(self)
+        self._held.clear()  # an error that is kept keeps its try
         if self._connection:
             self._connection.abort()
             self._connection = None

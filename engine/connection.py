@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         self._lost = lost
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
+        self._paused = False
         self._parser = httptools.HttpResponseParser(self)
         self._begin()
 
@@ -79,10 +80,12 @@ class Connection(asyncio.Protocol):
     def pause(self) -> None:
         """No more is read until `resume`: the engine feels that its reader is slow."""
         if self._transport and not self._transport.is_closing():
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         if self._transport and not self._transport.is_closing():
+            self._paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -109,8 +112,10 @@ class Connection(asyncio.Protocol):
             return self.fail("the engine wants to speak another protocol")
         if not self._answered:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                return self.fail(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES} bytes")
+        elif len(data) > MAX_HEAD_BYTES:  # a head too large may have come in one read
+            self._head_bytes = sum(len(name) + len(value) for name, value in self._headers.items())
+        if self._head_bytes > MAX_HEAD_BYTES:
+            return self.fail(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES} bytes")
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -121,19 +126,21 @@ class Connection(asyncio.Protocol):
             self._sink.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._complete and self._sink:
             sink, self._sink = self._sink, None
-            if self._keep_alive and self.usable:
+            if self._keep_alive and self.usable and not self._paused:  # who would resume it?
                 self._begin()
                 self._idle(self)
             elif self._transport:
                 self._transport.close()
             sink.ended()
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # more than one answer: the second is nobody's
+            raise ValueError("more was sent than asked for")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        if self._complete:  # more than one answer: the second is nobody's
-            raise ValueError("more was sent than asked for")
         status = self._parser.get_status_code()
         if status < 200:  # 100 Continue, 103 Early Hints: the answer is yet to come
             self._headers = {}

@@ -12,10 +12,12 @@ from typing import Any
 
 import orjson
 
+from engine import sse
 from engine.attempt import Asked, Attempt, Receiver, Source
 from engine.reading import CHAT, TEXT, OpenAIReading
 from engine.replica import Replica
 from engine.tokens import tokens_in
+from penstock.errors import StreamInterrupted
 
 MARK = b": the engine's stream broke off; another replica goes on\n\n"
 
@@ -24,14 +26,14 @@ HARMLESS = frozenset(
     """model messages prompt stream stream_options temperature top_p top_k min_p max_tokens max_completion_tokens stop
     stop_token_ids include_stop_str_in_output ignore_eos repetition_penalty logit_bias skip_special_tokens
     spaces_between_special_tokens user metadata service_tier store safety_identifier prompt_cache_key
-    prompt_cache_retention priority cache_salt request_id continue_final_message add_generation_prompt""".split()
+    prompt_cache_retention priority cache_salt request_id continue_final_message""".split()
 )
 # Harmless with these values alone.
 IF_EQUAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "echo": (False,),
@@ -40,22 +42,36 @@ IF_EQUAL: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "tool_choice": ("none",),
     "modalities": (["text"],),
+    "add_generation_prompt": (True,),
 }
 
 
 def is_exact(path: str, body: Mapping[str, Any]) -> bool:
     """Whether a cut answer to this request could be continued, as far as the request can tell."""
-    if path == TEXT and not isinstance(body.get("prompt"), str):
-        return False
-    if path not in (CHAT, TEXT):
+    if path == TEXT:
+        # How many tokens an answer has where nothing is said, the engine alone knows.
+        if not isinstance(body.get("prompt"), str) or body.get("max_tokens") is None:
+            return False
+    elif path != CHAT or not ends_in_text(body):
         return False
     for name, value in body.items():
-        if value is None or name in HARMLESS or (name in IF_EQUAL and value in IF_EQUAL[name]):
-            continue
-        if name == "seed" and body.get("temperature") == 0:
-            continue
-        return False
+        if value is not None and name not in HARMLESS and not is_harmless(name, value, body):
+            return False
     return True
+
+
+def ends_in_text(body: Mapping[str, Any]) -> bool:
+    """Whether the turn that the caller began, if it did, is one that text can be added to."""
+    return not body.get("continue_final_message") or isinstance(body["messages"][-1].get("content"), str)
+
+
+def is_harmless(name: str, value: Any, body: Mapping[str, Any]) -> bool:
+    """Whether a field that may matter does not, with this value and beside these others."""
+    if name == "seed":
+        return body.get("temperature") == 0
+    if name == "add_generation_prompt" and body.get("continue_final_message"):
+        return True
+    return any(type(value) is type(good) and value == good for good in IF_EQUAL.get(name, ()))
 
 
 @dataclass
@@ -75,19 +91,17 @@ class Said:
         return cls(before.text + text, before.identity) if before else cls(text, reading.identity)
 
 
-async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, int] | None:
-    """The request for the rest, and how many tokens were said; None if none are left. Raises EngineError."""
+async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, int]:
+    """The request for the rest, and how many tokens were said. Raises EngineError, also where none are left."""
     count = await tokens_in(said.text, asked.body, replica)
     body = dict(asked.body)
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
             body[name] -= count
             if body[name] < 1:
-                return None
+                raise StreamInterrupted("the engine's stream broke off after its last token")
     if asked.path == TEXT:
         body["prompt"] += said.text
-        if body.get("max_tokens") is None:
-            return None  # the default of this route is a number that the engine alone knows
     else:
         body["messages"] = with_beginning(body, said.text)
         body |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -132,14 +146,16 @@ class Joined:
         return b"".join(self._rewritten(event) + b"\n\n" for event in data.split(b"\n\n") if event)
 
     def _rewritten(self, event: bytes) -> bytes:
-        payload = event.removeprefix(b"data: ")
-        if payload == event or not payload.startswith(b"{"):
+        """The reading has seen that it is a comment, a chunk or the end."""
+        payload = sse.parse(event).data
+        if not payload.startswith(b"{"):
             return event
         chunk = orjson.loads(payload) | self.said.identity
         for choice in chunk["choices"]:
             if choice.get("delta"):
                 choice["delta"].pop("role", None)
-        if chunk.get("usage"):
-            chunk["usage"]["prompt_tokens"] -= self.tokens
-            chunk["usage"]["completion_tokens"] += self.tokens
+        usage = chunk.get("usage") or {}
+        for name, more in (("prompt_tokens", -self.tokens), ("completion_tokens", self.tokens)):
+            if name in usage:
+                usage[name] += more
         return b"data: " + orjson.dumps(chunk)

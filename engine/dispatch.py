@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 TRIES = 2
 CONTINUATIONS = 3
+# A replica that has failed is probed at once: for so long it is waited for, to go on with a stream.
+LOOKS = 20
+LOOK_S = 0.1
 
 
 class Dispatch:
@@ -35,6 +38,7 @@ class Dispatch:
         self.model = model
         self._tried: list[Replica] = []
         self._sent = 0
+        self._heard = False
         self._winner: Attempt | None = None
 
     async def run(self) -> Answer | None:
@@ -82,7 +86,8 @@ class Dispatch:
             return False
         # A replica that does not accept connections has not seen the request, so that others may be asked beyond TRIES.
         in_reason = len(self._tried) < len(self.pool.replicas) + TRIES
-        return self._sent < TRIES and in_reason and self.pool.may_retry()
+        # Who said nothing does no more work on it: to move a request adds none, so that a replica may fail under many.
+        return self._sent < TRIES and in_reason and (not self._heard or self.pool.may_retry())
 
     async def _next_try(self) -> Answer | None:
         asked = self.asked
@@ -116,6 +121,7 @@ class Dispatch:
             raise
         except EngineError:
             breaker.failed()
+            self._heard = attempt.heard
             if attempt.suspicious:
                 replica.suspect()
             raise
@@ -157,29 +163,42 @@ class Dispatch:
                 if not running or task.exception() is None or tries[task] is self._winner:
                     return task.result()
 
-    async def _go_on(self, attempt: Attempt, failure: EngineError) -> None:
+    async def _go_on(self, broken: Attempt, failure: EngineError) -> None:
         """The caller has a part of the answer: asks others for the rest. Raises the failure where none can say it."""
-        said: Said | None = None
+        said = Said.by(broken) if is_exact(self.asked.path, self.asked.body) else None
+        last = broken.replica
         for _ in range(CONTINUATIONS):
-            if isinstance(failure, DeadlineOver) or not is_exact(self.asked.path, self.asked.body):
+            if said is None or isinstance(failure, DeadlineOver):
                 break
-            said = Said.by(attempt, said)
-            replica = self.pool.choose(self.asked.hint, [attempt.replica])
-            if said is None or replica is None or not self.pool.may_retry():
-                break
+            attempt: Attempt | None = None
             try:
-                rest = await rest_of(self.asked, said, replica)
-                if rest is None:
-                    break
-                asked, tokens = rest
-                log.warning("%s: a stream broke off, %s goes on", attempt.replica.name, replica.name)
-                attempt = Attempt(asked, replica, Joined(self.receiver, said, tokens), self.limits)
-                await self._at(replica, attempt)
+                last = await within(self.asked, self._other_than(last))
+                asked, tokens = await rest_of(self.asked, said, last)
+                log.warning("a stream broke off (%s); %s goes on", failure, last.name)
+                attempt = Attempt(asked, last, Joined(self.receiver, said, tokens), self.limits)
+                await self._at(last, attempt)
                 metrics.continued.inc(self.model)
                 return
+            except NoReplica:
+                break
             except EngineError as error:
                 failure = error
+            except PenstockError as error:  # about a request that the caller has not made
+                log.warning("%s cannot go on with a stream: %s", last.name, error)
+            if attempt and attempt.begun:
+                said = Said.by(attempt, said)
         raise failure
+
+    async def _other_than(self, replica: Replica) -> Replica:
+        """One that takes a request now or in a moment: who has failed is looked at again at once. Raises NoReplica."""
+        for _ in range(LOOKS):
+            other = self.pool.choose(self.asked.hint, [replica])
+            if other:
+                return other
+            if len(self.pool.replicas) == 1:
+                break
+            await asyncio.sleep(LOOK_S)
+        raise NoReplica("no other replica can go on with the stream")
 
 
 async def within(asked: Asked, wait: Coroutine[Any, Any, Replica]) -> Replica:

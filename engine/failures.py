@@ -24,6 +24,7 @@ from penstock.errors import (
 
 TOO_LONG = re.compile(r"(?i)maximum context length|context length|max_model_len|maximum model length|too many tokens")
 MAX_MESSAGE_CHARS = 2000
+MAX_DIGITS = 9
 VLLM_PARAMETER = re.compile(r" \(parameter=[^()]*\)$")
 
 
@@ -33,7 +34,8 @@ def from_answer(status: int, body: bytes, retry_after: str | None = None) -> Pen
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         document = None
-    return from_document(status, document, int(retry_after) if retry_after and retry_after.isdecimal() else None)
+    said = retry_after or ""
+    return from_document(status, document, int(said) if said.isdecimal() and len(said) <= MAX_DIGITS else None)
 
 
 def from_document(status: int, document: Any, retry_after_s: int | None = None) -> PenstockError:

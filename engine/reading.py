@@ -16,6 +16,7 @@ from penstock.errors import EngineError, PenstockError, StreamInterrupted
 DONE_EVENT = b"data: [DONE]\n\n"
 # vLLM's words for an answer that it gave up: what came until then is no whole answer.
 GIVEN_UP = frozenset({"abort", "error"})
+NO_DATA = (b":", b"event:", b"id:", b"retry:")
 NOT_JSON = "the engine sent an event that is not JSON"
 NO_CHUNK = "the engine sent an event that is no part of an answer"
 NO_END = "the engine's stream ended before the answer did"
@@ -45,7 +46,7 @@ class Reading:
             events = data[:-2].split(b"\n\n")
         else:
             try:
-                events = [event.rstrip(b"\r\n") for event in self._splitter.feed(data)]
+                events = [event for event in map(plain, self._splitter.feed(data)) if event]
             except EngineError as error:
                 self.failure = error
                 return b""
@@ -126,9 +127,9 @@ class OpenAIReading(Reading):
         if event[:6] == b"data: " and b"\n" not in event:
             payload = event[6:]
         else:
-            payload = sse.parse(event).data
+            payload = data_of(event)
             if not payload:
-                return None  # a comment, a heartbeat
+                return None
         if payload == sse.DONE:
             if self._unfinished > 0:
                 raise StreamInterrupted("the engine's stream ended without a finish reason")
@@ -161,14 +162,16 @@ class OpenAIReading(Reading):
             text = delta.get("content")
             if len(delta) > 1 or (delta and text is None):
                 self._read_delta(delta)
-        if text:
-            self.began = True
-            self.text.append(text)
         if choice.get("logprobs"):
             self.only_text = False
         reason = choice.get("finish_reason")
         if reason is not None:
             self._finish(choice, reason)
+        if text:
+            if type(text) is not str:
+                raise StreamInterrupted(NO_CHUNK)
+            self.began = True
+            self.text.append(text)  # last, for an event that is no good is not passed on
         return repaired
 
     def _read_delta(self, delta: dict[str, Any]) -> None:
@@ -210,7 +213,7 @@ class AnthropicReading(Reading):
         self._stopped = False
 
     def _read(self, event: bytes) -> bytes | None:
-        data = sse.parse(event).data
+        data = data_of(event)
         if not data:
             return None
         document = loaded(data)
@@ -237,7 +240,7 @@ class ResponsesReading(Reading):
     EMPTY = frozenset({"response.created", "response.queued", "response.in_progress"})
 
     def _read(self, event: bytes) -> bytes | None:
-        data = sse.parse(event).data
+        data = data_of(event)
         if not data or data == sse.DONE:
             return None
         document = loaded(data)
@@ -273,6 +276,22 @@ def choices_wanted(body: Mapping[str, Any]) -> int:
     prompts = body.get("prompt")
     several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
     return (body.get("n") or 1) * (len(prompts) if several and prompts else 1)
+
+
+def plain(event: bytes) -> bytes:
+    """An event without its end and with plain line ends: CR and CR LF are that too (WHATWG HTML, section 9.2)."""
+    if b"\r" in event:
+        event = event.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return event.strip(b"\n")
+
+
+def data_of(event: bytes) -> bytes:
+    """Its data; empty for a comment. Raises ValueError for one that is not text, StreamInterrupted for no event."""
+    event.decode()  # what is no data is passed on too
+    data = sse.parse(event).data
+    if not data and not event.startswith(NO_DATA):
+        raise StreamInterrupted(NO_CHUNK)
+    return data
 
 
 def loaded(data: bytes) -> dict[str, Any]:

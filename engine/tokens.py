@@ -9,7 +9,7 @@ from engine.reading import CHAT, TEXT
 from engine.replica import Replica
 from penstock.errors import EngineError
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0
 # What else of a chat request changes how its prompt is rendered.
 RENDERED = ("messages", "tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
@@ -149,10 +150,8 @@ class Caller:
         """Raises TimeoutError; AssertionError when something comes instead."""
         if self._reader:
             async with asyncio.timeout(PATIENCE_S):
-                try:
+                with suppress(ConnectionResetError):
                     assert await self._reader.read() == b""
-                except ConnectionResetError:
-                    pass
         self.leave()
 
     async def read(self, most_bytes: int) -> bytes:

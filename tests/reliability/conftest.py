@@ -66,3 +66,10 @@ def before(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Behind:
 def about(number: int, body: dict[str, Any]) -> dict[str, Any]:
     """The same request about something else."""
     return {**body, "messages": [{"role": "user", "content": f"Tell me about number {number}."}]}
+
+
+async def until(holds: Callable[[], bool], within_s: float = 10) -> None:
+    """Raises TimeoutError when it does not in time."""
+    async with asyncio.timeout(within_s):
+        while not holds():
+            await asyncio.sleep(0.01)

@@ -11,7 +11,7 @@ import pytest
 
 from engine.sim import Fault, Simulator, simulator
 from tests.reliability.client import Said
-from tests.reliability.conftest import ASK, STREAM, Behind, about
+from tests.reliability.conftest import ASK, STREAM, Behind, about, until
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +39,11 @@ NO_GOOD_STREAM = [
 ]
 
 
+def asked(sim: Simulator) -> int:
+    """How many generations it was asked for."""
+    return sum(request.method == "POST" for request in sim.requests)
+
+
 def is_whole(said: Said, body: dict[str, Any], sim: Simulator) -> bool:
     """Whether it is all of what the engine has to say to this body."""
     wanted = sim.expected(body)
@@ -48,12 +53,23 @@ def is_whole(said: Said, body: dict[str, Any], sim: Simulator) -> bool:
     return said.done and (said.text, said.finish[0]) == (wanted.text, wanted.finish_reason)
 
 
-async def test_a_stream_that_hangs_before_its_head_is_had_elsewhere(before: Behind) -> None:
-    async with simulator(Fault("hang")) as hung, simulator() as well:
+@pytest.mark.parametrize("count", [4, 100])
+async def test_streams_that_hang_before_their_heads_are_had_elsewhere(before: Behind, count: int) -> None:
+    async with simulator(Fault("hang")) as hung, simulator(itl_s=0.001) as well:
         async with before(hung, well, first_byte_timeout_s=0.3, routing={"affinity": "off"}) as gateway:
-            answers = await gateway.many(4, STREAM)
-            assert len([request for request in hung.requests if request.method == "POST"]) > 0
+            answers = await gateway.many(count, STREAM)
+            assert asked(hung) >= 2
     assert all(is_whole(said, about(number, STREAM), well) for number, said in enumerate(answers))
+
+
+async def test_what_waits_at_an_engine_that_is_killed_is_had_elsewhere(before: Behind) -> None:
+    async with simulator(ttft_s=0.3) as killed, simulator(ttft_s=0.3) as well:
+        async with before(killed, well, routing={"affinity": "off"}) as gateway:
+            asking = asyncio.create_task(gateway.many(100, ASK))
+            await until(lambda: killed.running + well.running == 100)
+            await killed.listener.close()
+            answers = await asking
+    assert all(is_whole(said, about(number, ASK), well) for number, said in enumerate(answers))
 
 
 @pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole", "stream"])
@@ -111,11 +127,9 @@ async def test_engines_that_refuse_everything_are_not_asked_twice_as_often_for_i
     async with simulator(Fault("status", status=503)) as first, simulator(Fault("status", status=503)) as second:
         async with before(first, second) as gateway:
             answers = await gateway.many(50, ASK)
-            sent = len([request for sim in (first, second) for request in sim.requests if request.method == "POST"])
-            for sim in (first, second):
-                sim.requests.clear()
+            sent = asked(first) + asked(second)
             answers += await gateway.many(50, ASK)
-            after = len([request for sim in (first, second) for request in sim.requests if request.method == "POST"])
+            after = asked(first) + asked(second) - sent
     assert {said.status for said in answers} == {503}
     assert all(int(said.headers["retry-after"]) > 0 for said in answers)
     assert sent <= 60
@@ -129,9 +143,7 @@ async def test_the_callers_deadline_ends_the_request_and_the_generation(before: 
             began = time.monotonic()
             said = await gateway.ask(body, headers={"x-request-timeout-s": "1"})
             took_s = time.monotonic() - began
-            async with asyncio.timeout(1):
-                while slow.running:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not slow.running, within_s=1)
     assert (said.status, said.error and said.error["code"]) == (504, "deadline_exceeded")
     assert 1 <= took_s < 1.5
     assert slow.aborted == 1
@@ -141,9 +153,7 @@ async def test_the_callers_deadline_also_ends_a_stream_that_has_begun(before: Be
     async with simulator(itl_s=0.05, mean_tokens=1000) as slow, simulator(itl_s=0.05) as other:
         async with before(slow, other) as gateway:
             said = await gateway.ask(STREAM, headers={"x-request-timeout-s": "0.5"})
-            async with asyncio.timeout(1):
-                while slow.running + other.running:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not slow.running + other.running, within_s=1)
     assert (said.status, said.done, said.error and said.error["code"]) == (200, False, "deadline_exceeded")
 
 
@@ -161,8 +171,7 @@ async def test_an_engine_that_only_says_it_is_well_gets_nothing_after_a_few_fail
             for number in range(20):
                 assert is_whole(await gateway.ask(about(number, ASK)), about(number, ASK), well)
             assert await gateway.figure("penstock_breaker_open", replica="0") == 1
-            asked = len([request for request in liar.requests if request.method == "POST"])
-    assert asked == 5
+    assert asked(liar) == 5
 
 
 @contextmanager

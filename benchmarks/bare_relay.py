@@ -101,7 +101,8 @@ class Client(asyncio.Protocol):
 
 async def relay(upstream: str, port: int) -> None:
     parts = urlsplit(upstream)
-    assert parts.hostname and parts.port
+    assert parts.hostname
+    assert parts.port
     host, upstream_port = parts.hostname, parts.port
     waiting: list[Upstream] = []
     loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ It asks the engines nothing: what they evict it does not know, hence approximate
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -52,8 +52,15 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     return Hint(links[:MAX_LINKS], chars // CHARS_PER_TOKEN + output, key if isinstance(key, str) else None)
 
 
-def parts(body: Mapping[str, Any]) -> Iterator[str | bytes]:
+def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:
     """The prompt from its beginning: tools, the system's words, then turn after turn."""
+    turns = body.get("messages")
+    if turns and not body.get("tools") and not body.get("system"):
+        return [text_of(turn) for turn in turns]
+    return other_parts(body)
+
+
+def other_parts(body: Mapping[str, Any]) -> Iterator[str | bytes]:
     if body.get("tools"):
         yield orjson.dumps(body["tools"])
     for name in ("system", "instructions"):

@@ -127,6 +127,8 @@ class Attempt:
                     raise
             # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
             self._done = self._loop.create_future()
+            self.suspicious = False
+            self.replica.watch(self)
             self._ask(await self._connected())
             return await self._done
         finally:

@@ -58,7 +58,8 @@ class Dispatch:
             raise
         finally:
             pool.active -= 1
-            self.receiver.source = None
+            # Without these two every request would leave a circle of objects for the garbage collector.
+            self._winner = self.receiver.source = None
 
     async def _after(self, failure: EngineError) -> Answer | None:
         """What comes of a first try that failed."""

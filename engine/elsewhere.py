@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from engine import discovery
 from engine.holdings import keep_holdings
@@ -13,14 +13,16 @@ from penstock.addresses import is_discovered
 from penstock.config import Engine
 from penstock.errors import StartError
 
+Find = Callable[[str, Callable[[frozenset[str]], None]], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
 class Elsewhere:
     """Keeps `pool` filled with what `engine.urls` leads to. `served`: the names of the models that are asked for."""
 
-    def __init__(self, engine: Engine, served: Sequence[str], pool: Pool) -> None:
+    def __init__(self, engine: Engine, served: Sequence[str], pool: Pool, find: Find = discovery.watch) -> None:
         self.engine = engine
+        self.find = find
         self.served = served
         self.pool = pool
         self._key = engine.api_key.get_secret_value() if engine.api_key else None
@@ -50,11 +52,12 @@ class Elsewhere:
             for url in sorted(urls - here.keys()):
                 here[url] = self._join(url, weight)
             for url in here.keys() - urls:
+                here[url].drain()
                 leaving = asyncio.create_task(self._leave(here.pop(url)))
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
 
-        await discovery.watch(address, apply)
+        await self.find(address, apply)
 
     def _join(self, url: str, weight: float) -> Replica:
         replica = Replica.at(self._free_name(), url, self._key, weight=weight)

@@ -34,8 +34,8 @@ def from_answer(status: int, body: bytes, retry_after: str | None = None) -> Pen
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         document = None
-    told = retry_after and retry_after.isdecimal() and len(retry_after) <= MAX_DIGITS
-    return from_document(status, document, int(retry_after or 0) if told else None)
+    said = retry_after or ""
+    return from_document(status, document, int(said) if said.isdecimal() and len(said) <= MAX_DIGITS else None)
 
 
 def from_document(status: int, document: Any, retry_after_s: int | None = None) -> PenstockError:

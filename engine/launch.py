@@ -46,7 +46,10 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     device = chosen_device(engine, machine)
     path = model_path(engine.model or "")
     own_env = {name: value.get_secret_value() for name, value in engine.env.items()}
-    options = default_options(path, device, machine, own_env.get("HF_TOKEN")) | normalised(engine.options)
+    options = default_options(path, device, machine, own_env.get("HF_TOKEN"))
+    if engine.routing.kv_events:
+        options["kv-events-config"] = kv_events_beside(socket)
+    options |= normalised(engine.options)
     env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
     env |= own_env
     # -P: a folder called engine, vllm or torch where somebody stands must not come before the installed ones.
@@ -132,6 +135,16 @@ def template_files(model: str, hub_token: str | None) -> Iterator[Path]:
 def kv_cache_bytes(machine: Machine) -> int:
     """A sixteenth of the memory, at least 1 GiB: left alone, vLLM asks for nine tenths and fails where it is in use."""
     return max(1, machine.memory_bytes // 16 // GIB) * GIB
+
+
+def kv_events_beside(socket: Path) -> dict[str, Any]:
+    """Published to this machine alone: the events carry the prompts' tokens, and vLLM's default is every address."""
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"ipc://{socket}.events",
+        "replay_endpoint": f"ipc://{socket}.replay",
+    }
 
 
 def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:

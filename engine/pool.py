@@ -64,6 +64,7 @@ class Pool:
         replica.breaker.opens_at = self.routing.breaker_failures
         replica.breaker.open_s = self.routing.breaker_open_s
         replica.changed = self._changed
+        replica.loaded = self._loaded
         replica.restarted = self._restarted
         self._ring = Ring({member.client.url: number for member, number in self._numbers.items()})
         self._changed(replica)
@@ -71,7 +72,7 @@ class Pool:
     def remove(self, replica: Replica) -> None:
         """It gets nothing new; what runs there is the caller's to await."""
         slot = self._numbers.pop(replica)
-        replica.changed = replica.restarted = lambda replica: None
+        replica.changed = replica.loaded = replica.restarted = lambda replica: None
         self.index.forget(1 << slot)
         self._slots[slot] = None
         self._costs[slot] = NEVER
@@ -160,13 +161,18 @@ class Pool:
         return max(1, math.ceil(min(waits, default=RETRY_AFTER_S)))
 
     def _changed(self, replica: Replica) -> None:
-        usable = replica.ready and not replica.draining and replica.breaker.admits
+        """It may be used, or no longer."""
         slot = self._numbers[replica]
-        before = self._costs[slot]
-        cost = (replica.load_tokens + replica.given_tokens * EVENNESS) / replica.weight if usable else NEVER
-        self._costs[slot] = cost
-        if NEVER in (before, cost):
-            self._announce()
+        self._costs[slot] = self._cost(replica) if replica.usable else NEVER
+        self._announce()
+
+    def _loaded(self, replica: Replica) -> None:
+        slot = self._numbers[replica]
+        if self._costs[slot] != NEVER:
+            self._costs[slot] = self._cost(replica)
+
+    def _cost(self, replica: Replica) -> float:
+        return (replica.load_tokens + replica.given_tokens * EVENNESS) / replica.weight
 
     def _announce(self) -> None:
         set_to(self._usable, any(cost != NEVER for cost in self._costs))

@@ -96,6 +96,33 @@ class OpenAIReading(Reading):
         self._unfinished = choices
         self._finished: set[int] = set()
 
+    def feed(self, data: bytes) -> bytes:
+        if data[:7] == b"data: {" and data[-3:] == b"}\n\n" and not self._splitter.rest:
+            payload = data[6:-2]
+            if b"\n" not in payload and b"\r" not in payload and self._is_text(payload):
+                return data
+        return super().feed(data)
+
+    def _is_text(self, payload: bytes) -> bool:
+        """Takes in the commonest event, a piece of one choice's text; everything else is for `_read`."""
+        try:
+            chunk = orjson.loads(payload)
+            (choice,) = chunk["choices"]
+            delta = choice["delta"]
+            text = delta["content"]
+            if len(delta) != 1 or type(text) is not str or choice["index"] != 0:
+                return False
+            if choice["finish_reason"] is not None or choice.get("logprobs") or chunk.get("usage"):
+                return False
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return False
+        if not self.identity:
+            return False
+        if text:
+            self.began = True
+            self.text.append(text)
+        return True
+
     def _read(self, event: bytes) -> bytes | None:
         plain = event[:6] == b"data: " and b"\n" not in event
         payload = event[6:] if plain else data_of(event)

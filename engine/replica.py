@@ -40,7 +40,8 @@ class Replica:
         self.model: str | None = None  # the model's name there, where it differs from the served one
         self.cached: Holdings | None = None  # what it has in its cache, where it tells
         self.suspect: Callable[[], None] = lambda: None
-        self.changed: Callable[[Replica], None] = lambda replica: None
+        self.changed: Callable[[Replica], None] = lambda replica: None  # whether it may be used
+        self.loaded: Callable[[Replica], None] = lambda replica: None
         self.restarted: Callable[[Replica], None] = lambda replica: None
         self._attempts: set[Attempt] = set()
         self._looking: asyncio.TimerHandle | None = None
@@ -101,17 +102,20 @@ class Replica:
         self.load_tokens += tokens
         self.given_tokens += tokens
         self.breaker.taken()
-        self.changed(self)
+        self.loaded(self)
 
     def give_back(self, tokens: float) -> None:
         self.outstanding -= 1
         self.load_tokens -= tokens
+        self.loaded(self)
+
+    def drain(self) -> None:
+        """Nothing new goes there any more."""
+        self.draining = True
         self.changed(self)
 
     async def drained(self, within_s: float) -> None:
-        """Returns when nothing runs there any more, at the latest after `within_s`; nothing new goes there."""
-        self.draining = True
-        self.changed(self)
+        """Returns when nothing runs there any more, at the latest after `within_s`."""
         deadline = asyncio.get_running_loop().time() + within_s
         while self.outstanding and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)

@@ -235,7 +235,8 @@ class Supervisor:
             self.log.error("process %d cannot be killed; a driver may hold it", process.pid)
         await asyncio.wait([logs], timeout=1)
         logs.cancel()
-        self.launch.socket.unlink(missing_ok=True)
+        for left in self.launch.socket.parent.glob(f"{self.launch.socket.name}*"):  # the KV events' sockets too
+            left.unlink(missing_ok=True)
 
     def _suspect(self) -> None:
         """No request goes there until the next look, which is now."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -88,28 +89,49 @@ class AccessLog:
         """`write` takes whole lines; None: nothing is logged. `worker` stands on each line, if there are several."""
         self._write, self._json, self._worker = write, json, worker
 
-    def served(self, **fields: Any) -> None:
-        """Needs a running event loop. None values are left out."""
+    def served(
+        self,
+        request_id: str,
+        method: str,
+        route: str,
+        model: str,
+        status: int,
+        seconds: float,
+        error: str | None = None,
+        gone: bool = False,
+    ) -> None:
+        """Needs a running event loop. `request_id`, `route` and `error` are of harmless characters alone."""
         if self._write is None:
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(self.EVERY_S, self.flush)
-        fields["worker"] = self._worker
-        self._lines.append(self._as_json(fields) if self._json else self._as_text(fields))
+        fields = {"model": model or None, "error": error, "gone": gone or None, "worker": self._worker}
+        line = self._as_json if self._json else self._as_text
+        self._lines.append(line(request_id, method, route, status, seconds, fields))
 
-    def _as_json(self, fields: dict[str, Any]) -> str:
+    def _as_json(
+        self, request_id: str, method: str, route: str, status: int, seconds: float, fields: dict[str, Any]
+    ) -> str:
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        said = orjson.dumps({name: value for name, value in fields.items() if value is not None}).decode()
-        written_at = f"{self._prefix}.{int((now - second) * 1000):03d}+00:00"
-        return f'{{"time":"{written_at}","level":"info","logger":"serving.app","message":"served",{said[1:]}\n'
+        more = "".join([f',"{name}":{encoded(value)}' for name, value in fields.items() if value is not None])
+        return (
+            f'{{"time":"{self._prefix}.{int((now - second) * 1000):03d}+00:00","level":"info","logger":"serving.app",'
+            f'"message":"served","request_id":"{request_id}","method":"{method}","route":"{route}","status":{status},'
+            f'"seconds":{seconds:.4f}{more}}}\n'
+        )
 
-    def _as_text(self, fields: dict[str, Any]) -> str:
-        said = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
-        return f"{datetime.now():%H:%M:%S} info    serving.app: served{said}\n"
+    def _as_text(
+        self, request_id: str, method: str, route: str, status: int, seconds: float, fields: dict[str, Any]
+    ) -> str:
+        more = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
+        return (
+            f"{datetime.now():%H:%M:%S} info    serving.app: served request_id={request_id} method={method} "
+            f"route={route} status={status} seconds={seconds:.4f}{more}\n"
+        )
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
@@ -120,6 +142,12 @@ class AccessLog:
                 self._write(piece)
         except OSError:  # a full disk, a closed pipe: requests go on
             self.lost += len(lines)
+
+
+@lru_cache(maxsize=1024, typed=True)  # or 1 would be true
+def encoded(value: str | int | bool) -> str:
+    """As JSON: the names of models come again and again."""
+    return orjson.dumps(value).decode()
 
 
 def pieces(lines: Sequence[str]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from penstock.log import access, request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.bodies import Routed
-from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send
+from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys
 from serving.models import described, described_for_anthropic, listed
 from serving.stack import Served, Stack
@@ -98,6 +98,7 @@ class Gateway:
             if not exchange.gone and call.error is None:
                 raise
         finally:
+            exchange.on_gone = nothing
             self._calls.discard(call)
             self._account(exchange, call)
             request_id.reset(token)
@@ -164,14 +165,14 @@ class Gateway:
             metrics.first_byte_seconds.observe(exchange.first_byte_at - call.began, call.name)
         if exchange.path not in QUIET:
             access.served(
-                request_id=exchange.request_id,
-                method=exchange.method,
-                route=call.name,
-                model=call.model or None,
-                status=status,
-                seconds=round(took_s, 4),
-                error=call.error.code or call.error.type if call.error else None,
-                gone=exchange.gone or None,
+                exchange.request_id,
+                exchange.method,
+                call.name,
+                call.model,
+                status,
+                took_s,
+                call.error.code or call.error.type if call.error else None,
+                exchange.gone,
             )
 
     async def health(self, exchange: Exchange) -> None:

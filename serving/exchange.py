@@ -40,7 +40,7 @@ class Exchange:
         self.method = method
         self.path = path
         self.headers = headers
-        self.on_gone: Callable[[], object] = lambda: None
+        self.on_gone: Callable[[], object] = nothing
         self._pieces: list[bytes] = []
 
     def feed(self, piece: bytes) -> None:
@@ -124,7 +124,7 @@ class AsgiExchange(Exchange):
         sending = asyncio.create_task(self._send_all())
         try:
             await handler(self)
-            self.on_gone = lambda: None
+            self.on_gone = nothing
             self._outgoing.put_nowait(None)
             await sending
         finally:
@@ -181,6 +181,10 @@ class AsgiExchange(Exchange):
 
     async def drained(self) -> None:
         await self._readable.wait()
+
+
+def nothing() -> None:
+    """What happens where nobody minds."""
 
 
 def too_large(limit_bytes: int) -> BodyTooLarge:

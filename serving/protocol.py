@@ -7,7 +7,7 @@ is not waited for without end, and what is not HTTP is answered in JSON.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ class HotProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.gateway: Gateway = self.config.app  # type: ignore[assignment]  # uvicorn's type is wider
         self.active: SocketExchange | None = None
+        self.idle_since: float | None = None
+        self._usual: list[tuple[bytes, bytes]] = []
+        self._usual_lines = b""
         self._head_bytes = 0
         self._in_head = True
         self._unread: asyncio.TimerHandle | None = None
@@ -60,6 +63,7 @@ class HotProtocol(HttpToolsProtocol):
                 self._slow = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
 
     def on_message_begin(self) -> None:
+        self.idle_since = None
         self._in_head = True
         self._head_bytes = 0
         self.url = b""
@@ -117,6 +121,25 @@ class HotProtocol(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def usual_lines(self) -> bytes:
+        """The headers of every answer, which uvicorn makes anew each second."""
+        headers = self.server_state.default_headers
+        if headers is not self._usual:
+            self._usual = headers
+            self._usual_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._usual_lines
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for its timer: `close_idle` looks at all connections, for a timer an answer costs more."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.idle_since = self.loop.time()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread = self.loop.call_later(self.gateway.config.gateway.stall_timeout_s, self._not_read)
@@ -150,6 +173,14 @@ class HotProtocol(HttpToolsProtocol):
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (STATUS_LINES[status], len(body)) + body)
         self.transport.close()
+
+
+def close_idle(connections: Iterable[Any], before: float) -> None:
+    """Closes those that have been waiting for a next request since `before`, by the loop's clock."""
+    for connection in list(connections):
+        since = connection.idle_since if isinstance(connection, HotProtocol) else None
+        if since is not None and since < before:
+            connection.transport.close()
 
 
 class SocketExchange(Exchange):
@@ -198,12 +229,13 @@ class SocketExchange(Exchange):
     def _head(self, status: int, headers: Headers, framing: bytes) -> bytes:
         self.status = status
         self.first_byte_at = time.perf_counter()
-        lines = [STATUS_LINES[status]]
-        for name, value in (*self._protocol.server_state.default_headers, *self.marks, *headers):
-            lines.append(b"%b: %b\r\n" % (name, value))
+        lines = [STATUS_LINES[status], self._protocol.usual_lines()]
+        for name, value in (*self.marks, *headers) if self.marks else headers:
             if name == b"connection":
                 self.keep_alive = False
-        if not self.keep_alive and not any(name == b"connection" for name, _ in headers):
+            else:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"x-request-id: %b\r\n%b\r\n" % (self.request_id.encode(), framing))
         return b"".join(lines)

@@ -20,11 +20,12 @@ import uvicorn
 from penstock import config
 from penstock.errors import StartError
 from serving.app import Gateway
-from serving.protocol import HotProtocol
+from serving.protocol import HotProtocol, close_idle
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 # uvicorn's own deadline comes after ours, for a client that does not read its error event.
+TICKS_A_SECOND = 10
 FORCED_AFTER_S = 5
 # A request leaves next to nothing that only the collector can free, so it need not look every 700 objects; 50,000 of
 # them are a few megabytes.
@@ -101,6 +102,13 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % TICKS_A_SECOND == 0:
+            idle_before = asyncio.get_running_loop().time() - self.config.timeout_keep_alive
+            close_idle(self.server_state.connections, idle_before)
+        return await super().on_tick(counter)
 
 
 async def told_to_stop(limits: config.Gateway, failed: asyncio.Future[None]) -> Drain:

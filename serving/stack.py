@@ -82,10 +82,12 @@ async def engines_here(config: Config) -> AsyncIterator[Engines]:
             if here
         }
         engines = Engines(supervisors, failed)
-        async with beside([supervisor.run() for supervisor in engines.all], failed):
-            yield engines
-        for supervisor in engines.all:
-            supervisor.replica.close()
+        try:
+            async with beside([supervisor.run() for supervisor in engines.all], failed):
+                yield engines
+        finally:
+            for supervisor in engines.all:
+                supervisor.replica.close()
     finally:
         with suppress(OSError):  # a socket that could not be removed keeps its folder
             folder.rmdir()

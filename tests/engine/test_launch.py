@@ -174,3 +174,10 @@ def test_the_gpu_engine_without_a_gpu_is_refused(model: Path) -> None:
 def test_a_device_that_the_installed_engine_is_not_for_is_refused(model: Path) -> None:
     with pytest.raises(StartError, match="the installed vLLM is for cpu"):
         planned(model, LAPTOP, device="gpu")
+
+
+def test_kv_events_are_published_beside_the_socket_to_this_machine_alone(model: Path) -> None:
+    argv = planned(model, LAPTOP, routing={"kv_events": True}).argv
+    published = json.loads(argv[argv.index("--kv-events-config") + 1])
+    assert published["endpoint"] == "ipc:///s.events"
+    assert "--kv-events-config" not in planned(model, LAPTOP).argv

@@ -78,3 +78,30 @@ def test_lines_are_written_in_pieces_that_a_pipe_takes_whole(lines: list[str]) -
     for piece in pieces:
         assert piece.endswith("\n")
         assert len(piece.encode()) <= select.PIPE_BUF or piece.count("\n") == 1
+
+
+@pytest.mark.anyio
+async def test_a_served_request_is_a_line_of_json() -> None:
+    lines: list[str] = []
+    access = log.AccessLog()
+    access.configure(lines.append, json=True, worker=1)
+    access.served("req_1", "POST", "/v1/chat/completions", 'odd "name"', 200, 0.5, None, gone=True)
+    access.flush()
+    said = json.loads("".join(lines))
+    assert said | {"time": ""} == {
+        "time": "", "level": "info", "logger": "serving.app", "message": "served", "request_id": "req_1",
+        "method": "POST", "route": "/v1/chat/completions", "status": 200, "seconds": 0.5, "model": 'odd "name"',
+        "gone": True, "worker": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_a_log_that_cannot_be_written_is_counted_and_stops_nothing() -> None:
+    def full(text: str) -> None:
+        raise OSError("no space left on device")
+
+    access = log.AccessLog()
+    access.configure(full, json=False)
+    access.served("req_1", "GET", "/v1/models", "", 200, 0.1)
+    access.flush()
+    assert access.lost == 1

@@ -242,3 +242,23 @@ async def test_a_responses_stream_ends_with_the_event_that_says_how(gateway: Run
     async with upstream(streams(said)) as engine, gateway(**behind(engine)) as client:
         answer = await client.post("/v1/responses", json={"model": "m", "input": "x", "stream": True})
     assert answer.content == said
+
+
+async def test_what_nobody_of_an_engine_can_answer_its_fallback_does(gateway: Running) -> None:
+    async with upstream(answers(500, b"{}")) as broken, upstream(answers(200, whole("spare"))) as spare:
+        tree = behind(broken)
+        tree["engines"]["s"] = behind(spare)["engines"]["e"] | {"model": "m"}
+        tree["models"] = {"m": {"engine": "e", "fallback": "spare"}, "spare": {"engine": "s"}}
+        async with gateway(**tree) as client:
+            answer = await client.post(CHAT, json=ASK)
+            refused = await client.post(CHAT, json={**ASK, "model": "spare"})
+    assert (answer.status_code, answer.content) == (200, whole("spare"))
+    assert answer.headers["x-penstock-fallback"] == "spare"
+    assert "x-penstock-fallback" not in refused.headers
+
+
+async def test_what_the_engine_is_sent_is_what_was_checked(gateway: Running) -> None:
+    twice = b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 5, "max_tokens": 6}'
+    async with upstream(answers(200, whole())) as engine, gateway(**behind(engine)) as client:
+        await client.post(CHAT, content=twice)
+    assert engine.bodies[0].count(b"max_tokens") == 1

@@ -45,6 +45,9 @@ class Gateway(Section):
     workers: int = Field(1, ge=1, description="processes that answer on the port")
     keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    receive_timeout_s: float = Field(
+        30, gt=0, description="how long a request's head may take to come, and its body beyond a second a kilobyte"
+    )
     engine_wait_s: float = Field(300, ge=0, description="how long a request waits for an engine that is starting")
     first_byte_timeout_s: float = Field(
         30, gt=0, description="a stream whose head takes longer is asked for at another replica"

@@ -6,6 +6,7 @@ PenstockError                     500 server_error
   BadRequest                      400 invalid_request_error
     ContextLengthExceeded             context_length_exceeded
     BodyTooLarge                  413 body_too_large
+    BodyTooSlow                   408 body_too_slow
   InvalidKey                      401 invalid_api_key
   Forbidden                       403 forbidden
   NotFound                        404 not_found
@@ -61,6 +62,11 @@ class ContextLengthExceeded(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
+
+
+class BodyTooSlow(BadRequest):
+    status = 408
+    code = "body_too_slow"
 
 
 class InvalidKey(PenstockError):

@@ -19,6 +19,7 @@ from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     EngineUnavailable,
     MethodNotAllowed,
     ModelNotFound,
@@ -125,7 +126,8 @@ class Gateway:
         if route.control:
             return await route.control(self, exchange)
         assert route.shape is not None
-        raw = await exchange.body(self.config.gateway.max_body_bytes)
+        limits = self.config.gateway
+        raw = await exchange.body(limits.max_body_bytes, limits.receive_timeout_s)
         body = bodies.parse(raw, route.shape)
         served = self._model(body["model"])
         call.model = served.name
@@ -267,6 +269,6 @@ def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
         headers.append((b"connection", b"close"))
     exchange.send(error.status, headers, orjson.dumps(dialect.error(error, exchange.request_id)))

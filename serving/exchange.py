@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from engine.attempt import Source
-from penstock.errors import BodyTooLarge
+from penstock.errors import BodyTooLarge, BodyTooSlow
 
 Headers = Sequence[tuple[bytes, bytes]]
 Scope = Mapping[str, Any]
@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 PAUSE_AT = 64
+SLOWEST_BYTES_PER_S = 1024
 
 
 class Exchange:
@@ -56,20 +57,29 @@ class Exchange:
         if self._more:
             self._more.set()
 
-    async def body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BodyTooLarge before it is read in full."""
+    def unfed(self) -> None:
+        """It is not: what seemed its end was none. Nobody has looked yet."""
+        self._whole = False
+
+    async def body(self, limit_bytes: int, patience_s: float) -> bytes:
+        """The whole body. Raises BodyTooLarge before it is read in full, BodyTooSlow."""
         declared = self.headers.get(b"content-length", b"0")
         if self._size > limit_bytes or (declared.isdigit() and int(declared) > limit_bytes):
             raise too_large(limit_bytes)
         if not self._whole:
-            await self._until_whole(limit_bytes)
+            await self._until_whole(limit_bytes, patience_s)
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
-    async def _until_whole(self, limit_bytes: int) -> None:
+    async def _until_whole(self, limit_bytes: int, patience_s: float) -> None:
         self.wanted()
         self._more = asyncio.Event()
+        due = asyncio.get_running_loop().time() + patience_s
         while not self._whole:
-            await self._more.wait()
+            try:
+                async with asyncio.timeout_at(due + self._size / SLOWEST_BYTES_PER_S):
+                    await self._more.wait()
+            except TimeoutError:
+                raise BodyTooSlow(f"after {patience_s:g} s the body is not complete") from None
             self._more.clear()
             if self._size > limit_bytes:
                 self._pieces.clear()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from serving.app import Gateway
 
 MAX_HEAD_BYTES = 64 * 2**10
-HEAD_TIMEOUT_S = 30.0
+LINGER_S = 5.0
 STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 NEVER_AWAITED = asyncio.Event()
 LAST_CHUNK = b"0\r\n\r\n"
@@ -40,10 +41,11 @@ class HotProtocol(HttpToolsProtocol):
         self._in_head = True
         self._unread: asyncio.TimerHandle | None = None
         self._slow: asyncio.TimerHandle | None = None
+        self._lingers = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._slow = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+        self._slow = self.loop.call_later(self.gateway.config.gateway.receive_timeout_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._unread, self._slow):
@@ -54,13 +56,33 @@ class HotProtocol(HttpToolsProtocol):
             self.active.leave()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._lingers:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            return self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            return self._refuse(400, None, "this is not HTTP/1.1 as RFC 9112 has it; the connection is closed")
         if self._in_head and self.parser is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, "request_header_fields_too_large", f"the head is larger than {MAX_HEAD_BYTES} bytes")
             elif self._slow is None:
-                self._slow = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+                self._slow = self.loop.call_later(self.gateway.config.gateway.receive_timeout_s, self._too_slow)
+
+    def _decline(self, rest: bytes) -> None:
+        """The client offers another protocol, as Java's does with its first request: an answer in HTTP/1.1 declines it
+        (RFC 9110, section 7.8). The parser stops at such a head; what follows is the body all the same."""
+        framing = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
+        self.parser = httptools.HttpRequestParser(self)
+        if isinstance(self.cycle, SocketExchange) and framing:
+            self.cycle.unfed()
+            self.parser = httptools.HttpRequestParser(Rest(self))
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % line for line in framing]))
+        if rest:
+            self.data_received(rest)
 
     def on_message_begin(self) -> None:
         self.idle_since = None
@@ -164,15 +186,19 @@ class HotProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, None, "this is not HTTP/1.1 as RFC 9112 has it; the connection is closed")
-
     def _refuse(self, status: int, code: str | None, message: str) -> None:
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = orjson.dumps({"error": error})
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (STATUS_LINES[status], len(body)) + body)
-        self.transport.close()
+        self.linger()
+
+    def linger(self) -> None:
+        """The client may still be sending: to close at once would reset the connection before it reads the answer."""
+        self._lingers = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._slow = self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def close_idle(connections: Iterable[Any], before: float) -> None:
@@ -181,6 +207,18 @@ def close_idle(connections: Iterable[Any], before: float) -> None:
         since = connection.idle_since if isinstance(connection, HotProtocol) else None
         if since is not None and since < before:
             connection.transport.close()
+
+
+class Rest:
+    """Reads the body of a request whose head another parser has read."""
+
+    def __init__(self, protocol: HotProtocol) -> None:
+        self.on_body = protocol.on_body
+        self._protocol = protocol
+
+    def on_message_complete(self) -> None:
+        self._protocol.parser = httptools.HttpRequestParser(self._protocol)
+        self._protocol.on_message_complete()
 
 
 class SocketExchange(Exchange):
@@ -244,5 +282,8 @@ class SocketExchange(Exchange):
         self.response_complete = True
         self.source = None
         if not self.keep_alive:
-            self._transport.close()
+            if self._whole:
+                self._transport.close()
+            else:
+                self._protocol.linger()
         self._protocol.on_response_complete()

@@ -113,13 +113,18 @@ class Caller:
         assert self._writer
         self._writer.write(request)
 
+    def more(self, piece: bytes) -> None:
+        """On the connection as it is, if it still is."""
+        if self._writer and not self._writer.is_closing():
+            self._writer.write(piece)
+
     async def answer(self) -> Said:
         """The next whole answer on the connection."""
         async with asyncio.timeout(PATIENCE_S):
             status, headers = await self.head()
             body = await self._body(headers)
         if headers.get("connection") == "close":
-            await self.until_closed()
+            assert await self.until_closed() == b"", "something follows the last answer"
         return Said.read(status, headers, body)
 
     async def head(self) -> tuple[int, dict[str, str]]:
@@ -139,26 +144,23 @@ class Caller:
             if headers.get("transfer-encoding") != "chunked":
                 return await self._reader.readexactly(int(headers["content-length"]))
             pieces = []
-            while size := int(await self._reader.readline(), 16):
+            while size := int(await self._reader.readuntil(b"\r\n"), 16):
                 pieces.append((await self._reader.readexactly(size + 2))[:-2])
             assert await self._reader.readexactly(2) == b"\r\n"
             return b"".join(pieces)
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the answer is cut") from error
 
-    async def until_closed(self) -> None:
-        """Raises TimeoutError; AssertionError when something comes instead."""
-        if self._reader:
-            async with asyncio.timeout(PATIENCE_S):
-                with suppress(ConnectionResetError):
-                    assert await self._reader.read() == b""
-        self.leave()
-
-    async def read(self, most_bytes: int) -> bytes:
-        """What has come, at least a byte."""
+    async def until_closed(self) -> bytes:
+        """What comes before the server closes the connection. Raises TimeoutError."""
         assert self._reader
+        said = b""
         async with asyncio.timeout(PATIENCE_S):
-            return await self._reader.read(most_bytes)
+            with suppress(ConnectionResetError):
+                while piece := await self._reader.read(2**16):
+                    said += piece
+        self.leave()
+        return said
 
 
 async def ask(url: str, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> Said:

@@ -2,8 +2,9 @@
 
 Direct, nginx, Penstock and whatever else is given are measured in turn, round by round, so that whatever else the
 machine does falls on all of them. The gateway has core 0 to itself; the load generator and an engine that costs next
-to nothing share core 1. What counts is CPU time of the gateway's whole process tree per answered request: it says how
-many requests a core carries, and it moves far less than any time on the wall.
+to nothing share core 1, which is kept busy besides: half idle, it would make core 0 faster where both are threads of
+one. What counts is CPU time of the gateway's whole process tree per answered request: it says how many requests a core
+carries, and it moves far less than any time on the wall.
 """
 
 import json
@@ -22,12 +23,12 @@ from benchmarks.contestants import Contestant, free_port, given, nginx, penstock
 from benchmarks.figures import markdown
 from benchmarks.gateway_report import DIRECT, Runs, memory_table, overhead_table, replica_table, self_check_table
 from benchmarks.processes import end_in_order, started
-from benchmarks.reference import Reference
+from benchmarks.reference import kept_busy
 from benchmarks.rounds import CLIENT_CORE, GATEWAY_CORE, Range, Sample, Work
 from benchmarks.stacks import own_shares, recorded
 
 REQUEST = Work("request")
-PACED = Work("paced", tokens=100, stream=True, pace_ms=10)
+PACED = Work("paced", tokens=100, stream=True, pace_ms=10, times=2)
 BURST = Work("burst", tokens=100, stream=True)
 SHORT = Work("short", tokens=8, stream=True)
 PROFILE_S = 10
@@ -68,8 +69,11 @@ def main(
     end_in_order()
     counts = [int(word) for word in replicas.split(",") if word]
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="gateway-") as name, mock_engine(max(counts, default=1)) as mock:
-        place = Range(mock.pid, Path(name), prompt_bytes, clients, seconds, Reference(GATEWAY_CORE))
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-"))
+        mock = stack.enter_context(mock_engine(max(counts, default=1)))
+        spin_pid = stack.enter_context(kept_busy(CLIENT_CORE))
+        place = Range(mock.pid, spin_pid, Path(name), prompt_bytes, clients, seconds)
         crowd = contestants(gateway or [], mock, place.folder, unix=unix)
         if rounds:
             works = (REQUEST, PACED, BURST, Work("latency", rate=rate, times=2))
@@ -97,7 +101,7 @@ def show(*tables: str) -> None:
 @contextmanager
 def mock_engine(ports: int) -> Iterator[Mock]:
     command = [sys.executable, "-m", "benchmarks.mock_engine", "--ports", str(ports)]
-    with started(command, CLIENT_CORE) as process:
+    with started(command, CLIENT_CORE, apart=False) as process:
         assert process.stdout
         said = json.loads(process.stdout.readline())
         yield Mock(process.pid, [f"http://127.0.0.1:{port}" for port in said["ports"]], said["socket"])
@@ -143,7 +147,8 @@ def in_turn(
 def line_of(sample: Sample) -> str:
     if sample.errors:
         return f"thrown away: {sample.errors}"
-    disturbed = f"others {sample.foreign_share:.0%} of a core, {sample.slowness - 1:.0%} slower"
+    reference = " and ".join(f"{1000 * taken:.1f}" for taken in sample.reference_s)
+    disturbed = f"others {sample.foreign_share:.0%} of a core, reference {reference} ms"
     return f"{sample.cpu_us:.1f} us, {sample.per_s:,.0f}/s, {disturbed}"
 
 

@@ -14,13 +14,30 @@ QUIET = 0.15  # a measurement more disturbed than this is left out ...
 FEWEST = 3  # ... unless fewer than these were quiet
 FULL_SHARE = 0.97  # a core busier than this is what sets the pace
 
+OVERHEAD = ["gateway", "CPU us/request", "/", "CPU us/chunk, paced", "/", "CPU us/chunk, no pause", "/"]
+OVERHEAD += ["core req/s", "req/s, all clients", "added p50 us", "added p99 us"]
+SELF_CHECK = ["measurement", "rounds kept", "gateway's core", "client's core"]
+SELF_CHECK += ["others, % of a core", "reference, ms", "limit", "errors"]
+
 
 def kept(runs: Runs, name: str, work: str) -> list[Sample]:
     """The undisturbed of those samples in which every answer was right; the least disturbed where they are few."""
+    usual_s = usual_reference_s(runs)
     whole = [sample for sample in runs.get(name, {}).get(work, []) if not sample.errors]
-    whole.sort(key=lambda sample: sample.disturbance)
-    quiet = [sample for sample in whole if sample.disturbance <= QUIET]
+    whole.sort(key=lambda sample: disturbance(sample, usual_s))
+    quiet = [sample for sample in whole if disturbance(sample, usual_s) <= QUIET]
     return whole[: max(FEWEST, len(quiet))]
+
+
+def usual_reference_s(runs: Runs) -> float:
+    return median(
+        s for works in runs.values() for samples in works.values() for one in samples for s in one.reference_s
+    )
+
+
+def disturbance(sample: Sample, usual_s: float) -> float:
+    """The larger of what others used of a core and how far the core's speed was from its usual one."""
+    return max(sample.foreign_share, *(abs(taken_s / usual_s - 1) for taken_s in sample.reference_s))
 
 
 def cpu_us(runs: Runs, name: str, work: str) -> list[float]:
@@ -41,18 +58,7 @@ def overhead_table(runs: Runs, base: str) -> str:
         row.append(spread([sample.per_s for sample in kept(runs, name, "request")]))
         row += added_latency_us(runs, name)
         rows.append(row)
-    ratio_to = f"/ {base}" if base else "ratio"
-    headings = [
-        "gateway",
-        "CPU us/request",
-        ratio_to,
-        "CPU us/chunk, paced",
-        ratio_to,
-        "CPU us/chunk, no pause",
-        ratio_to,
-    ]
-    headings += ["core req/s", "req/s, all clients", "added p50 us", "added p99 us"]
-    return markdown(headings, rows)
+    return markdown([f"/ {base}" if heading == "/" else heading for heading in OVERHEAD], rows)
 
 
 def added_latency_us(runs: Runs, name: str) -> list[str]:
@@ -80,21 +86,12 @@ def self_check_table(runs: Runs) -> str:
                     "-" if math.isnan(gateway) else f"{gateway:.0%}",
                     "-" if math.isnan(client) else f"{client:.0%}",
                     spread([100 * sample.foreign_share for sample in whole]),
-                    spread([100 * (sample.slowness - 1) for sample in whole]),
+                    spread([1000 * taken_s for sample in whole for taken_s in sample.reference_s], 1),
                     limit(gateway, client),
                     "; ".join(sorted({wrong for sample in samples for wrong in sample.errors})) or "-",
                 ]
             )
-    headings = [
-        "measurement",
-        "rounds kept",
-        "gateway's core",
-        "client's core",
-        "others, % of a core",
-        "limit",
-        "errors",
-    ]
-    return markdown(headings, rows)
+    return markdown(SELF_CHECK, rows)
 
 
 def limit(gateway_share: float, client_share: float) -> str:

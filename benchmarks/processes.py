@@ -76,9 +76,17 @@ def pinned(core: int) -> Iterator[None]:
 
 @contextmanager
 def started(
-    command: Sequence[str], core: int | None, log: IO[bytes] | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    core: int | None,
+    log: IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    apart: bool = True,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with everything it writes in `log`; without one, its standard output is a pipe. Ended with SIGTERM."""
+    """A process with everything it writes in `log`; without one, its standard output is a pipe. Ended with SIGTERM.
+
+    `apart`: in a session of its own, so that Ctrl-C does not reach it. Linux divides a core among sessions first.
+    """
     with pinned(core) if core is not None else nullcontext():
         process = subprocess.Popen(
             command,
@@ -86,7 +94,7 @@ def started(
             stdout=log or subprocess.PIPE,
             stderr=log and subprocess.STDOUT,
             env={**os.environ, **(env or {})},
-            start_new_session=True,
+            start_new_session=apart,
         )
     try:
         yield process

@@ -1,22 +1,31 @@
-"""How fast a core is just now: a fixed piece of work, timed by the core's own clock.
+"""How fast a core is just now, and how to keep it from changing.
 
-A virtual core can be half again as slow for seconds while its host's other tenants work, with nothing on this side to
-show for it. A gateway measured in such seconds looks half again as dear.
+Two virtual cores are often the two threads of one real core, whether or not the machine says so: what one does makes
+the other half again as slow. A gateway that leaves its clients waiting would then look cheaper than one that keeps
+them busy. So the clients' core is kept busy throughout, and what else slows a core down shows in a fixed piece of work.
 """
 
 import os
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from benchmarks.processes import pinned
+from benchmarks.processes import pinned, started
 
+# It yields to whatever else wants the core, and takes whatever is left of it.
+SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nprint(flush=True)\nwhile True: pass"
 REPEATS = 5000
 LINE = b"x" * 200
-FIRST_LOOKS = 40
 
 
-def work_s() -> float:
-    """CPU seconds for system calls and small objects, as a gateway has them: some 10 ms."""
+def work_s(core: int) -> float:
+    """CPU seconds that `core` needs for system calls and small objects, as a gateway has them: some 10 ms."""
+    with pinned(core):
+        return timed()
+
+
+def timed() -> float:
     reading, writing = os.pipe()
     began = time.thread_time()
     for _ in range(REPEATS):
@@ -29,20 +38,10 @@ def work_s() -> float:
     return used
 
 
-@dataclass
-class Reference:
-    """Remembers the fastest the core ever was."""
-
-    core: int
-    best_s: float = float("inf")
-
-    def __post_init__(self) -> None:
-        for _ in range(FIRST_LOOKS):
-            self.slowness()
-
-    def slowness(self) -> float:
-        """1.0: as fast as ever; 1.5: the same work takes half again as long now."""
-        with pinned(self.core):
-            now_s = work_s()
-        self.best_s = min(self.best_s, now_s)
-        return now_s / self.best_s
+@contextmanager
+def kept_busy(core: int) -> Iterator[int]:
+    """The process that does it: in the session of those it yields to, for it would have a session's share otherwise."""
+    with started([sys.executable, "-c", SPIN], core, apart=False) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid

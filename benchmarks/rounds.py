@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.load import Load
 from benchmarks.processes import pinned
 from benchmarks.prompts import bodies
-from benchmarks.reference import Reference
+from benchmarks.reference import work_s
 
 GATEWAY_CORE = 0
 CLIENT_CORE = 1
@@ -44,7 +44,7 @@ class Work:
 class Sample:
     """What one measurement found. Shares are of one core; `foreign_share` is what neither side has used.
 
-    `slowness`: how much longer the gateway's core needed for the same work than it ever did, just before or after.
+    `reference_s`: how long the gateway's core needed for always the same work, just before and just after.
     """
 
     cpu_us: float
@@ -53,33 +53,29 @@ class Sample:
     gateway_share: float
     client_share: float
     foreign_share: float
-    slowness: float
+    reference_s: tuple[float, float]
     errors: dict[str, int]
-
-    @property
-    def disturbance(self) -> float:
-        """What part of the time is not to be trusted, about."""
-        return max(self.foreign_share, self.slowness - 1)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where measurements are taken: the mock engine's process, the bodies, how long."""
+    """Where measurements are taken: the mock engine and what keeps its core busy (processes), the bodies, how long."""
 
     mock_pid: int
+    spin_pid: int
     folder: Path
     size_bytes: int
     clients: int
     seconds: float
-    core: Reference
     warm_s: float = 0.5
 
     def measure(self, url: str, pid: int | None, work: Work) -> Sample:
         """`pid` is the gateway's; none: `url` is the engine's own, and its CPU time is what counts as the gateway's."""
-        slow_before = self.core.slowness()
+        reference_s = work_s(GATEWAY_CORE)
         load = self.load(url, pid, work, ["--warm-s", str(self.warm_s), "--seconds", str(self.seconds * work.times)])
         gateway_s = load.watched_cpu_s[0] if pid else 0.0
-        mock_s = load.watched_cpu_s[-1]
+        mock_s, spin_s = load.watched_cpu_s[-2:]
+        ours_s = gateway_s + mock_s + spin_s + load.own_cpu_s
         done = load.events if work.stream else load.completed
         return Sample(
             cpu_us=1e6 * gateway_s / max(1, done),
@@ -87,9 +83,9 @@ class Range:
             latency_us=[1e6 * taken for taken in load.latency_s],
             gateway_share=gateway_s / load.wall_s,
             client_share=(mock_s + load.own_cpu_s) / load.wall_s,
-            foreign_share=max(0.0, load.busy_s - gateway_s - mock_s - load.own_cpu_s) / load.wall_s,
-            slowness=max(slow_before, self.core.slowness()),
-            errors=load.errors or ({} if load.completed else {"nothing was answered": 1}),
+            foreign_share=max(0.0, load.busy_s - ours_s) / load.wall_s,
+            reference_s=(reference_s, work_s(GATEWAY_CORE)),
+            errors=load.errors or ({} if done else {"nothing was answered": 1}),
         )
 
     def load(self, url: str, pid: int | None, work: Work, extra: list[str]) -> Load:
@@ -97,8 +93,8 @@ class Range:
         command += ["--bodies", str(work.write(self.folder, self.size_bytes)), "--clients", str(self.clients)]
         command += ["--stream", "--events", str(work.events)] if work.stream else []
         command += ["--rate", str(work.rate), "--times"] if work.rate else []
-        for watched in (pid, self.mock_pid) if pid else (self.mock_pid,):
-            command += ["--watch", str(watched)]
+        for watched in (pid, self.mock_pid, self.spin_pid):
+            command += ["--watch", str(watched)] if watched else []
         with pinned(CLIENT_CORE):
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode:

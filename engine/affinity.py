@@ -47,7 +47,7 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
             link = hash((link, block))
             links.append(link)
     wanted = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-    output = min(wanted, MOST_OUTPUT_TOKENS) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
+    output = max(0, min(wanted, MOST_OUTPUT_TOKENS)) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
     key = session.decode("latin-1") if session else body.get("prompt_cache_key")
     return Hint(links[:MAX_LINKS], chars // CHARS_PER_TOKEN + output, key if isinstance(key, str) else None)
 

@@ -14,13 +14,15 @@ import orjson
 
 from engine.affinity import Hint
 from engine.connection import Answer, Connection, ConnectionBroke
-from engine.failures import from_answer
-from engine.reading import OpenAIReading, Reading, check_whole, reading_of
+from engine.failures import from_answer, says_it_is_dead
+from engine.reading import STREAMING, OpenAIReading, Reading, check_whole, reading_of
 from engine.replica import Replica
 from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, StreamInterrupted
 
 # After the stream's last event the engine has this long to end its answer, or the connection is given up.
 LINGER_S = 1.0
+# A connection that the engine closed while it was idle breaks at once; later it was the request.
+STALE_S = 0.5
 MAX_HELD_BYTES = 2**20
 # The engine knows one prompt; the routes have other names for it.
 PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
@@ -45,15 +47,19 @@ class Asked:
     headers: bytes = b""
     hint: Hint = field(default_factory=Hint)
     deadline: float = math.inf
-    _bytes: bytes = b""
+    written: bytes = b""
+
+    @property
+    def streamed(self) -> bool:
+        return self.path in STREAMING and bool(self.body.get("stream"))
 
     def bytes_for(self, replica: Replica) -> bytes:
         """The body that was checked, under the name by which the replica knows the model."""
         if replica.model:
             return orjson.dumps({**self.body, "model": replica.model})
-        if not self._bytes:
-            self._bytes = orjson.dumps(self.body)
-        return self._bytes
+        if not self.written:
+            self.written = orjson.dumps(self.body)
+        return self.written
 
 
 class Source(Protocol):
@@ -89,6 +95,7 @@ class Attempt:
     due = math.inf
     _connection: Connection | None = None
     _waits_for = "answer"
+    _paused = False
     _over = False
     _status = 0
     _held_bytes = 0
@@ -120,10 +127,12 @@ class Attempt:
             if connection is None:
                 connection = await self._connected()
             self._ask(connection)
+            asked_at = self._loop.time()
             try:
                 return await self._done
             except ConnectionBroke as error:
-                if not (error.unanswered and connection.used > 1):
+                stale = error.unanswered and connection.used > 1 and self._loop.time() - asked_at < STALE_S
+                if not stale:
                     raise
             # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
             self._done = self._loop.create_future()
@@ -150,7 +159,7 @@ class Attempt:
     def _ask(self, connection: Connection) -> None:
         asked = self.asked
         self._connection = connection
-        self._wait_for("answer", self.limits.first_byte_s if asked.body.get("stream") else self.limits.first_token_s)
+        self._wait_for("answer", self.limits.first_byte_s if asked.streamed else self.limits.first_token_s)
         self.sent = True
         request = self.replica.client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers)
         connection.send(request, self)
@@ -158,11 +167,13 @@ class Attempt:
     def pause(self) -> None:
         """Whoever receives is slow: so will the engine be, and its silence is none."""
         if self._connection and not self._over:
+            self._paused = True
             self.due = self.asked.deadline
             self._connection.pause()
 
     def resume(self) -> None:
         if self._connection and not self._over:
+            self._paused = False
             self._wait_for("more", self.limits.stall_s)
             self._connection.resume()
 
@@ -182,7 +193,7 @@ class Attempt:
 
     def _too_late(self) -> EngineError:
         match self._waits_for:
-            case "answer" if self.asked.body.get("stream"):
+            case "answer" if self.asked.streamed:
                 return NoFirstByte(f"the engine did not begin to answer within {self.limits.first_byte_s:g} s")
             case "answer" | "token":
                 return EngineTimeout(f"the engine was silent for {self.limits.first_token_s:g} s")
@@ -191,7 +202,7 @@ class Attempt:
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         self._status, self._head = status, headers
         if status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-            if not self.asked.body.get("stream"):
+            if not self.asked.streamed:
                 return self._fail(EngineError("the engine streams what was to be one answer"))
             self.reading = reading_of(self.asked.path, self.asked.body)
             self._wait_for("token", self.limits.first_token_s)
@@ -212,10 +223,11 @@ class Attempt:
         elif good and not reading.over:
             self.receiver.more(good)
         if reading.failure:
+            self.suspicious = says_it_is_dead(reading.failure)
             return self._fail(reading.failure)
         if reading.over and not self._done.done():
             self._finish(good)
-        elif self.begun and self.due != self.asked.deadline:  # which it is while the receiver pauses
+        elif self.begun and not self._paused:
             self._wait_for("more", self.limits.stall_s)
 
     def _hold(self, data: bytes, limit_bytes: int) -> None:
@@ -229,6 +241,7 @@ class Attempt:
         if self._may_begin and not self._may_begin(self):
             return self._fail(Outrun())
         self.begun = True
+        self.replica.breaker.succeeded()  # not only at its end, which may be far: others wait for this word
         self.receiver.source = self
         if self.reading and not self.reading.over:
             self.receiver.begin(b"".join(self._held))
@@ -267,6 +280,8 @@ class Attempt:
         if self._status != 200:
             raise self._refused(body)
         check_whole(self.asked.path, body, self.asked.body)
+        if self.asked.streamed:
+            raise EngineError("the engine answered at once what was to be a stream")
         if self._may_begin and not self._may_begin(self):
             raise Outrun
 
@@ -278,7 +293,7 @@ class Attempt:
                 f"the model {model!r} does not serve {asked.path}: its engine has no such route", param="model"
             )
         error = from_answer(self._status, body, self._head.get(b"retry-after", b"").decode("latin-1"))
-        self.suspicious = isinstance(error, EngineError) and self._status != 503
+        self.suspicious = says_it_is_dead(error)
         if error.param == "messages":
             error.param = PROMPT_FIELDS.get(asked.path, error.param)
         return error

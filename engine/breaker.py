@@ -36,24 +36,28 @@ class Breaker:
         """Until a request is let through again."""
         return max(0.0, self._until - asyncio.get_running_loop().time()) if self.state == "open" else 0.0
 
-    def taken(self) -> None:
-        """A request goes there: of a half-open one, the only one until it ends."""
-        if self.state == "half-open":
-            self._become("probing")
+    def taken(self) -> bool:
+        """A request goes there. Returns whether it is the trial: of a half-open breaker the only one until decided."""
+        if self.state != "half-open":
+            return False
+        self._become("probing")
+        return True
 
     def succeeded(self) -> None:
         self._in_a_row = 0
         if self.state != "closed":
+            self.close()
             self.opened = 0
             self._become("closed")
 
-    def failed(self) -> None:
+    def failed(self, trial: bool = False) -> None:
+        """`trial`: it was the one request that was let through."""
         self._in_a_row += 1
-        if self.state == "probing" or (self.state == "closed" and self._in_a_row >= self.opens_at):
+        if (trial and self.state == "probing") or (self.state == "closed" and self._in_a_row >= self.opens_at):
             self._open()
 
     def undecided(self) -> None:
-        """The request ended without saying anything about the replica: its client left, or the fault was its own."""
+        """The trial ended without saying anything about the replica: its client left, or the fault was its own."""
         if self.state == "probing":
             self._become("half-open")
 
@@ -65,6 +69,7 @@ class Breaker:
         loop = asyncio.get_running_loop()
         wait_s = min(LONGEST_OPEN_S, self.open_s * 2 ** min(self.opened, 10))
         self.opened += 1
+        self.close()
         self._until = loop.time() + wait_s
         self._timer = loop.call_later(wait_s, self._become, "half-open")
         self._become("open")

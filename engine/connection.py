@@ -7,6 +7,7 @@ answer, and whatever else happens to it closes it.
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +139,8 @@ class Connection(asyncio.Protocol):
             raise ValueError("more was sent than asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if not self._answered:  # trailers are no part of the head
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -229,7 +231,8 @@ class Client:
         if api_key:
             self._fixed += b"authorization: Bearer " + api_key.encode("latin-1") + b"\r\n"
         self._heads: dict[tuple[str, str], bytes] = {}
-        self._waiting: list[Connection] = []
+        self._tls = ssl.create_default_context() if self.secure else None
+        self._waiting: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._closed = False
 
@@ -267,8 +270,7 @@ class Client:
                 if self.socket:
                     _, connection = await loop.create_unix_connection(protocol, self.socket)
                 else:
-                    context = ssl.create_default_context() if self.secure else None
-                    _, connection = await loop.create_connection(protocol, self.host, self.port, ssl=context)
+                    _, connection = await loop.create_connection(protocol, self.host, self.port, ssl=self._tls)
         except (OSError, TimeoutError) as error:
             raise EngineUnavailable("the engine does not accept connections", retry_after_s=RETRY_AFTER_S) from error
         self._open.add(connection)
@@ -293,11 +295,12 @@ class Client:
                 connection.abort()
 
     def _idle(self, connection: Connection) -> None:
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = now = asyncio.get_running_loop().time()
         if self._closed:
-            connection.abort()
-        else:
-            self._waiting.append(connection)
+            return connection.abort()
+        self._waiting.append(connection)
+        if now - self._waiting[0].idle_since > KEEP_ALIVE_S:  # since a peak nobody has needed it
+            self._waiting.popleft().abort()
 
     def _lost(self, connection: Connection) -> None:
         self._open.discard(connection)

@@ -24,7 +24,7 @@ MARK = b": the engine's stream broke off; another replica goes on\n\n"
 # What else a request may say. A field that is not here might make the rest depend on more than the text.
 HARMLESS = frozenset(
     """model messages prompt stream stream_options temperature top_p top_k min_p max_tokens max_completion_tokens stop
-    stop_token_ids include_stop_str_in_output ignore_eos repetition_penalty logit_bias skip_special_tokens
+    stop_token_ids repetition_penalty logit_bias skip_special_tokens
     spaces_between_special_tokens user metadata service_tier store safety_identifier prompt_cache_key
     prompt_cache_retention priority cache_salt request_id continue_final_message""".split()
 )
@@ -43,6 +43,9 @@ IF_EQUAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none",),
     "modalities": (["text"],),
     "add_generation_prompt": (True,),
+    # With them the text does not say all: a stop string may be cut in two, an end of text leaves no mark.
+    "include_stop_str_in_output": (False,),
+    "ignore_eos": (False,),
 }
 
 
@@ -85,7 +88,7 @@ class Said:
     def by(cls, attempt: Attempt, before: "Said | None" = None) -> "Said | None":
         """None where something else than text was said."""
         reading = attempt.reading
-        if not isinstance(reading, OpenAIReading) or not reading.only_text:
+        if not isinstance(reading, OpenAIReading) or not reading.only_text or reading.finished:
             return None
         text = "".join(reading.text)
         return cls(before.text + text, before.identity) if before else cls(text, reading.identity)
@@ -102,6 +105,8 @@ async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, in
                 raise StreamInterrupted("the engine's stream broke off after its last token")
     if asked.path == TEXT:
         body["prompt"] += said.text
+    elif said.text != said.text.strip():  # which templates strip, each in its own way
+        raise StreamInterrupted("the engine's stream broke off beside white space")
     else:
         body["messages"] = with_beginning(body, said.text)
         body |= {"continue_final_message": True, "add_generation_prompt": False}

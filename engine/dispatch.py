@@ -112,7 +112,7 @@ class Dispatch:
         """One try with what it tells of the replica: its load, its breaker, whether it has to be looked at."""
         tokens = self.asked.hint.tokens
         breaker = replica.breaker
-        replica.take(tokens)
+        trial = replica.take(tokens)
         try:
             answer = await attempt.run()
             breaker.succeeded()
@@ -120,7 +120,7 @@ class Dispatch:
         except (DeadlineOver, Outrun):
             raise
         except EngineError:
-            breaker.failed()
+            breaker.failed(trial)
             self._heard = attempt.heard
             if attempt.suspicious:
                 replica.suspect()
@@ -131,21 +131,26 @@ class Dispatch:
             raise
         finally:
             self._sent += attempt.sent
-            breaker.undecided()  # unless it was decided above
+            if trial:
+                breaker.undecided()  # unless it was decided above
             replica.give_back(tokens)
 
     async def _hedged(self, replica: Replica, after_s: float) -> Answer | None:
         """A second try beside one that is slow to begin; whichever begins first is heard, the other is ended."""
         tries = self._started(replica)
+        hedges = 0
         try:
             await asyncio.wait(tries, timeout=after_s)
             other = None if self._winner else self.pool.choose(self.asked.hint, self._tried)
             if other and not any(task.done() for task in tries) and self.pool.may_retry():
                 self._tried.append(other)
                 metrics.hedges.inc(self.model)
+                hedges = 1
+                self.pool.retrying += hedges
                 tries |= self._started(other)
             return await self._first(tries)
         finally:
+            self.pool.retrying -= hedges
             for task in tries:
                 task.cancel()
             await asyncio.gather(*tries, return_exceptions=True)
@@ -159,9 +164,9 @@ class Dispatch:
         running = set(tries)
         while True:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not running or task.exception() is None or tries[task] is self._winner:
-                    return task.result()
+            heard = [task for task in done if tries[task] is self._winner]
+            if heard or not running:
+                return (heard or list(done))[0].result()
 
     async def _go_on(self, broken: Attempt, failure: EngineError) -> None:
         """The caller has a part of the answer: asks others for the rest. Raises the failure where none can say it."""

@@ -53,6 +53,11 @@ def from_document(status: int, document: Any, retry_after_s: int | None = None) 
     return kind(message, param=param, retry_after_s=retry_after_s)
 
 
+def says_it_is_dead(error: PenstockError) -> bool:
+    """Whether vLLM's front tells that the process behind it has ended: `EngineCore encountered an issue ...`."""
+    return isinstance(error, EngineError) and ("EngineCore" in error.message or "EngineDead" in error.message)
+
+
 def error_of(document: Any) -> dict[str, Any]:
     """The object with `message`, wherever this engine keeps it."""
     if not isinstance(document, dict):

@@ -23,8 +23,10 @@ NO_END = "the engine's stream ended before the answer did"
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 MESSAGES = "/v1/messages"
 RESPONSES = "/v1/responses"
+STREAMING = frozenset({CHAT, TEXT, MESSAGES, RESPONSES})
 
 
 class Reading:
@@ -88,8 +90,10 @@ class Reading:
 class OpenAIReading(Reading):
     """Chat and plain completions: unnamed events of chunks, a finish reason for every choice, then `[DONE]`."""
 
-    def __init__(self, choices: int) -> None:
+    def __init__(self, choices: int, *, with_usage: bool = False) -> None:
+        """`with_usage`: the caller has asked for the usage, so that without it the stream is not whole."""
         super().__init__()
+        self._with_usage = with_usage
         self.text: list[str] = []
         self.only_text = choices == 1
         self.identity: Mapping[str, Any] = {}
@@ -166,7 +170,7 @@ class OpenAIReading(Reading):
         if choice.get("logprobs"):
             self.only_text = False
         reason = choice.get("finish_reason")
-        if reason is not None:
+        if reason:
             self._finish(choice, reason)
         if text:
             if type(text) is not str:
@@ -198,7 +202,7 @@ class OpenAIReading(Reading):
     def closed(self) -> bytes:
         if self.over:
             return b""
-        if self.finished and not self._splitter.rest:
+        if self.finished and not self._splitter.rest and (self.usage or not self._with_usage):
             self.over = True
             return DONE_EVENT
         raise StreamInterrupted(NO_END)
@@ -269,7 +273,8 @@ def reading_of(path: str, body: Mapping[str, Any]) -> Reading:
         return AnthropicReading()
     if path == RESPONSES:
         return ResponsesReading()
-    return OpenAIReading(choices_wanted(body))
+    usage = (body.get("stream_options") or {}).get("include_usage")
+    return OpenAIReading(choices_wanted(body), with_usage=bool(usage))
 
 
 def choices_wanted(body: Mapping[str, Any]) -> int:
@@ -343,4 +348,6 @@ def unfinished(path: str, document: dict[str, Any], asked: Mapping[str, Any]) ->
         return "has no stop reason"
     elif path == RESPONSES and not document["status"]:
         return "has no status"
+    elif path == EMBEDDINGS and not isinstance(document["data"], list):
+        return "has no data"
     return None

@@ -96,13 +96,13 @@ class Replica:
             attempt.late(now)
         self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
 
-    def take(self, tokens: float) -> None:
-        """A request of about this size goes there."""
+    def take(self, tokens: float) -> bool:
+        """A request of about this size goes there. Returns whether it is the breaker's trial."""
         self.outstanding += 1
         self.load_tokens += tokens
         self.given_tokens += tokens
-        self.breaker.taken()
         self.loaded(self)
+        return self.breaker.taken()
 
     def give_back(self, tokens: float) -> None:
         self.outstanding -= 1

@@ -31,6 +31,8 @@ class Exchange:
     """What was answered, None while nothing is out: only until then an error can still become a status."""
     first_byte_at: float | None = None
     """When that was, by `time.perf_counter`."""
+    deadline: float | None = None
+    """When the caller no longer wants the answer, once that was looked up, by the loop's clock."""
     gone = False
     source: Source | None = None
     _size = 0

@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from engine.affinity import hint_of
-from engine.attempt import Asked, Limits, Source
+from engine.attempt import Asked, DeadlineOver, Limits, Source
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch
 from engine.pool import Pool
@@ -19,7 +21,7 @@ from engine.tokens import tokens_of
 from penstock import metrics
 from penstock.errors import BadRequest, EngineError
 from serving.exchange import Exchange, Headers
-from serving.wire import EVENT_STREAM, Dialect
+from serving.wire import EVENT_STREAM, JSON, Dialect
 
 if TYPE_CHECKING:
     from serving.stack import Served
@@ -40,27 +42,22 @@ class Relay:
         self.fallback = fallback
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
-        asked = Asked(
-            exchange.path,
-            body,
-            forwarded(exchange),
-            hint_of(body, exchange.headers.get(SESSION)),
-            deadline_of(exchange.headers),
-        )
+        written = as_json(body)
+        hint = hint_of(body, exchange.headers.get(SESSION))
+        asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline_of(exchange), written)
         if self.pool.routing.kv_events:
             asked.hint.token_ids = await self._tokens_of(asked)
         passing = Passing(exchange, dialect, asked)
         try:
             answer = await Dispatch(self.pool, asked, passing, self.limits, self.name).run()
-        except EngineError:
-            if self.fallback is None or exchange.status is not None:
+        except EngineError as error:
+            if self.fallback is None or exchange.status is not None or isinstance(error, DeadlineOver):
                 raise
             metrics.fallbacks.inc(self.name, self.fallback.name)
             exchange.marks = [*exchange.marks, (b"x-penstock-fallback", self.fallback.name.encode())]
             return await self.fallback(exchange, {**body, "model": self.fallback.name}, dialect)
         if answer:
-            kind = answer.headers.get(b"content-type", b"application/json")
-            exchange.send(200, [(b"content-type", kind), *dialect.headers(exchange.request_id)], answer.body)
+            exchange.send(200, [*JSON, *dialect.headers(exchange.request_id)], answer.body)
 
     async def _tokens_of(self, asked: Asked) -> Sequence[int]:
         """The prompt as the engines' own tokens; none where nobody says, so that the approximate index decides."""
@@ -115,15 +112,26 @@ def forwarded(exchange: Exchange) -> bytes:
     return lines
 
 
-def deadline_of(headers: Mapping[bytes, bytes]) -> float:
-    """When the caller no longer wants the answer, by the loop's clock. Raises BadRequest."""
-    given = headers.get(DEADLINE)
+def as_json(body: Mapping[str, Any]) -> bytes:
+    """What was checked, written anew. Raises BadRequest for what can be read but is too deep to be written."""
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise BadRequest("the body is nested too deeply: 254 levels at most") from error
+
+
+def deadline_of(exchange: Exchange) -> float:
+    """When the caller no longer wants the answer, by the loop's clock: the same for a fallback. Raises BadRequest."""
+    given = exchange.headers.get(DEADLINE)
     if given is None:
         return math.inf
+    if exchange.deadline is not None:
+        return exchange.deadline
     try:
         seconds = float(given)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise BadRequest(f"{DEADLINE.decode()} must be a number of seconds, not {given.decode('latin-1')!r}")
-    return asyncio.get_running_loop().time() + seconds
+    exchange.deadline = asyncio.get_running_loop().time() + seconds
+    return exchange.deadline

@@ -39,6 +39,10 @@ def test_no_prompt_makes_more_links_than_are_kept_in_mind() -> None:
     assert len(hint_of(body([("user", "x")] * 5000)).chain) <= MAX_LINKS
 
 
+def test_no_request_counts_as_less_than_nothing() -> None:
+    assert hint_of({"input": "x", "max_tokens": -(10**18)}).tokens >= 0
+
+
 def test_the_longest_known_beginning_decides_and_the_index_stays_small() -> None:
     index = PrefixIndex(limit=10)
     index.sent([1, 2], 0b01)

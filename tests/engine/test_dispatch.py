@@ -143,6 +143,37 @@ async def test_what_is_more_than_text_is_not_continued() -> None:
         assert not good.requests
 
 
+async def test_a_hedge_never_turns_a_success_into_a_failure() -> None:
+    async with simulator(ttft_s=0.05) as one, simulator(ttft_s=0.05) as two:
+        async with pool_before([one, two], hedge_after_s=0.001) as pool:
+            for _ in range(30):
+                answer, _ = await asked_of(pool, BODY)
+                assert answer
+            assert pool.retrying == 0
+
+
+async def test_a_deadline_far_away_leaves_the_stall_to_be_noticed() -> None:
+    async with simulator(Fault("stall", after=3)) as bad, simulator() as good, pool_before([bad, good]) as pool:
+        _, heard = await asked_of(pool, STREAM, limits=Limits(stall_s=0.2), within_s=60)
+        assert heard.text == good.expected(STREAM).text
+
+
+async def test_an_engine_that_breaks_off_while_it_computes_is_asked_twice_at_the_most() -> None:
+    async with simulator() as sim, pool_before([sim]) as pool:
+        await asked_of(pool, BODY)  # so that a connection is open
+        sim.requests.clear()
+        sim.faults.append(Fault("close_before_headers"))
+        with pytest.raises(EngineError):
+            await asked_of(pool, BODY)
+        assert len(sim.requests) <= 3  # the first over the open connection says nothing of the engine
+
+
+async def test_a_whole_answer_to_what_was_to_be_a_stream_is_none() -> None:
+    async with simulator(Fault("html")) as sim, pool_before([sim]) as pool:
+        with pytest.raises(EngineError):
+            await asked_of(pool, STREAM)
+
+
 async def test_the_deadline_ends_the_engines_work() -> None:
     async with simulator(ttft_s=30) as sim, pool_before([sim]) as pool:
         with pytest.raises(DeadlineOver):

@@ -197,9 +197,21 @@ async def test_a_replica_that_fails_its_trial_is_left_alone_for_longer() -> None
     first_s = replica.breaker.retry_after_s
     while pool.choose(SHORT) is None:
         await asyncio.sleep(0.01)
-    replica.take(1)
-    replica.breaker.failed()
+    trial = replica.take(1)
+    replica.breaker.failed()  # one of before
+    assert replica.breaker.retry_after_s == 0
+    replica.breaker.failed(trial)
     assert replica.breaker.retry_after_s > first_s
+
+
+async def test_a_breaker_that_closed_stays_closed_when_its_time_is_over() -> None:
+    (replica,) = members = replicas(1)
+    pool = pool_of(members, breaker_failures=1, breaker_open_s=0.05)
+    replica.breaker.failed()
+    replica.breaker.succeeded()
+    await asyncio.sleep(0.1)
+    replica.take(1)
+    assert pool.choose(SHORT) is replica
 
 
 async def test_retries_are_a_share_of_what_runs() -> None:

@@ -96,6 +96,20 @@ def test_a_missing_done_is_added_and_a_null_delta_repaired() -> None:
     assert reading.closed() == DONE_EVENT
 
 
+def test_an_empty_finish_reason_is_none() -> None:
+    reading = OpenAIReading(1)
+    reading.feed(chunk({"content": "a"}, ""))
+    with pytest.raises(StreamInterrupted):
+        reading.closed()
+
+
+def test_a_stream_that_lost_the_usage_it_was_to_tell_is_not_whole() -> None:
+    reading = reading_of(CHAT, {"stream_options": {"include_usage": True}})
+    reading.feed(chunk({"content": "a"}, "stop"))
+    with pytest.raises(StreamInterrupted):
+        reading.closed()
+
+
 def test_what_follows_the_end_is_dropped() -> None:
     reading = OpenAIReading(1)
     good = chunk({"content": "a"}, "stop") + DONE_EVENT

@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
 

@@ -50,6 +50,7 @@ engine_gauge = _all.gauge(
     "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
 )
 
+log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the log that nobody took in time.")
 worker_restarts = _all.counter("penstock_worker_restarts_total", "Worker processes replaced.")
 processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")
 process_cpu_seconds = _all.counter("process_cpu_seconds_total", "CPU time of the gateway's processes, in seconds.")
@@ -90,3 +91,8 @@ def lasting(snapshot: Snapshot) -> Snapshot:
 def text(snapshot: Snapshot) -> bytes:
     """Prometheus' text format, of the content type `CONTENT_TYPE`."""
     return _all.text(snapshot)
+
+
+def lost_lines(count: int) -> None:
+    """Of the log: what it calls when nobody takes them."""
+    log_lines_lost.inc(by=count)

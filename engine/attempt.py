@@ -241,7 +241,7 @@ class Attempt:
         if self._may_begin and not self._may_begin(self):
             return self._fail(Outrun())
         self.begun = True
-        self.replica.breaker.succeeded()  # not only at its end, which may be far: others wait for this word
+        self.replica.breaker.began()
         self.receiver.source = self
         if self.reading and not self.reading.over:
             self.receiver.begin(b"".join(self._held))

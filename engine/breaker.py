@@ -50,6 +50,11 @@ class Breaker:
             self.opened = 0
             self._become("closed")
 
+    def began(self) -> None:
+        """An answer has begun, whose end may be far. It decides the trial; how answers end is still counted."""
+        if self.state == "probing":
+            self.succeeded()
+
     def failed(self, trial: bool = False) -> None:
         """`trial`: it was the one request that was let through."""
         self._in_a_row += 1

@@ -216,46 +216,39 @@ SMUGGLING: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", SMUGGLING)
-async def test_what_is_ambiguous_gets_one_400_and_nothing_of_it_is_served(before: Behind, name: str) -> None:
-    async with simulator() as sim, before(sim) as gateway, Caller(gateway.url) as caller:
-        said = await caller.say(SMUGGLING[name])  # and nothing after it
-    assert said.status == 400
-    assert said.error
-    assert said.headers["connection"] == "close"
-    assert not [request for request in sim.requests if request.method == "POST"]
+async def test_what_is_ambiguous_gets_one_400_and_nothing_of_it_is_served(before: Behind) -> None:
+    async with simulator() as sim, before(sim) as gateway:
+        for name, request in SMUGGLING.items():
+            async with Caller(gateway.url) as caller:
+                said = await caller.say(request)  # and nothing comes after it
+            assert said.status == 400, name
+            assert said.error, name
+            assert said.headers["connection"] == "close", name
+        assert not [request for request in sim.requests if request.method == "POST"]
 
 
 HOSTS = ["a/../v1?x#", "127.0.0.1/v1/models?", "127.0.0.1#", "x@127.0.0.1", "127.0.0.1\\@x", "[::1", ""]
 
 
-@pytest.mark.parametrize("host", HOSTS)
-async def test_the_path_is_the_request_lines_whatever_the_host_says(before: Behind, host: str) -> None:
-    key = "sk-0123456789abcdef"
-    async with simulator() as sim, before(sim, keys=[key]) as gateway:
-        for path in ("/v1/models", "/metrics", CHAT):
-            async with Caller(gateway.url) as caller:
-                method = "POST" if path == CHAT else "GET"
-                said = await caller.say(
-                    f"{method} {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n\r\n".encode()
-                )
-            assert said.status in (400, 401, 403), path
-        async with Caller(gateway.url) as caller:
-            said = await caller.say(f"GET /health HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
-            assert said.status in (200, 400)
+async def test_the_path_is_the_request_lines_whatever_the_host_says(before: Behind) -> None:
+    async with simulator() as sim, before(sim, keys=["sk-0123456789abcdef"]) as gateway:
+        for host in HOSTS:
+            for path, statuses in (("/v1/models", {400, 401}), ("/metrics", {400, 401}), ("/health", {200, 400})):
+                async with Caller(gateway.url) as caller:
+                    said = await caller.say(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+                assert said.status in statuses, (host, path)
 
 
 PATHS = """/v1/../metrics //metrics /metrics/ /health/../metrics /%6detrics /health?/../metrics /health;/metrics
 /health%2f..%2fmetrics http://x/metrics /v1/chat/completions/../../../metrics""".split()
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_no_spelling_of_a_path_gets_around_the_key(before: Behind, path: str) -> None:
+async def test_no_spelling_of_a_path_gets_around_the_key(before: Behind) -> None:
     async with simulator() as sim, before(sim, keys=["sk-0123456789abcdef"]) as gateway:
-        async with Caller(gateway.url) as caller:
-            said = await caller.say(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-    assert said.status in (400, 401, 404) or (said.status == 200 and b"ok" in said.body)
-    assert b"penstock_" not in said.body
+        for path in PATHS:
+            async with Caller(gateway.url) as caller:
+                said = await caller.say(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            assert said.status in (400, 401, 404) or said.json == {"status": "ok"}, path
 
 
 async def test_a_client_that_offers_to_upgrade_is_answered_in_the_protocol_it_speaks(before: Behind) -> None:

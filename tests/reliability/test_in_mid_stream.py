@@ -176,3 +176,12 @@ async def test_a_killed_engines_streams_all_go_on(before: Behind) -> None:
             async with asyncio.timeout(6):
                 while first.started == started:
                     assert all(said.done for said in await gateway.many(4, STREAM))
+
+
+async def test_an_engine_that_cuts_every_stream_gets_nothing_after_a_few(before: Behind) -> None:
+    async with simulator(Fault("cut", after=AFTER)) as bad, simulator() as well:
+        async with before(bad, well, routing={"affinity": "off", "breaker_open_s": 30}) as gateway:
+            for number in range(20):
+                assert (await gateway.ask(about(number, STREAM))).done
+            assert await gateway.figure("penstock_breaker_open", replica="0") == 1
+    assert bad.started == 5

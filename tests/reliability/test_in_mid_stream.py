@@ -1,6 +1,7 @@
 """A stream that breaks after its first token is continued to the byte, or ends in one error event."""
 
 import asyncio
+from itertools import product
 from typing import Any
 
 import pytest
@@ -29,21 +30,23 @@ NOT_EXACT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BREAKS)
-async def test_a_stream_that_breaks_is_continued_to_the_byte(before: Behind, kind: str) -> None:
-    async with simulator(Fault(kind, after=AFTER), itl_s=0.005) as bad, simulator() as well:
+async def test_a_stream_that_breaks_is_continued_to_the_byte(before: Behind) -> None:
+    async with simulator(itl_s=0.005) as bad, simulator() as well:
         async with before(bad, well, **QUICK) as gateway:
-            for number in range(4):
-                body = about(number, WITH_USAGE)
-                said, wanted = await gateway.ask(body), well.expected(body)
-                assert (said.text, said.finish, said.done) == (wanted.text, {0: wanted.finish_reason}, True)
-                assert said.usage
-                assert said.usage["prompt_tokens"] == wanted.prompt_tokens
-                assert said.usage["completion_tokens"] == wanted.completion_tokens
-                assert said.usage["total_tokens"] == wanted.prompt_tokens + wanted.completion_tokens
-                assert len(said.ids) == 1
-                assert said.headers["x-penstock-continuable"] == "1"
-            assert bad.started
+            for number, kind in enumerate(BREAKS):
+                bad.faults[:] = [fault := Fault(kind, after=AFTER)]
+                bodies = [about(4 * number + more, WITH_USAGE) for more in range(4)]
+                answers = await asyncio.gather(*map(gateway.ask, bodies))
+                assert fault.struck, kind
+                for said, body in zip(answers, bodies, strict=True):
+                    wanted = well.expected(body)
+                    assert (said.text, said.finish, said.done) == (wanted.text, {0: wanted.finish_reason}, True), kind
+                    assert said.usage
+                    assert said.usage["prompt_tokens"] == wanted.prompt_tokens
+                    assert said.usage["completion_tokens"] == wanted.completion_tokens
+                    assert said.usage["total_tokens"] == wanted.prompt_tokens + wanted.completion_tokens
+                    assert len(said.ids) == 1
+                    assert said.headers["x-penstock-continuable"] == "1"
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -84,22 +87,13 @@ async def test_a_stream_that_breaks_again_and_again_is_continued_each_time(befor
 
 
 @pytest.mark.parametrize(
-    ("path", "fault"),
-    [
-        *(
-            (path, fault)
-            for path in (CHAT, "/tokenize")
-            for fault in ("status", "hang", "close_before_headers", "html")
-        ),
-        *((CHAT, fault) for fault in BREAKS),
-    ],
+    ("path", "kind"),
+    [*product(["/tokenize"], ["status", "hang"]), *product([CHAT], ["status", "hang", "reset", "cut", "bad_json"])],
 )
-async def test_what_one_replica_cannot_continue_another_does(before: Behind, path: str, fault: str) -> None:
-    cannot = Fault(fault, path=path, after=1)
-    limits = {"first_byte_timeout_s": 0.3, "stall_timeout_s": 0.3}
-    cuts = Fault("cut", after=AFTER)
+async def test_what_one_replica_cannot_continue_another_does(before: Behind, path: str, kind: str) -> None:
+    cuts, cannot = Fault("cut", after=AFTER), Fault(kind, path=path, after=1)
     async with simulator(cuts) as first, simulator(cannot, itl_s=0.005) as second, simulator() as third:
-        async with before(first, second, third, **limits, routing={"affinity": "off"}) as gateway:
+        async with before(first, second, third, first_byte_timeout_s=0.3, **QUICK) as gateway:
             said, wanted = await gateway.ask(WITH_USAGE), first.expected(WITH_USAGE)
     assert (said.text, said.done) == (wanted.text, True)
     assert said.usage
@@ -108,21 +102,21 @@ async def test_what_one_replica_cannot_continue_another_does(before: Behind, pat
     assert cannot.struck
 
 
-@pytest.mark.parametrize("kind", BREAKS)
-async def test_what_cannot_be_continued_exactly_ends_in_an_error_event(before: Behind, kind: str) -> None:
-    fault = Fault(kind, after=AFTER)
-    async with simulator(fault, itl_s=0.01) as bad, simulator(fault, itl_s=0.01) as other:
+async def test_what_cannot_be_continued_exactly_ends_in_an_error_event(before: Behind) -> None:
+    bodies = [STREAM | more for more in NOT_EXACT.values()]
+    async with simulator(itl_s=0.01) as bad, simulator(itl_s=0.01) as other:
         async with before(bad, other, **QUICK) as gateway:
-            bodies = [STREAM | more for more in NOT_EXACT.values()]
-            answers = await asyncio.gather(*map(gateway.ask, bodies))
-        assert bad.started + other.started == len(bodies)
-    for said, body in zip(answers, bodies, strict=True):
-        assert said.status == 200
-        assert said.error
-        assert not said.done
-        assert "x-penstock-continuable" not in said.headers
-        assert said.text
-        assert bad.expected(body).text.startswith(said.text)
+            for kind in BREAKS:
+                bad.faults[:] = other.faults[:] = [fault := Fault(kind, after=AFTER)]
+                answers = await asyncio.gather(*map(gateway.ask, bodies))
+                assert fault.struck == len(bodies), kind
+                for said, body in zip(answers, bodies, strict=True):
+                    assert said.status == 200, kind
+                    assert said.error, kind
+                    assert not said.done, kind
+                    assert "x-penstock-continuable" not in said.headers
+                    assert said.text, kind
+                    assert bad.expected(body).text.startswith(said.text), kind
 
 
 @pytest.mark.parametrize("kind", ["no_done", "after_done", "null_delta"])

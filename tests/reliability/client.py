@@ -96,10 +96,7 @@ class Caller:
 
     async def ask(self, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> Said:
         """`body` is bytes as they are, or a document."""
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: {len(raw)}\r\n\r\n"
-        return await self.say(head.encode("latin-1") + raw)
+        return await self.say(post(body, path, headers))
 
     async def say(self, request: bytes) -> Said:
         """Raises ConnectionError for an answer that is cut."""
@@ -161,6 +158,14 @@ class Caller:
                     said += piece
         self.leave()
         return said
+
+
+def post(body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a request."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: {len(raw)}\r\n\r\n"
+    return head.encode("latin-1") + raw
 
 
 async def ask(url: str, body: Any, path: str = CHAT, headers: Mapping[str, str] | None = None) -> Said:

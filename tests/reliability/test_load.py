@@ -1,14 +1,12 @@
 """More than the engines can do, answers without measure, clients that read slowly."""
 
 import asyncio
-import socket
-from typing import Any
 
 import pytest
 
 from engine.sim import Fault, simulator
-from tests.reliability.client import CHAT, Caller, Said
-from tests.reliability.conftest import ASK, STREAM, Behind, about, until
+from tests.reliability.client import Caller, Said, post
+from tests.reliability.conftest import ASK, STREAM, WITH_USAGE, Behind, about, until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,19 +31,37 @@ async def test_what_is_too_much_is_shed_with_a_time_to_come_back(before: Behind)
 async def test_a_flood_to_a_slow_reader_holds_the_engine_up_and_is_whole_in_the_end(before: Behind) -> None:
     async with simulator(Fault("flood", after=2, events=EVENTS)) as sim, before(sim) as gateway:
         async with Caller(gateway.url) as caller:
-            await caller.send(asking(STREAM))
-            await caller.head()
-            await asyncio.sleep(0.5)
-            assert sim.running == 1  # it waits: what it could not write nobody holds
-            said = await read_slowly(caller)
-            await until(lambda: sim.completed == 1)
-    assert said.done
-    assert said.text == flooded(sim.expected(STREAM).tokens)
+            await caller.send(post(STREAM))
+            await asyncio.sleep(1)
+            assert sim.running == 1  # what cannot be written is not read either
+            said = await caller.answer()
+        tokens = sim.expected(STREAM).tokens
+        assert said.done
+        assert said.text == "".join(tokens[:2]) + " flood" * EVENTS + "".join(tokens[2:])
+        assert (await gateway.ask(about(1, STREAM))).done
 
 
-def flooded(tokens: Any) -> str:
-    return "".join(tokens[:2]) + " flood" * EVENTS + "".join(tokens[2:])
+async def test_who_reads_nothing_at_all_loses_the_place(before: Behind) -> None:
+    async with simulator(Fault("flood", events=EVENTS)) as sim, before(sim, stall_timeout_s=0.5) as gateway:
+        async with Caller(gateway.url) as caller:
+            await caller.send(post(STREAM))
+            await until(lambda: sim.running == 1)
+            await until(lambda: sim.aborted == 1, within_s=5)
 
 
-def asking(body: dict[str, Any]) -> bytes:
-    ...
+async def test_lies_about_usage_pass_as_they_are(before: Behind) -> None:
+    """Nothing is billed yet; the counts that will be are Penstock's own."""
+    async with simulator() as sim, before(sim) as gateway:
+        for value in (-5, 10**9):
+            sim.faults[:] = [Fault("usage_lies", value=value)]
+            for body in (ASK, WITH_USAGE):
+                said = await gateway.ask(body)
+                usage = said.usage if body.get("stream") else said.json["usage"]
+                assert said.status == 200
+                assert usage
+                assert usage["completion_tokens"] == value
+                assert text_of(said) == sim.expected(body).text
+
+
+def text_of(said: Said) -> str:
+    return said.text or str(said.json["choices"][0]["message"]["content"])

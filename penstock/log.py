@@ -78,6 +78,7 @@ class AccessLog:
 
     def __init__(self) -> None:
         self.lost = 0
+        self.on_lost: Callable[[int], object] = lambda lines: None
         self._write: Callable[[str], object] | None = None
         self._json = True
         self._worker: int | None = None
@@ -142,6 +143,7 @@ class AccessLog:
                 self._write(piece)
         except OSError:  # a full disk, a closed pipe: requests go on
             self.lost += len(lines)
+            self.on_lost(len(lines))
 
 
 @lru_cache(maxsize=1024, typed=True)  # or 1 would be true

@@ -27,6 +27,7 @@ seconds = _all.histogram(
 first_byte_seconds = _all.histogram(
     "penstock_first_byte_seconds", "From the request to the answer's first byte.", "route", buckets=LATENCY_BUCKETS
 )
+log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the access log that could not be written.")
 disconnects = _all.counter("penstock_disconnects_total", "Clients that left before their answer was complete.", "route")
 interrupted = _all.counter("penstock_streams_interrupted_total", "Streams that ended in an error event.", "model")
 

@@ -74,11 +74,10 @@ async def test_no_stream_ends_short_in_silence(before: Behind, caplog: pytest.Lo
     caplog.set_level(logging.CRITICAL)  # of lines about it there are as many
     ends: Counter[str] = Counter()
     numbers = count()
-    fast = {"mean_tokens": 8, "itl_s": ITL_S}
     async with AsyncExitStack() as open:
         shares = [SHARE, SHARE, SHARE / 3]
         sims = [
-            await open.enter_async_context(simulator(*faults(100 * number, share), **fast))
+            await open.enter_async_context(simulator(*faults(100 * number, share), mean_tokens=8, itl_s=ITL_S))
             for number, share in enumerate(shares)
         ]
         routing = {"affinity": "off", "breaker_failures": 50, "breaker_open_s": 0.02}

@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.contestants import Contestant, free_port, given, nginx, penstock, places, running
 from benchmarks.figures import markdown
-from benchmarks.gateway_report import DIRECT, Runs, memory_table, overhead_table, replica_table, self_check_table
+from benchmarks.gateway_report import DIRECT, memory_table, overhead_table, replica_table, self_check_table
 from benchmarks.processes import end_in_order, started
+from benchmarks.quiet import Runs, quiet
 from benchmarks.reference import kept_busy
 from benchmarks.rounds import CLIENT_CORE, GATEWAY_CORE, Range, Sample, Work
 from benchmarks.stacks import own_shares, recorded
@@ -31,6 +33,7 @@ REQUEST = Work("request")
 PACED = Work("paced", tokens=100, stream=True, pace_ms=10, times=2)
 BURST = Work("burst", tokens=100, stream=True)
 SHORT = Work("short", tokens=8, stream=True)
+ROUNDS_FOR_ONE = 4
 PROFILE_S = 10
 PROFILE_ROWS = 30
 
@@ -52,7 +55,7 @@ def main(
             help="Another gateway; {port}, {upstream}, {upstreams} and {socket} are filled in. Ratios are to the first",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="0: only what else is asked for")] = 9,
+    rounds: Annotated[int, typer.Option(min=0, help="Undisturbed ones; 0: only what else is asked for")] = 5,
     seconds: Annotated[float, typer.Option(help="How long each measurement counts")] = 1,
     clients: int = 32,
     rate: Annotated[float, typer.Option(help="Requests a second where latency is measured")] = 20,
@@ -129,15 +132,16 @@ def in_turn(
 ) -> Runs:
     """All stand ready, one of them at a time is at work; every second round goes the other way round.
 
+    Goes on until everybody has `rounds` quiet samples of each work, or has been measured ROUNDS_FOR_ONE times as often.
     `direct`: what is there already, its name and address.
     """
     urls = {**direct, **{one.name: one.url for one in crowd}}
     runs: Runs = {name: {work.name: [] for work in works} for name in urls}
     with ExitStack() as stack:
         pids = {one.name: stack.enter_context(running(one, GATEWAY_CORE, place.folder)) for one in crowd}
-        for number in range(rounds):
+        for number in range(rounds * ROUNDS_FOR_ONE):
             for name in list(urls)[:: 1 if number % 2 == 0 else -1]:
-                for work in works:
+                for work in (work for work in works if len(quiet(runs, name, work.name)) < rounds):
                     sample = place.measure(urls[name], pids.get(name), work)
                     runs[name][work.name].append(sample)
                     typer.echo(f"round {number + 1}: {name}, {work.name}: {line_of(sample)}", err=True)
@@ -147,16 +151,15 @@ def in_turn(
 def line_of(sample: Sample) -> str:
     if sample.errors:
         return f"thrown away: {sample.errors}"
-    reference = " and ".join(f"{1000 * taken:.1f}" for taken in sample.reference_s)
-    disturbed = f"others {sample.foreign_share:.0%} of a core, reference {reference} ms"
+    disturbed = f"others {sample.foreign_share:.0%} of a core, reference {1000 * mean(sample.reference_s):.2f} ms"
     return f"{sample.cpu_us:.1f} us, {sample.per_s:,.0f}/s, {disturbed}"
 
 
 def memory_of(place: Range, one: Contestant, requests: int) -> list[int]:
     """Bytes resident before, at each quarter of the plain requests (half of all), of the streams (the other half)."""
     with running(one, GATEWAY_CORE, place.folder) as pid:
-        plain = place.load(one.url, pid, REQUEST, ["--requests", str(requests // 2)])
-        streams = place.load(one.url, pid, SHORT, ["--requests", str(requests // 2)])
+        plain, _ = place.load(one.url, pid, REQUEST, ["--requests", str(requests // 2)])
+        streams, _ = place.load(one.url, pid, SHORT, ["--requests", str(requests // 2)])
     for load in (plain, streams):
         if load.errors:
             typer.echo(f"{one.name}: {load.errors}", err=True)

@@ -2,42 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
 
 from benchmarks.figures import markdown, median, percentile, ratio, spread
-from benchmarks.rounds import Sample
-
-Runs = dict[str, dict[str, list[Sample]]]  # gateway -> work -> a sample of each round
+from benchmarks.quiet import Runs, kept
 
 MIB = 2**20
 DIRECT = "direct"
-QUIET = 0.15  # a measurement more disturbed than this is left out ...
-FEWEST = 3  # ... unless fewer than these were quiet
 FULL_SHARE = 0.97  # a core busier than this is what sets the pace
 
 OVERHEAD = ["gateway", "CPU us/request", "/", "CPU us/chunk, paced", "/", "CPU us/chunk, no pause", "/"]
 OVERHEAD += ["core req/s", "req/s, all clients", "added p50 us", "added p99 us"]
 SELF_CHECK = ["measurement", "rounds kept", "gateway's core", "client's core"]
 SELF_CHECK += ["others, % of a core", "reference, ms", "limit", "errors"]
-
-
-def kept(runs: Runs, name: str, work: str) -> list[Sample]:
-    """The undisturbed of those samples in which every answer was right; the least disturbed where they are few."""
-    usual_s = usual_reference_s(runs)
-    whole = [sample for sample in runs.get(name, {}).get(work, []) if not sample.errors]
-    whole.sort(key=lambda sample: disturbance(sample, usual_s))
-    quiet = [sample for sample in whole if disturbance(sample, usual_s) <= QUIET]
-    return whole[: max(FEWEST, len(quiet))]
-
-
-def usual_reference_s(runs: Runs) -> float:
-    return median(
-        s for works in runs.values() for samples in works.values() for one in samples for s in one.reference_s
-    )
-
-
-def disturbance(sample: Sample, usual_s: float) -> float:
-    """The larger of what others used of a core and how far the core's speed was from its usual one."""
-    return max(sample.foreign_share, *(abs(taken_s / usual_s - 1) for taken_s in sample.reference_s))
 
 
 def cpu_us(runs: Runs, name: str, work: str) -> list[float]:
@@ -86,7 +63,7 @@ def self_check_table(runs: Runs) -> str:
                     "-" if math.isnan(gateway) else f"{gateway:.0%}",
                     "-" if math.isnan(client) else f"{client:.0%}",
                     spread([100 * sample.foreign_share for sample in whole]),
-                    spread([1000 * taken_s for sample in whole for taken_s in sample.reference_s], 1),
+                    spread([1000 * mean(sample.reference_s) for sample in whole], 2),
                     limit(gateway, client),
                     "; ".join(sorted({wrong for sample in samples for wrong in sample.errors})) or "-",
                 ]

@@ -1,13 +1,15 @@
-"""How fast a core is just now, and how to keep it from changing.
+"""How fast a core is while something else is measured on it.
 
-Two virtual cores are often the two threads of one real core, whether or not the machine says so: what one does makes
-the other half again as slow. A gateway that leaves its clients waiting would then look cheaper than one that keeps
-them busy. So the clients' core is kept busy throughout, and what else slows a core down shows in a fixed piece of work.
+Two virtual cores are sometimes the two threads of one real core and sometimes two real cores, as the host likes; for
+seconds or minutes at a time everything then takes half again as long. Nothing on this side says so, but a fixed piece
+of work shows it, provided that the other core is busy all the while.
 """
 
 import os
+import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,27 +17,34 @@ from benchmarks.processes import pinned, started
 
 # It yields to whatever else wants the core, and takes whatever is left of it.
 SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nprint(flush=True)\nwhile True: pass"
-REPEATS = 5000
+REPEATS = 1200
 LINE = b"x" * 200
+EVERY_S = 0.1  # a fortieth of the core
+
+
+def looks_while(process: "subprocess.Popen[bytes]", core: int, seconds: float) -> list[float]:
+    """CPU seconds of the same work on `core`, done again and again in the last `seconds` before `process` ended."""
+    looks: deque[tuple[float, float]] = deque()
+    while process.poll() is None:
+        time.sleep(EVERY_S)
+        looks.append((time.monotonic(), work_s(core)))
+    end = time.monotonic()
+    return [took_s for at, took_s in looks if at >= end - seconds]
 
 
 def work_s(core: int) -> float:
-    """CPU seconds that `core` needs for system calls and small objects, as a gateway has them: some 10 ms."""
-    with pinned(core):
-        return timed()
-
-
-def timed() -> float:
+    """System calls and small objects, as a gateway has them: some 2 ms."""
     reading, writing = os.pipe()
-    began = time.thread_time()
-    for _ in range(REPEATS):
-        os.write(writing, LINE)
-        os.read(reading, len(LINE))
-        dict.fromkeys(range(20))
-    used = time.thread_time() - began
+    with pinned(core):
+        began = time.thread_time()
+        for _ in range(REPEATS):
+            os.write(writing, LINE)
+            os.read(reading, len(LINE))
+            dict.fromkeys(range(20))
+        used_s = time.thread_time() - began
     os.close(reading)
     os.close(writing)
-    return used
+    return used_s
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.load import Load
 from benchmarks.processes import pinned
 from benchmarks.prompts import bodies
-from benchmarks.reference import work_s
+from benchmarks.reference import looks_while
 
 GATEWAY_CORE = 0
 CLIENT_CORE = 1
@@ -44,7 +44,7 @@ class Work:
 class Sample:
     """What one measurement found. Shares are of one core; `foreign_share` is what neither side has used.
 
-    `reference_s`: how long the gateway's core needed for always the same work, just before and just after.
+    `reference_s`: how long the gateway's core needed for always the same work, at several moments.
     """
 
     cpu_us: float
@@ -53,7 +53,7 @@ class Sample:
     gateway_share: float
     client_share: float
     foreign_share: float
-    reference_s: tuple[float, float]
+    reference_s: list[float]
     errors: dict[str, int]
 
 
@@ -71,8 +71,8 @@ class Range:
 
     def measure(self, url: str, pid: int | None, work: Work) -> Sample:
         """`pid` is the gateway's; none: `url` is the engine's own, and its CPU time is what counts as the gateway's."""
-        reference_s = work_s(GATEWAY_CORE)
-        load = self.load(url, pid, work, ["--warm-s", str(self.warm_s), "--seconds", str(self.seconds * work.times)])
+        seconds = self.seconds * work.times
+        load, looks = self.load(url, pid, work, ["--warm-s", str(self.warm_s), "--seconds", str(seconds)], seconds)
         gateway_s = load.watched_cpu_s[0] if pid else 0.0
         mock_s, spin_s = load.watched_cpu_s[-2:]
         ours_s = gateway_s + mock_s + spin_s + load.own_cpu_s
@@ -84,19 +84,25 @@ class Range:
             gateway_share=gateway_s / load.wall_s,
             client_share=(mock_s + load.own_cpu_s) / load.wall_s,
             foreign_share=max(0.0, load.busy_s - ours_s) / load.wall_s,
-            reference_s=(reference_s, work_s(GATEWAY_CORE)),
+            reference_s=looks,
             errors=load.errors or ({} if done else {"nothing was answered": 1}),
         )
 
-    def load(self, url: str, pid: int | None, work: Work, extra: list[str]) -> Load:
+    def load(
+        self, url: str, pid: int | None, work: Work, extra: list[str], seconds: float = 0
+    ) -> tuple[Load, list[float]]:
+        """What the load generator counted, and how fast the gateway's core was in its last `seconds`."""
         command = [sys.executable, "-m", "benchmarks.load", url, *extra]
         command += ["--bodies", str(work.write(self.folder, self.size_bytes)), "--clients", str(self.clients)]
         command += ["--stream", "--events", str(work.events)] if work.stream else []
         command += ["--rate", str(work.rate), "--times"] if work.rate else []
         for watched in (pid, self.mock_pid, self.spin_pid):
             command += ["--watch", str(watched)] if watched else []
-        with pinned(CLIENT_CORE):
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise SystemExit(f"the load generator failed:\n{answer.stderr[-2000:]}")
-        return Load(**json.loads(answer.stdout))
+        said = self.folder / "load.json"
+        with said.open("wb") as output, pinned(CLIENT_CORE):
+            process = subprocess.Popen(command, stdout=output)
+        with process:
+            looks = looks_while(process, GATEWAY_CORE, seconds)
+        if process.returncode:
+            raise SystemExit(f"the load generator ended with {process.returncode}")
+        return Load(**json.loads(said.read_bytes())), looks

@@ -7,6 +7,7 @@ answer, and whatever else happens to it closes it.
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -250,7 +251,7 @@ class Client:
 
     def idle(self) -> Connection | None:
         """An open connection that carries nothing, the last used first: those not needed grow old and are closed."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._waiting:
             connection = self._waiting.pop()
             if connection.usable and now - connection.idle_since < KEEP_ALIVE_S:
@@ -295,7 +296,7 @@ class Client:
                 connection.abort()
 
     def _idle(self, connection: Connection) -> None:
-        connection.idle_since = now = asyncio.get_running_loop().time()
+        connection.idle_since = now = time.monotonic()
         if self._closed:
             return connection.abort()
         self._waiting.append(connection)

@@ -6,6 +6,7 @@ Nothing is tried again that the engine may not be asked again (its 4xx), that th
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -45,13 +46,13 @@ class Dispatch:
         """A whole answer; None after a stream. Raises PenstockError: before the receiver began, nothing is out."""
         pool = self.pool
         pool.active += 1
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         try:
             try:
                 answer = await self._next_try()
             except EngineError as failure:
                 answer = await self._after(failure)
-            pool.took(asyncio.get_running_loop().time() - began)
+            pool.took(time.monotonic() - began)
             return answer
         except (EngineUnavailable, RateLimited) as error:
             error.retry_after_s = error.retry_after_s or pool.retry_after_s

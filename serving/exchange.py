@@ -63,6 +63,11 @@ class Exchange:
         """It is not: what seemed its end was none. Nobody has looked yet."""
         self._whole = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the body has been received."""
+        return self._whole
+
     async def body(self, limit_bytes: int, patience_s: float) -> bytes:
         """The whole body. Raises BodyTooLarge before it is read in full, BodyTooSlow."""
         declared = self.headers.get(b"content-length", b"0")
@@ -187,7 +192,7 @@ class AsgiExchange(Exchange):
         self._outgoing.put_nowait(event)
         if self._outgoing.qsize() > PAUSE_AT:
             self._readable.clear()
-            if self.source and not self._paused:
+            if self.source and self._paused is not self.source:
                 self._paused = self.source
                 self._paused.pause()
 

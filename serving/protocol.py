@@ -58,7 +58,7 @@ class HotProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._lingers:
             return
-        self._unset_keepalive_if_required()
+        was_in_head = self._in_head
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -66,7 +66,7 @@ class HotProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             return self._refuse(400, None, "this is not HTTP/1.1 as RFC 9112 has it; the connection is closed")
         if self._in_head and self.parser is not None:
-            self._head_bytes += len(data)
+            self._head_bytes += len(data) if was_in_head else 0  # else it began somewhere in this read
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, "request_header_fields_too_large", f"the head is larger than {MAX_HEAD_BYTES} bytes")
             elif self._slow is None:
@@ -97,7 +97,7 @@ class HotProtocol(HttpToolsProtocol):
         if self._slow:
             self._slow.cancel()
             self._slow = None
-        path = self.gateway.hot_paths.get(self.url)
+        path = self.gateway.hot_paths.get(self.url) or self.gateway.hot_paths.get(self.url.partition(b"?")[0])
         if path is None or self.parser.get_method() != b"POST":
             return self._to_asgi()
         version = self.parser.get_http_version()
@@ -156,9 +156,11 @@ class HotProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        following = self.pipeline.pop() if self.pipeline else None
+        if not self.pipeline:  # else enough has been read
+            self.flow.resume_reading()
+        if following:
+            self._start_asgi_task(*following)
         else:
             self.idle_since = self.loop.time()
 
@@ -183,10 +185,21 @@ class HotProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         """The head has not come: such connections are cheap to open and would be kept for ever."""
         self._slow = None
-        if not self.transport.is_closing():
+        if self.cycle and not self.cycle.response_complete:  # what comes now is a next request: its turn is later
+            self._slow = self.loop.call_later(self.gateway.config.gateway.receive_timeout_s, self._too_slow)
+        elif not self.transport.is_closing():
             self.transport.close()
 
     def _refuse(self, status: int, code: str | None, message: str) -> None:
+        """Nothing after this can be understood. A request that runs gets its answer first, if its own body is whole."""
+        running = self.active if self.active and not self.active.response_complete else None
+        if running and running.is_whole:
+            running.keep_alive = False
+            self.pipeline.clear()
+            self._lingers = True
+            return
+        if running:
+            running.leave()
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = orjson.dumps({"error": error})
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"

@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator
 
 from penstock.errors import BadRequest
 from serving import bodies
-from serving.bodies import PLAIN_FIELDS, PLAIN_ROLES, ChatCompletions, is_plain_chat, parse
+from serving.bodies import ChatCompletions, parse
+from serving.plain_chat import PLAIN_FIELDS, PLAIN_ROLES, is_plain_chat
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

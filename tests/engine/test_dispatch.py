@@ -205,7 +205,9 @@ async def test_an_engine_that_fails_everything_is_soon_left_alone() -> None:
         assert len(sim.requests) <= 5
 
 
-async def test_a_replica_that_is_given_up_while_it_is_connected_to_leaves_nothing_behind() -> None:
+async def test_a_replica_that_is_given_up_while_it_is_connected_to_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     port = free_port()
     replica = Replica.at("e-0", f"http://127.0.0.1:{port}")
     replica.set_ready(True)
@@ -217,4 +219,5 @@ async def test_a_replica_that_is_given_up_while_it_is_connected_to_leaves_nothin
             await asking
     replica.close()
     del asking
+    caplog.clear()
     gc.collect()  # an error that nobody has looked at is told by the event loop, and fails the test

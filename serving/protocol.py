@@ -208,6 +208,8 @@ class HotProtocol(HttpToolsProtocol):
 
     def linger(self) -> None:
         """The client may still be sending: to close at once would reset the connection before it reads the answer."""
+        if self.transport.is_closing():
+            return
         self._lingers = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -234,6 +236,17 @@ class Rest:
         self._protocol.on_message_complete()
 
 
+class Gone(asyncio.Transport):
+    """Where answers go whose client has left, until who writes them has heard of it: uvloop's transports raise."""
+
+    def write(self, data: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+GONE = Gone()
+
+
 class SocketExchange(Exchange):
     """An exchange written to its connection directly. The plain attributes are what uvicorn asks of its own cycles."""
 
@@ -248,6 +261,10 @@ class SocketExchange(Exchange):
         self._protocol = protocol
         self._transport = protocol.transport
         self._chunked = version != "1.0"
+
+    def leave(self) -> None:
+        self._transport = GONE
+        super().leave()
 
     def wanted(self) -> None:
         if b"expect" in self.headers and not self._pieces:

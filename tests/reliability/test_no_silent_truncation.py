@@ -12,7 +12,7 @@ import pytest
 
 from engine.sim import Fault, Simulator, simulator
 from tests.reliability.client import CHAT, TEXT, Caller, Said
-from tests.reliability.conftest import WITH_USAGE, Behind, about
+from tests.reliability.conftest import STREAM, WITH_USAGE, Behind, about, until
 
 pytestmark = pytest.mark.anyio
 
@@ -96,3 +96,40 @@ async def test_no_stream_ends_short_in_silence(before: Behind, caplog: pytest.Lo
     print(f"{cut()} cuts of {ends.total()} streams, which ended: {dict(ends)}")
     assert ends["continued"] > CUT_STREAMS / 20
     assert ends["error event"] > CUT_STREAMS / 20
+
+
+OTHERS = ["hang", "status", "reset", "close_before_headers", "garbage", "slow_head", "split", "crlf", "multi_line"]
+
+
+async def test_when_everything_fails_and_clients_leave_nothing_is_left_behind(
+    before: Behind, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    numbers, dice = count(), random.Random(SEED)
+    async with AsyncExitStack() as open:
+        strange = [Fault(kind, delay_s=0.05, probability=0.02, seed=number) for number, kind in enumerate(OTHERS)]
+        sims = [
+            await open.enter_async_context(simulator(*faults(number, SHARE), *strange, mean_tokens=8, itl_s=ITL_S))
+            for number in range(3)
+        ]
+        limits = {"first_byte_timeout_s": 0.2, "first_token_timeout_s": 1, "stall_timeout_s": STALL_S}
+        routing = {"hedge_after_s": 0.005, "breaker_failures": 50, "breaker_open_s": 0.02}
+        gateway = await open.enter_async_context(before(*sims, **limits, routing=routing))
+
+        async def ask() -> None:
+            async with Caller(gateway.url) as caller:
+                while (number := next(numbers)) < 2000:
+                    path, body = request(number, dice)
+                    try:
+                        async with asyncio.timeout(dice.choice((0.002, 0.01, 0.05, 10))):
+                            judged(await caller.ask(body, path), body, sims[0])
+                    except TimeoutError:
+                        caller.leave()
+
+        await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
+        await until(lambda: not any(sim.running for sim in sims), within_s=3)
+        assert await gateway.figure("penstock_requests_in_flight") == 1  # this one
+        for sim in sims:
+            sim.faults.clear()
+        await asyncio.sleep(0.1)
+        assert all(said.done for said in await gateway.many(20, STREAM))

@@ -49,10 +49,10 @@ def serve(
     overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
     tree = loaded(config, overrides, file_wanted=not named)
 
-    from penstock import log
+    from penstock import log, metrics
     from penstock.errors import StartError
 
-    log.configure(tree.log.level, tree.log.style)
+    log.configure(tree.log.level, tree.log.style, lost=metrics.lost_lines)
     from serving.run import run
 
     try:

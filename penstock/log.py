@@ -8,16 +8,17 @@ import asyncio
 import atexit
 import logging
 import re
-import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import orjson
+
+from penstock.stderr import stderr
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -77,8 +78,6 @@ class AccessLog:
     EVERY_S = 0.1
 
     def __init__(self) -> None:
-        self.lost = 0
-        self.on_lost: Callable[[int], object] = lambda lines: None
         self._write: Callable[[str], object] | None = None
         self._json = True
         self._worker: int | None = None
@@ -136,14 +135,8 @@ class AccessLog:
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
-        if not lines or self._write is None:
-            return
-        try:
-            for piece in pieces(lines):
-                self._write(piece)
-        except OSError:  # a full disk, a closed pipe: requests go on
-            self.lost += len(lines)
-            self.on_lost(len(lines))
+        if lines and self._write:
+            self._write("".join(lines))
 
 
 @lru_cache(maxsize=1024, typed=True)  # or 1 would be true
@@ -152,31 +145,21 @@ def encoded(value: str | int | bool) -> str:
     return orjson.dumps(value).decode()
 
 
-def pieces(lines: Sequence[str]) -> Iterator[str]:
-    """Whole lines together, as many as a pipe takes in one: longer writes of several processes would be mixed."""
-    piece, size_bytes = "", 0
-    for line in lines:
-        line_bytes = len(line.encode())
-        if piece and size_bytes + line_bytes > select.PIPE_BUF:
-            yield piece
-            piece, size_bytes = "", 0
-        piece += line
-        size_bytes += line_bytes
-    if piece:
-        yield piece
-
-
 access = AccessLog()
 
 
-def configure(level: str, style: str, worker: int | None = None) -> None:
-    """Sends every logger to standard error. `style` is json, text, or auto (text on a terminal)."""
+def configure(
+    level: str, style: str, worker: int | None = None, lost: Callable[[int], object] = lambda lines: None
+) -> None:
+    """Sends every logger to standard error. `style` is json, text, or auto (text on a terminal). `lost` is told how
+    many lines could not be written."""
     json = style == "json" or (style == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
+    stream = stderr(lost)
+    handler = logging.StreamHandler(stream)
     handler.addFilter(RequestIdFilter(worker))
     handler.setFormatter(JsonFormatter() if json else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx2").setLevel("WARNING")
     wanted = logging.getLogger().isEnabledFor(logging.INFO)
-    access.configure(handler.stream.write if wanted else None, json=json, worker=worker)
+    access.configure(stream.write if wanted else None, json=json, worker=worker)
     atexit.register(access.flush)

@@ -68,7 +68,6 @@ class Gateway:
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
-        access.on_lost = lambda lines: metrics.log_lines_lost.inc(by=lines)
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""

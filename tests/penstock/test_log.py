@@ -3,11 +3,8 @@
 import io
 import json
 import logging
-import select
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from penstock import log
 
@@ -71,15 +68,6 @@ def test_a_workers_lines_bear_its_number() -> None:
     assert json.loads(log.JsonFormatter().format(record))["worker"] == 2
 
 
-@given(st.lists(st.text("aé", min_size=0, max_size=3000).map(lambda text: text + "\n"), max_size=20))
-def test_lines_are_written_in_pieces_that_a_pipe_takes_whole(lines: list[str]) -> None:
-    pieces = list(log.pieces(lines))
-    assert "".join(pieces) == "".join(lines)
-    for piece in pieces:
-        assert piece.endswith("\n")
-        assert len(piece.encode()) <= select.PIPE_BUF or piece.count("\n") == 1
-
-
 @pytest.mark.anyio
 async def test_a_served_request_is_a_line_of_json() -> None:
     lines: list[str] = []
@@ -93,15 +81,3 @@ async def test_a_served_request_is_a_line_of_json() -> None:
         "method": "POST", "route": "/v1/chat/completions", "status": 200, "seconds": 0.5, "model": 'odd "name"',
         "gone": True, "worker": 1,
     }  # fmt: skip
-
-
-@pytest.mark.anyio
-async def test_a_log_that_cannot_be_written_is_counted_and_stops_nothing() -> None:
-    def full(text: str) -> None:
-        raise OSError("no space left on device")
-
-    access = log.AccessLog()
-    access.configure(full, json=False)
-    access.served("req_1", "GET", "/v1/models", "", 200, 0.1)
-    access.flush()
-    assert access.lost == 1

@@ -37,7 +37,7 @@ def test_a_slow_reader_is_not_waited_for_and_gets_whole_lines(pipe: tuple[int, i
 
 
 def test_a_line_longer_than_a_pipe_takes_in_one_is_written_in_parts(pipe: tuple[int, int]) -> None:
-    Unwaiting(pipe[1], pytest.fail).write("é" * 5000 + "\n")
+    Unwaiting(pipe[1], lambda lines: pytest.fail(f"{lines} lost")).write("é" * 5000 + "\n")
     assert os.read(pipe[0], 2**20).decode() == "é" * 5000 + "\n"
 
 

@@ -320,6 +320,7 @@ class Attempt:
     def _fail(self, error: PenstockError) -> None:
         if not self._done.done():
             self._done.set_exception(error)
+            self._done.exception()  # looked at: while it still connects nobody waits for it
         self._stop()
 
     def _stop(self) -> None:

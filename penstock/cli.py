@@ -52,7 +52,7 @@ def serve(
     from penstock import log, metrics
     from penstock.errors import StartError
 
-    log.configure(tree.log.level, tree.log.style, lost=metrics.lost_lines)
+    log.configure(tree.log.level, tree.log.style, lost=lambda lines: metrics.log_lines_lost.inc(by=lines))
     from serving.run import run
 
     try:

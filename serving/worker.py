@@ -43,7 +43,9 @@ async def work(line: socket.socket) -> None:
     parent = await Channel.over(line)
     orders = await parent.receive()
     config = Config(**orders["config"])
-    log.configure(config.log.level, config.log.style, worker=orders["number"], lost=metrics.lost_lines)
+    log.configure(
+        config.log.level, config.log.style, orders["number"], lambda lines: metrics.log_lines_lost.inc(by=lines)
+    )
     try:
         with bind(*orders["address"], shared=True) as listener:
             await Worker(parent, config, orders).run(listener)

@@ -1,8 +1,9 @@
 """A server whose every byte the test decides: the engine, as it misbehaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 Say = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -103,3 +104,15 @@ def streams(*pieces: bytes, cut: bool = False, pace_s: float = 0.0, hang: bool =
 
 async def silent(writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(60)
+
+
+@contextmanager
+def swallowing(port: int) -> Iterator[None]:
+    """Packets to this port are dropped: the kernel answers no SYN while a listener's queue is full."""
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
+        for _ in range(3):
+            filler = opened.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield

@@ -1,6 +1,8 @@
 """Tries, hedges, continuations: what becomes of a request when replicas fail it, over real sockets."""
 
 import asyncio
+import gc
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +20,8 @@ from engine.replica import Replica
 from engine.sim import Fault, Simulator, simulator
 from penstock.config import Routing
 from penstock.errors import EngineError, EngineTimeout
+from tests.conftest import free_port
+from tests.upstream import swallowing
 
 pytestmark = pytest.mark.anyio
 
@@ -200,3 +204,21 @@ async def test_an_engine_that_fails_everything_is_soon_left_alone() -> None:
                 await asked_of(pool, BODY)
             assert caught.value.retry_after_s
         assert len(sim.requests) <= 5
+
+
+async def test_a_replica_that_is_given_up_while_it_is_connected_to_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # a line that is kept keeps the error
+    port = free_port()
+    replica = Replica.at("e-0", f"http://127.0.0.1:{port}")
+    replica.set_ready(True)
+    with swallowing(port):
+        asking = asyncio.create_task(asked_of(Pool("e", [replica], 0, Routing()), BODY))
+        await asyncio.sleep(0.1)
+        replica.ended("it answers no probe")
+        await asyncio.wait([asking])
+        assert isinstance(asking.exception(), EngineError)
+    replica.close()
+    del asking
+    gc.collect()  # an error that nobody has looked at is told by the event loop, and fails the test

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,14 @@ class Gateway:
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
         return sum(float(value) for said, value in found if all(label in said for label in wanted))
+
+
+@pytest.fixture(autouse=True)
+def unsurprised(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever is provoked, the event loop has nothing to report, and no error is one that was not foreseen."""
+    yield
+    surprises = [record for record in caplog.get_records("call") if record.name == "asyncio" or record.exc_info]
+    assert not surprises, [record.getMessage() for record in surprises]
 
 
 Behind = Callable[..., AbstractAsyncContextManager[Gateway]]

@@ -1,10 +1,7 @@
 """Whatever goes wrong before an answer has begun is mended elsewhere, or is a clean error."""
 
 import asyncio
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from engine.sim import Fault, Simulator, simulator
 from tests.reliability.client import Said
 from tests.reliability.conftest import ASK, STREAM, Behind, about, until
+from tests.upstream import swallowing
 
 pytestmark = pytest.mark.anyio
 
@@ -176,18 +174,6 @@ async def test_an_engine_that_only_says_it_is_well_gets_nothing_after_a_few_fail
                 assert is_whole(await gateway.ask(about(number, ASK)), about(number, ASK), well)
             assert await gateway.figure("penstock_breaker_open", replica="0") == 1
     assert asked(liar) == 5
-
-
-@contextmanager
-def swallowing(port: int) -> Iterator[None]:
-    """Packets to this port are dropped: the kernel answers no SYN while a listener's queue is full."""
-    with ExitStack() as opened:
-        listener = opened.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
-        for _ in range(3):
-            filler = opened.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield
 
 
 async def test_an_address_that_begins_to_swallow_packets_is_given_up_within_a_second(before: Behind) -> None:

@@ -91,8 +91,3 @@ def lasting(snapshot: Snapshot) -> Snapshot:
 def text(snapshot: Snapshot) -> bytes:
     """Prometheus' text format, of the content type `CONTENT_TYPE`."""
     return _all.text(snapshot)
-
-
-def lost_lines(count: int) -> None:
-    """Of the log: what it calls when nobody takes them."""
-    log_lines_lost.inc(by=count)

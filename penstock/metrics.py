@@ -27,7 +27,6 @@ seconds = _all.histogram(
 first_byte_seconds = _all.histogram(
     "penstock_first_byte_seconds", "From the request to the answer's first byte.", "route", buckets=LATENCY_BUCKETS
 )
-log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the log that nobody took in time.")
 disconnects = _all.counter("penstock_disconnects_total", "Clients that left before their answer was complete.", "route")
 interrupted = _all.counter("penstock_streams_interrupted_total", "Streams that ended in an error event.", "model")
 
@@ -51,6 +50,7 @@ engine_gauge = _all.gauge(
     "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
 )
 
+log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the log that nobody took in time.")
 worker_restarts = _all.counter("penstock_worker_restarts_total", "Worker processes replaced.")
 processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")
 process_cpu_seconds = _all.counter("process_cpu_seconds_total", "CPU time of the gateway's processes, in seconds.")

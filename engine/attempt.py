@@ -97,6 +97,7 @@ class Attempt:
     _waits_for = "answer"
     _paused = False
     _over = False
+    _forsaken = False
     _status = 0
     _held_bytes = 0
     _head: Mapping[bytes, bytes]
@@ -146,8 +147,8 @@ class Attempt:
 
     @property
     def heard(self) -> bool:
-        """Whether the replica has answered anything."""
-        return self._status != 0
+        """Whether the replica has answered anything, and may be working on it still."""
+        return self._status != 0 and not self._forsaken
 
     async def _connected(self) -> Connection:
         try:
@@ -178,8 +179,9 @@ class Attempt:
             self._connection.resume()
 
     def forsake(self, why: str) -> None:
-        """Its replica is known to be gone: ends a try that has heard nothing yet, so that another can be made."""
-        if not self.heard:
+        """Its replica is known to be gone: ends a try of which nothing is out yet, so that another can be made."""
+        if not self.begun:
+            self._forsaken = True
             self._fail(EngineError(why))
 
     def late(self, now: float) -> None:

@@ -74,7 +74,7 @@ class Replica:
         metrics.engine_ready.set(ready, *self.labels)
 
     def ended(self, why: str) -> None:
-        """Its process is gone, or answers nothing: requests that have heard nothing from it go elsewhere at once."""
+        """Its process is gone, or answers nothing: requests that have no content from it go elsewhere at once."""
         self.set_ready(False)
         for attempt in list(self._attempts):
             attempt.forsake(why)

@@ -166,7 +166,7 @@ class HotProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(self.gateway.config.gateway.stall_timeout_s, self._not_read)
+        self._watch_unread()
         if self.active and self.active.source:
             self.active.source.pause()
 
@@ -178,9 +178,16 @@ class HotProtocol(HttpToolsProtocol):
         if self.active and self.active.source:
             self.active.source.resume()
 
-    def _not_read(self) -> None:
-        """What was sent has waited too long: the client holds its place without using it."""
-        self.transport.abort()
+    def _watch_unread(self) -> None:
+        unread_bytes = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.gateway.config.gateway.stall_timeout_s, self._not_read, unread_bytes)
+
+    def _not_read(self, unread_bytes: int) -> None:
+        """So much has waited: a client that has read nothing of it holds its place without using it."""
+        if self.transport.get_write_buffer_size() < unread_bytes:
+            self._watch_unread()
+        else:
+            self.transport.abort()
 
     def _too_slow(self) -> None:
         """The head has not come: such connections are cheap to open and would be kept for ever."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,9 +77,11 @@ class Said:
 class Caller:
     """One connection to a server, kept open from request to request as far as the server keeps it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, buffer_bytes: int | None = None) -> None:
+        """`buffer_bytes`: what the kernel takes in before it is read."""
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 80
+        self.buffer_bytes = buffer_bytes
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -106,14 +109,36 @@ class Caller:
     async def send(self, request: bytes) -> None:
         if self._reader is None or self._reader.at_eof():
             self.leave()
-            self._reader, self._writer = await asyncio.open_connection(self.host, self.port, limit=2**20)
+            self._reader, self._writer = await self._opened()
         assert self._writer
         self._writer.write(request)
+
+    async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.buffer_bytes is None:
+            return await asyncio.open_connection(self.host, self.port, limit=2**20)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.buffer_bytes)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, (self.host, self.port))
+        return await asyncio.open_connection(sock=connection, limit=self.buffer_bytes)
 
     def more(self, piece: bytes) -> None:
         """On the connection as it is, if it still is."""
         if self._writer and not self._writer.is_closing():
             self._writer.write(piece)
+
+    async def slowly(self, piece_bytes: int, pace_s: float) -> bytes:
+        """The body of an answer of known length, read piece by piece."""
+        assert self._reader
+        status, headers = await self.head()
+        assert status == 200
+        left = int(headers["content-length"])
+        body = b""
+        while len(body) < left:
+            await asyncio.sleep(pace_s)
+            async with asyncio.timeout(PATIENCE_S):
+                body += await self._reader.readexactly(min(piece_bytes, left - len(body)))
+        return body
 
     async def answer(self) -> Said:
         """The next whole answer on the connection."""

@@ -159,6 +159,15 @@ async def test_the_callers_deadline_also_ends_a_stream_that_has_begun(before: Be
     assert (said.status, said.done, said.error and said.error["code"]) == (200, False, "deadline_exceeded")
 
 
+async def test_the_callers_deadline_also_ends_the_wait_for_an_engine(before: Behind) -> None:
+    async with simulator() as sim, before(sim) as gateway:
+        await sim.listener.close()
+        began = time.monotonic()
+        said = await gateway.ask(ASK, headers={"x-request-timeout-s": "0.5"})
+        assert 0.5 <= time.monotonic() - began < 1
+    assert (said.status, said.error and said.error["code"]) == (504, "deadline_exceeded")
+
+
 async def test_health_that_flaps_each_second_costs_no_request(before: Behind) -> None:
     async with simulator(Fault("health_flaps", period_s=0.5)) as flapping, simulator() as well:
         async with before(flapping, well) as gateway:

@@ -1,12 +1,14 @@
 """More than the engines can do, answers without measure, clients that read slowly."""
 
 import asyncio
+import json
 
 import pytest
 
 from engine.sim import Fault, simulator
 from tests.reliability.client import Caller, Said, post
 from tests.reliability.conftest import ASK, STREAM, WITH_USAGE, Behind, about, until
+from tests.upstream import answers, upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +49,22 @@ async def test_who_reads_nothing_at_all_loses_the_place(before: Behind) -> None:
             await caller.send(post(STREAM))
             await until(lambda: sim.running == 1)
             await until(lambda: sim.aborted == 1, within_s=5)
+
+
+async def test_who_reads_slowly_gets_it_all(before: Behind) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "a" * 2**24}, "finish_reason": "stop"}
+    body = json.dumps({"id": "x", "choices": [choice]}).encode()
+    async with upstream(answers(200, body)) as engine, before(engine.url, stall_timeout_s=0.2) as gateway:
+        async with Caller(gateway.url, buffer_bytes=2**14) as caller:
+            await caller.send(post({**ASK, "model": "sim"}))
+            assert await caller.slowly(2**19, 0.03) == body
+
+
+async def test_an_engines_own_word_on_when_to_come_back_passes(before: Behind) -> None:
+    async with simulator(slots=1, queue=0, retry_after_s=7, ttft_s=0.5) as sim, before(sim) as gateway:
+        answers = await gateway.many(3, STREAM)
+    assert sorted(said.status for said in answers) == [200, 503, 503]
+    assert {said.headers["retry-after"] for said in answers if said.status == 503} == {"7"}
 
 
 async def test_lies_about_usage_pass_as_they_are(before: Behind) -> None:

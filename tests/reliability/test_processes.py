@@ -81,6 +81,17 @@ async def test_streams_of_a_stopped_engine_are_had_elsewhere_until_it_goes_on(tm
                     await asyncio.sleep(0.1)
 
 
+async def test_streams_that_have_no_token_of_a_stopped_engine_yet_are_had_elsewhere(tmp_path: Path) -> None:
+    probe = {"engines__sim__probe__interval_s": 0.2, "engines__sim__probe__timeout_s": 0.5}
+    with simulated("--ttft-s", "1") as (first, first_url), simulated("--ttft-s", "1") as (_, second_url):
+        async with serving([first_url, second_url], tmp_path, **probe) as served:
+            asking = [asyncio.create_task(ask(served.url, about(n, STREAM))) for n in range(4 * STREAMS)]
+            await asyncio.sleep(0.5)
+            first.send_signal(signal.SIGSTOP)
+            for number, said in enumerate(await asyncio.gather(*asking)):
+                assert (said.text, said.done) == (expected(about(number, STREAM)).text, True)
+
+
 async def test_what_is_without_measure_takes_bounded_memory(tmp_path: Path) -> None:
     async with simulator() as sim, serving([sim.url], tmp_path, engines__sim__routing__breaker_failures=99) as served:
         assert (await ask(served.url, ASK)).status == 200

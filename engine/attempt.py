@@ -5,6 +5,7 @@ mend. From then on what is good is given to the receiver as it comes, and what i
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from engine.connection import Answer, Connection, ConnectionBroke
 from engine.failures import from_answer, says_it_is_dead
 from engine.reading import STREAMING, OpenAIReading, Reading, check_whole, reading_of
 from engine.replica import Replica
-from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, StreamInterrupted
+from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, RateLimited, StreamInterrupted
+
+log = logging.getLogger(__name__)
 
 # After the stream's last event the engine has this long to end its answer, or the connection is given up.
 LINGER_S = 1.0
@@ -83,18 +86,23 @@ class Receiver(Protocol):
 
 
 class Attempt:
-    """A sink of its connection. `run` returns a whole answer, or None after a stream that the receiver has taken.
+    """A sink of its connection. What becomes of it is told once: a whole answer, None after a stream, or an error.
 
-    `due` is when the replica has been silent for too long, by the loop's clock; the replica looks at it.
+    It tells the replica too: its load, its breaker, whether it has to be looked at. The replica calls `look`.
     """
 
     begun = False
     sent = False
-    suspicious = False
     reading: Reading | None = None
     due = math.inf
+    _tell: "Told | None" = None
+    _trial = False
     _connection: Connection | None = None
+    _reused = False
+    _asked_at = 0.0
+    _suspicious = False
     _waits_for = "answer"
+    _lively = False
     _paused = False
     _over = False
     _forsaken = False
@@ -116,54 +124,104 @@ class Attempt:
         self.receiver = receiver
         self.limits = limits
         self._may_begin = may_begin
+        self._more = receiver.more
         self._loop = asyncio.get_running_loop()
-        self._done: asyncio.Future[Answer | None] = self._loop.create_future()
         self._held: list[bytes] = []
 
-    async def run(self) -> Answer | None:
-        """Raises what the engine says as a PenstockError; EngineTimeout, EngineUnavailable or another EngineError."""
-        self.replica.watch(self)
-        try:
-            connection = self.replica.client.idle()
-            if connection is None:
-                connection = await self._connected()
+    def start(self, tell: "Told") -> None:
+        """Sends the request. The error is what the engine says as a PenstockError; EngineTimeout, EngineUnavailable or
+        another EngineError."""
+        self._tell = tell
+        replica = self.replica
+        self._trial = replica.take(self.asked.hint.tokens)
+        replica.watch(self)
+        connection = replica.client.idle()
+        if connection is None:
+            self._connect()
+        else:
+            self._reused = True
             self._ask(connection)
-            asked_at = self._loop.time()
-            try:
-                return await self._done
-            except ConnectionBroke as error:
-                stale = error.unanswered and connection.used > 1 and self._loop.time() - asked_at < STALE_S
-                if not stale:
-                    raise
-            # The engine had closed it already, as servers do with idle ones: no fault of anybody's.
-            self._done = self._loop.create_future()
-            self.suspicious = False
-            self.replica.watch(self)
-            self._ask(await self._connected())
-            return await self._done
+
+    async def run(self) -> Answer | None:
+        """The same for somebody who waits: returns the answer or raises the error; cancelled, it is cancelled too."""
+        outcome: asyncio.Future[Answer | None] = self._loop.create_future()
+
+        def told(_: Attempt, answer: Answer | None, error: PenstockError | None) -> None:
+            if outcome.done():
+                return
+            if error:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(answer)
+
+        try:
+            self.start(told)
+            return await outcome
         finally:
-            if not self._over:
-                self._stop()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more; it says nothing about the replica."""
+        if self._tell:
+            self._tell = None
+            self._settle(None, decided=False)
+            self._stop()
+
+    def _end(self, answer: Answer | None, error: PenstockError | None) -> None:
+        tell = self._tell
+        if tell:
+            self._tell = None
+            self._settle(error, decided=not isinstance(error, DeadlineOver | Outrun))
+            tell(self, answer, error)
+
+    def _settle(self, error: PenstockError | None, *, decided: bool) -> None:
+        """What it tells of the replica."""
+        replica = self.replica
+        breaker = replica.breaker
+        if not decided or isinstance(error, RateLimited):
+            pass
+        elif isinstance(error, EngineError):
+            breaker.failed(self._trial)
+            if self._suspicious:
+                replica.suspect()
+        else:
+            breaker.succeeded()
+        if self._trial:
+            breaker.undecided()  # unless it was decided above
+        replica.give_back(self.asked.hint.tokens)
 
     @property
     def heard(self) -> bool:
         """Whether the replica has answered anything, and may be working on it still."""
         return self._status != 0 and not self._forsaken
 
-    async def _connected(self) -> Connection:
+    def _connect(self) -> None:
+        self._connecting = self._loop.create_task(self._connected())
+
+    async def _connected(self) -> None:
+        client = self.replica.client
         try:
-            return await self.replica.client.connect()
-        except EngineError:
-            self.suspicious = True
-            raise
+            connection = await client.connect()
+        except EngineError as error:
+            self._suspicious = True
+            return self._fail(error)
+        if self._tell is None:  # given up meanwhile: the next may have it
+            return client.keep(connection)
+        try:
+            self._ask(connection)
+        except Exception as error:  # nobody awaits this task
+            log.exception("a request could not be sent")
+            self._fail(EngineError(f"the request could not be sent: {error}"))
 
     def _ask(self, connection: Connection) -> None:
         asked = self.asked
         self._connection = connection
-        self._wait_for("answer", self.limits.first_byte_s if asked.streamed else self.limits.first_token_s)
+        self._asked_at = self._loop.time()
+        limit_s = self.limits.first_byte_s if asked.streamed else self.limits.first_token_s
+        self.due = min(self._asked_at + limit_s, asked.deadline)
         self.sent = True
-        request = self.replica.client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers)
-        connection.send(request, self)
+        client = self.replica.client
+        connection.send(client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers), self)
 
     def pause(self) -> None:
         """Whoever receives is slow: so will the engine be, and its silence is none."""
@@ -178,19 +236,26 @@ class Attempt:
             self._wait_for("more", self.limits.stall_s)
             self._connection.resume()
 
+    def look(self, now: float) -> None:
+        """Ten times a second, by the loop's clock: a look at the time for every piece of a stream would cost more."""
+        if self._lively and not self._paused:
+            self._lively = False
+            self._wait_for("more", self.limits.stall_s)
+        if now >= self.due:
+            self._late(now)
+
     def forsake(self, why: str) -> None:
         """Its replica is known to be gone: ends a try of which nothing is out yet, so that another can be made."""
         if not self.begun:
             self._forsaken = True
             self._fail(EngineError(why))
 
-    def late(self, now: float) -> None:
-        """`due` is over."""
+    def _late(self, now: float) -> None:
         if self._over:
             return self._stop()
         if now >= self.asked.deadline:
             return self._fail(DeadlineOver())
-        self.suspicious = True
+        self._suspicious = True
         self._fail(self._too_late())
 
     def _too_late(self) -> EngineError:
@@ -212,22 +277,28 @@ class Attempt:
     def received(self, data: bytes) -> None:
         if self._over:
             return
-        if self.reading is None:
+        reading = self.reading
+        if reading is None:
             return self._hold(data, self.limits.answer_bytes if self._status == 200 else MAX_HELD_BYTES)
-        self._read(self.reading, data)
-
-    def _read(self, reading: Reading, data: bytes) -> None:
         good = reading.feed(data)
+        if reading.over or reading.failure or not self.begun:
+            return self._turn(reading, good)
+        self._lively = True
+        if good:
+            self._more(good)
+
+    def _turn(self, reading: Reading, good: bytes) -> None:
+        """The stream begins, ends or fails."""
         if not self.begun:
             self._hold(good, MAX_HELD_BYTES)
-            if reading.began and not reading.failure and not self._done.done():
+            if reading.began and not reading.failure and self._tell:
                 self._begin()
         elif good and not reading.over:
-            self.receiver.more(good)
+            self._more(good)
         if reading.failure:
-            self.suspicious = says_it_is_dead(reading.failure)
+            self._suspicious = says_it_is_dead(reading.failure)
             return self._fail(reading.failure)
-        if reading.over and not self._done.done():
+        if reading.over and self._tell:
             self._finish(good)
         elif self.begun and not self._paused:
             self._wait_for("more", self.limits.stall_s)
@@ -255,18 +326,18 @@ class Attempt:
         """The stream is whole. The connection is kept if the engine ends its answer soon."""
         if not self.begun:
             self._begin()
-            if self._done.done():
+            if self._tell is None:
                 return
-        held = b"".join(self._held)
-        self.receiver.end(held or last)
         self._over = True
-        self._done.set_result(None)
+        self._lively = False
         self.due = self._loop.time() + LINGER_S
+        self.receiver.end(b"".join(self._held) or last)
+        self._end(None, None)
 
     def ended(self) -> None:
         self._connection = None  # which may carry another request already
         self.replica.unwatch(self)
-        if self._over or self._done.done():
+        if self._tell is None:
             return
         if self.reading:
             return self._closed(self.reading)
@@ -274,9 +345,9 @@ class Attempt:
         try:
             self._check(body)
         except PenstockError as error:
-            return self._done.set_exception(error)
+            return self._end(None, error)
         self._over = True
-        self._done.set_result(Answer(200, self._head, body))
+        self._end(Answer(200, self._head, body), None)
 
     def _check(self, body: bytes) -> None:
         if self._status != 200:
@@ -295,7 +366,7 @@ class Attempt:
                 f"the model {model!r} does not serve {asked.path}: its engine has no such route", param="model"
             )
         error = from_answer(self._status, body, self._head.get(b"retry-after", b"").decode("latin-1"))
-        self.suspicious = says_it_is_dead(error)
+        self._suspicious = says_it_is_dead(error)
         if error.param == "messages":
             error.param = PROMPT_FIELDS.get(asked.path, error.param)
         return error
@@ -312,18 +383,24 @@ class Attempt:
         self._connection = None
         if self._over:
             return self.replica.unwatch(self)
+        if self._is_stale(error):
+            return self._connect()
         reading = self.reading
         if isinstance(reading, OpenAIReading) and reading.finished:
             self.replica.unwatch(self)
             return self._closed(reading)
-        self.suspicious = True
+        self._suspicious = True
         self._fail(StreamInterrupted("the engine's stream broke off") if self.begun else error)
 
+    def _is_stale(self, error: EngineError) -> bool:
+        """The engine had closed the connection already, as servers do with idle ones: no fault of anybody's."""
+        reused, self._reused = self._reused, False
+        soon = self._loop.time() - self._asked_at < STALE_S
+        return reused and soon and isinstance(error, ConnectionBroke) and error.unanswered
+
     def _fail(self, error: PenstockError) -> None:
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._done.exception()  # looked at: while it still connects nobody waits for it
         self._stop()
+        self._end(None, error)
 
     def _stop(self) -> None:
         self.replica.unwatch(self)
@@ -335,6 +412,9 @@ class Attempt:
     def _wait_for(self, what: str, limit_s: float) -> None:
         self._waits_for = what
         self.due = min(self._loop.time() + limit_s, self.asked.deadline)
+
+
+Told = Callable[[Attempt, Answer | None, PenstockError | None], None]
 
 
 class NoFirstByte(EngineTimeout):

@@ -54,7 +54,6 @@ class Connection(asyncio.Protocol):
     """Carries one request after another; `idle` is called when it may carry the next."""
 
     def __init__(self, idle: Callable[["Connection"], None], lost: Callable[["Connection"], None]) -> None:
-        self.used = 0
         self.idle_since = 0.0
         self._idle = idle
         self._lost = lost
@@ -76,7 +75,6 @@ class Connection(asyncio.Protocol):
         assert self._sink is None
         assert self._transport is not None
         self._sink = sink
-        self.used += 1
         self._transport.write(request)
 
     def pause(self) -> None:
@@ -264,7 +262,7 @@ class Client:
         loop = asyncio.get_running_loop()
 
         def protocol() -> Connection:
-            return Connection(self._idle, self._lost)
+            return Connection(self.keep, self._lost)
 
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S + (HANDSHAKE_TIMEOUT_S if self.secure else 0)):
@@ -295,7 +293,8 @@ class Client:
             if connection and not sink.complete:  # else it may carry another request by now
                 connection.abort()
 
-    def _idle(self, connection: Connection) -> None:
+    def keep(self, connection: Connection) -> None:
+        """It carries nothing, and may carry the next request."""
         connection.idle_since = now = time.monotonic()
         if self._closed:
             return connection.abort()

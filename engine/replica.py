@@ -81,7 +81,7 @@ class Replica:
         self.restarted(self)
 
     def watch(self, attempt: "Attempt") -> None:
-        """Ends the attempt when it is due. One timer looks at all of them, for a timer each costs more."""
+        """Looks at it ten times a second. One timer looks at all of them, for a timer each costs more."""
         self._attempts.add(attempt)
         if self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
@@ -92,8 +92,8 @@ class Replica:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for attempt in [attempt for attempt in self._attempts if now >= attempt.due]:
-            attempt.late(now)
+        for attempt in list(self._attempts):
+            attempt.look(now)
         self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
 
     def take(self, tokens: float) -> bool:

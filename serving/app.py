@@ -8,9 +8,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import getrandbits
+from typing import Any
 
 import orjson
 
@@ -20,6 +22,7 @@ from penstock.config import nearest as nearest_name
 from penstock.errors import (
     BodyTooLarge,
     BodyTooSlow,
+    EngineError,
     EngineUnavailable,
     MethodNotAllowed,
     ModelNotFound,
@@ -33,6 +36,7 @@ from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys
 from serving.models import described, described_for_anthropic, listed
+from serving.relay import Relay, Relayed
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -52,7 +56,7 @@ class Route:
     method: str
     dialect: Dialect = OPENAI
     shape: type[Routed] | None = None
-    control: Callable[["Gateway", Exchange], Awaitable[None]] | None = None
+    control: Callable[["Gateway", Exchange], Coroutine[Any, Any, None]] | None = None
     open: bool = False
 
 
@@ -71,9 +75,9 @@ class Gateway:
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
-        for call in self._calls:
+        for call in list(self._calls):
             call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
-            call.task.cancel()
+            self.stop(call)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
@@ -82,56 +86,112 @@ class Gateway:
             await exchange.carry(self.answer)
 
     async def answer(self, exchange: Exchange) -> None:
-        """Serves one request from its first header to the access log, in a task of its own: a client that leaves, or
-        the end of the shutdown's patience, cancels it."""
+        """Serves one request, from its first header to the access log."""
+        call = self._entered(exchange)
+        await self._awaited(call, self._serve(call))
+
+    def take(self, exchange: Exchange) -> asyncio.Task[None] | None:
+        """The same without waiting: what is whole and to be relayed is sent on at once, and its answer when it comes.
+
+        Returns the task that serves what cannot be served so. A task costs more than all that a relay does.
+        """
+        call = self._entered(exchange)
+        if exchange.gone:
+            self._left(call)
+            return None
+        try:
+            work = self._begun(call)
+        except Exception as error:
+            self._failed(call, error)
+            self._left(call)
+            return None
+        return asyncio.get_running_loop().create_task(self._awaited(call, work)) if work else None
+
+    def _begun(self, call: "Call") -> Coroutine[Any, Any, None] | None:
+        """What is left to be awaited, if anything is."""
+        exchange = call.exchange
+        if not exchange.is_whole:
+            return self._serve(call)
+        route = self._admitted(exchange)
+        if route.control:
+            return route.control(self, exchange)
+        served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
+        if not isinstance(served, Relay):
+            return served(exchange, body, route.dialect)
+        call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
+        if relayed.start(call.told):
+            return None
+        call.relayed = None
+        return relayed.run()
+
+    def told(self, call: "Call", error: PenstockError | None) -> None:
+        """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
+        relayed, call.relayed = call.relayed, None
+        if relayed and isinstance(error, EngineError):
+            asyncio.get_running_loop().create_task(self._awaited(call, relayed.run(error)))
+            return
+        call.error = error
+        self._left(call)
+
+    def _entered(self, exchange: Exchange) -> "Call":
         exchange.request_id = id_of(exchange.headers)
-        token = request_id.set(exchange.request_id)
-        task = asyncio.current_task()
-        assert task
-        call = Call(route_name(exchange.path), task)
-        exchange.on_gone = task.cancel
+        call = Call(self, exchange, route_name(exchange.path))
+        exchange.on_gone = call.gone
         self._calls.add(call)
         metrics.in_flight.inc()
+        return call
+
+    async def _awaited(self, call: "Call", work: Coroutine[Any, Any, None]) -> None:
+        """What of a request has to be waited for: a client that leaves, or the end of the shutdown's patience, cancels
+        it."""
+        token = request_id.set(call.exchange.request_id)
+        call.task = asyncio.current_task()  # not before it runs: one that is cancelled sooner never does
         try:
-            if not exchange.gone:
-                await self._serve(exchange, call)
+            if call.exchange.gone or call.error:
+                work.close()
+            else:
+                await work
         except asyncio.CancelledError:
-            if not exchange.gone and call.error is None:
+            if not call.exchange.gone and call.error is None:
                 raise
+        except Exception as error:
+            self._failed(call, error)
         finally:
-            exchange.on_gone = nothing
-            self._calls.discard(call)
-            self._account(exchange, call)
+            self._left(call)
             request_id.reset(token)
 
-    async def _serve(self, exchange: Exchange, call: "Call") -> None:
-        try:
-            await self._dispatch(exchange, call)
-        except PenstockError as error:
-            call.error = error
-        except asyncio.CancelledError:
-            if exchange.gone or call.error is None:
-                raise
-        except Exception as error:  # whatever it is, the caller gets an answer in its own shape, and the log the trace
-            log.exception("unexpected error")
-            call.error = PenstockError("something went wrong here; the request's id leads to the log")
-            call.error.__cause__ = error
-        if call.error and not exchange.gone:
-            refuse(exchange, dialect_of(exchange), call.error)
+    def stop(self, call: "Call") -> None:
+        """The client has left, or the shutdown's patience is over."""
+        if call.task:
+            call.task.cancel()
+        elif call.relayed:
+            call.relayed.cancel()
+            call.relayed = None
+            self._left(call)
 
-    async def _dispatch(self, exchange: Exchange, call: "Call") -> None:
+    async def _serve(self, call: "Call") -> None:
+        """A request whose body may be yet to come."""
+        exchange = call.exchange
+        route = self._admitted(exchange)
+        if route.control:
+            return await route.control(self, exchange)
+        limits = self.config.gateway
+        served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
+        await served(exchange, body, route.dialect)
+
+    def _admitted(self, exchange: Exchange) -> Route:
+        """Raises PenstockError for what is not served, or not to this caller."""
         route = self._route(exchange)
         if not route.open:
             self.keys.check(exchange.headers)
-        if route.control:
-            return await route.control(self, exchange)
+        return route
+
+    def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
-        limits = self.config.gateway
-        raw = await exchange.body(limits.max_body_bytes, limits.receive_timeout_s)
         body = bodies.parse(raw, route.shape)
         served = self._model(body["model"])
         call.model = served.name
-        await served(exchange, body, route.dialect)
+        return served, body
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
@@ -152,15 +212,33 @@ class Gateway:
             )
         return served
 
-    def _account(self, exchange: Exchange, call: "Call") -> None:
+    def _failed(self, call: "Call", error: Exception) -> None:
+        """Whatever it is, the caller gets an answer in its own shape, and the log the trace."""
+        if isinstance(error, PenstockError):
+            call.error = error
+            return
+        with logged_as(call.exchange):
+            log.exception("unexpected error", exc_info=error)
+        call.error = PenstockError("something went wrong here; the request's id leads to the log")
+        call.error.__cause__ = error
+
+    def _left(self, call: "Call") -> None:
+        """The request is over: refused, if it is yet to be told so, then counted and logged."""
+        exchange = call.exchange
+        exchange.on_gone = nothing
+        self._calls.discard(call)
+        if call.error and not exchange.gone:
+            interrupted = exchange.status == 200
+            refuse(exchange, dialect_of(exchange), call.error)
+            if interrupted:
+                metrics.interrupted.inc(call.model)
+                with logged_as(exchange):
+                    log.error("stream ended in an error event: %s", call.error)
         took_s = time.perf_counter() - call.began
         status = exchange.status or 499
         metrics.in_flight.inc(by=-1)
         if exchange.gone:
             metrics.disconnects.inc(call.name)
-        elif call.error and exchange.status == 200:
-            metrics.interrupted.inc(call.model)
-            log.error("stream ended in an error event: %s", call.error)
         metrics.requests.inc(call.name, call.model, status)
         metrics.seconds.observe(took_s, call.name)
         if exchange.first_byte_at is not None:
@@ -205,13 +283,22 @@ class Gateway:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A request under way: what the access log will say of it, and the task that serves it."""
+    """A request under way: what the access log will say of it, and what it waits for, a relay or a task."""
 
+    gateway: Gateway
+    exchange: Exchange
     name: str
-    task: asyncio.Task[None]
     model: str = ""
     error: PenstockError | None = None
+    relayed: Relayed | None = None
+    task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.perf_counter)
+
+    def told(self, error: PenstockError | None) -> None:
+        self.gateway.told(self, error)
+
+    def gone(self) -> None:
+        self.gateway.stop(self)
 
 
 ONE_MODEL = Route("GET", control=Gateway.model)
@@ -231,6 +318,16 @@ ROUTES: Mapping[str, Route] = {
     "/v1/messages": Route("POST", ANTHROPIC, bodies.Messages),
     "/v1/messages/count_tokens": Route("POST", ANTHROPIC, bodies.CountTokens),
 }
+
+
+@contextmanager
+def logged_as(exchange: Exchange) -> Iterator[None]:
+    """What is logged in here bears the request's id."""
+    token = request_id.set(exchange.request_id)
+    try:
+        yield
+    finally:
+        request_id.reset(token)
 
 
 async def own_figures() -> Snapshot:

@@ -75,6 +75,12 @@ class Exchange:
             raise too_large(limit_bytes)
         if not self._whole:
             await self._until_whole(limit_bytes, patience_s)
+        return self.whole(limit_bytes)
+
+    def whole(self, limit_bytes: int) -> bytes:
+        """The body, which has been received. Raises BodyTooLarge."""
+        if self._size > limit_bytes:
+            raise too_large(limit_bytes)
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
     async def _until_whole(self, limit_bytes: int, patience_s: float) -> None:

@@ -34,6 +34,7 @@ class HotProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.gateway: Gateway = self.config.app  # type: ignore[assignment]  # uvicorn's type is wider
         self.active: SocketExchange | None = None
+        self._fresh: SocketExchange | None = None
         self.idle_since: float | None = None
         self._usual: list[tuple[bytes, bytes]] = []
         self._usual_lines = b""
@@ -64,7 +65,10 @@ class HotProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             return self._decline(data[offer.args[0] :])
         except httptools.HttpParserError:
+            self._begin()
             return self._refuse(400, None, "this is not HTTP/1.1 as RFC 9112 has it; the connection is closed")
+        if self._fresh:
+            self._begin()
         if self._in_head and self.parser is not None:
             self._head_bytes += len(data) if was_in_head else 0  # else it began somewhere in this read
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -83,6 +87,8 @@ class HotProtocol(HttpToolsProtocol):
             self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % line for line in framing]))
         if rest:
             self.data_received(rest)
+        else:
+            self._begin()
 
     def on_message_begin(self) -> None:
         self.idle_since = None
@@ -121,14 +127,21 @@ class HotProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if isinstance(cycle, SocketExchange):
             self._run(cycle)
+            self.loop.call_soon(self._begin)  # or a thousand in one read would be served within each other
         else:
             super()._start_asgi_task(cycle, app)
 
     def _run(self, exchange: "SocketExchange") -> None:
-        self.active = exchange
-        task = self.loop.create_task(self.gateway.answer(exchange))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        """It is begun when the read that brought its head is through: most often that brings the body, too."""
+        self.active = self._fresh = exchange
+
+    def _begin(self) -> None:
+        exchange, self._fresh = self._fresh, None
+        if exchange:
+            task = self.gateway.take(exchange)
+            if task:
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         if isinstance(self.cycle, SocketExchange):

@@ -7,19 +7,20 @@ event: never silently, never with a `[DONE]` it did not earn.
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from engine.affinity import hint_of
 from engine.attempt import Asked, DeadlineOver, Limits, Source
+from engine.connection import Answer
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch
 from engine.pool import Pool
 from engine.tokens import tokens_of
 from penstock import metrics
-from penstock.errors import BadRequest, EngineError
+from penstock.errors import BadRequest, EngineError, PenstockError
 from serving.exchange import Exchange, Headers
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
@@ -42,30 +43,73 @@ class Relay:
         self.fallback = fallback
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
+        await Relayed(self, exchange, body, dialect).run()
+
+
+class Relayed:
+    """One request on its way through. Raises BadRequest for what can be seen to be wrong before it is sent."""
+
+    def __init__(self, relay: Relay, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         written = as_json(body)
         hint = hint_of(body, exchange.headers.get(SESSION))
-        asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline_of(exchange), written)
-        if self.pool.routing.kv_events:
-            asked.hint.token_ids = await self._tokens_of(asked)
-        passing = Passing(exchange, dialect, asked)
-        try:
-            answer = await Dispatch(self.pool, asked, passing, self.limits, self.name).run()
-        except EngineError as error:
-            if self.fallback is None or exchange.status is not None or isinstance(error, DeadlineOver):
-                raise
-            metrics.fallbacks.inc(self.name, self.fallback.name)
-            exchange.marks = [*exchange.marks, (b"x-penstock-fallback", self.fallback.name.encode())]
-            return await self.fallback(exchange, {**body, "model": self.fallback.name}, dialect)
-        if answer:
-            exchange.send(200, [*JSON, *dialect.headers(exchange.request_id)], answer.body)
+        self.relay = relay
+        self.exchange = exchange
+        self.dialect = dialect
+        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline_of(exchange), written)
+        receiver = Passing(exchange, dialect, self.asked)
+        self.dispatch = Dispatch(relay.pool, self.asked, receiver, relay.limits, relay.name)
+        self._tell: Callable[[PenstockError | None], None] | None = None
 
-    async def _tokens_of(self, asked: Asked) -> Sequence[int]:
+    def start(self, tell: Callable[[PenstockError | None], None]) -> bool:
+        """Sends the request, if there is nothing to wait for but its answer; False if there is.
+
+        `tell` is told how it ended: what is an EngineError, `run` may still mend.
+        """
+        if self.relay.pool.routing.kv_events:
+            return False
+        self._tell = tell
+        return self.dispatch.start(self._told)
+
+    def _told(self, answer: Answer | None, error: PenstockError | None) -> None:
+        tell, self._tell = self._tell, None
+        if answer:
+            self._send(answer)
+        if tell:
+            tell(error)
+
+    def cancel(self) -> None:
+        """Ends what `start` began."""
+        self._tell = None
+        self.dispatch.cancel()
+
+    async def run(self, failure: EngineError | None = None) -> None:
+        """Answers, however often it takes. `failure`: how it ended what `start` began. Raises PenstockError."""
+        relay, exchange = self.relay, self.exchange
+        if relay.pool.routing.kv_events:
+            self.asked.hint.token_ids = await self._tokens()
+        try:
+            answer = await self.dispatch.run(failure)
+        except EngineError as error:
+            if relay.fallback is None or exchange.status is not None or isinstance(error, DeadlineOver):
+                raise
+            metrics.fallbacks.inc(relay.name, relay.fallback.name)
+            exchange.marks = [*exchange.marks, (b"x-penstock-fallback", relay.fallback.name.encode())]
+            body = {**self.asked.body, "model": relay.fallback.name}
+            return await relay.fallback(exchange, body, self.dialect)
+        if answer:
+            self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
+        headers = self.dialect.headers(self.exchange.request_id)
+        self.exchange.send(200, [*JSON, *headers] if headers else JSON, answer.body)
+
+    async def _tokens(self) -> Sequence[int]:
         """The prompt as the engines' own tokens; none where nobody says, so that the approximate index decides."""
-        replica = next((replica for replica in self.pool.replicas if replica.usable), None)
+        replica = next((replica for replica in self.relay.pool.replicas if replica.usable), None)
         if replica is None:
             return ()
         try:
-            return await tokens_of(asked.path, asked.body, replica)
+            return await tokens_of(self.asked.path, self.asked.body, replica)
         except EngineError:
             return ()
 
@@ -77,6 +121,8 @@ class Passing:
         self.exchange = exchange
         self.dialect = dialect
         self.asked = asked
+        self.more = exchange.write
+        self.end = exchange.end
 
     @property
     def source(self) -> Source | None:
@@ -93,12 +139,6 @@ class Passing:
         self.exchange.start(200, headers)
         if data:
             self.exchange.write(data)
-
-    def more(self, data: bytes) -> None:
-        self.exchange.write(data)
-
-    def end(self, data: bytes) -> None:
-        self.exchange.end(data)
 
 
 def forwarded(exchange: Exchange) -> bytes:

@@ -181,7 +181,7 @@ async def test_an_engine_that_only_says_it_is_well_gets_nothing_after_a_few_fail
         async with before(liar, well, routing={"affinity": "off", "breaker_open_s": 30}) as gateway:
             for number in range(20):
                 assert is_whole(await gateway.ask(about(number, ASK)), about(number, ASK), well)
-            assert await gateway.figure("penstock_breaker_open", replica="0") == 1
+            assert await gateway.figure("penstock_breaker_open", engine="e", replica="0") == 1
     assert asked(liar) == 5
 
 
@@ -194,7 +194,7 @@ async def test_an_address_that_begins_to_swallow_packets_is_given_up_within_a_se
                 answers = await gateway.many(4, STREAM)
                 assert all(is_whole(said, about(number, STREAM), well) for number, said in enumerate(answers))
                 assert 1 <= time.monotonic() - began < 2
-                assert await gateway.figure("penstock_engine_ready", replica="0") == 0
+                assert await gateway.figure("penstock_engine_ready", engine="e", replica="0") == 0
                 began = time.monotonic()
                 assert (await gateway.ask(STREAM)).done
                 assert time.monotonic() - began < 0.5

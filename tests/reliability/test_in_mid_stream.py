@@ -177,5 +177,5 @@ async def test_an_engine_that_cuts_every_stream_gets_nothing_after_a_few(before:
         async with before(bad, well, routing={"affinity": "off", "breaker_open_s": 30}) as gateway:
             for number in range(20):
                 assert (await gateway.ask(about(number, STREAM))).done
-            assert await gateway.figure("penstock_breaker_open", replica="0") == 1
+            assert await gateway.figure("penstock_breaker_open", engine="e", replica="0") == 1
     assert bad.started == 5

@@ -77,8 +77,10 @@ def other_parts(body: Mapping[str, Any]) -> Iterator[str | bytes]:
 def text_of(turn: Any) -> str | bytes:
     if isinstance(turn, str):
         return turn
-    if isinstance(turn, dict) and len(turn) == 2 and isinstance(turn.get("content"), str):
-        return f"{turn.get('role')}\n{turn['content']}"
+    if isinstance(turn, dict) and len(turn) == 2:
+        content = turn.get("content")
+        if isinstance(content, str):
+            return f"{turn.get('role')}\n{content}"
     return orjson.dumps(turn)
 
 

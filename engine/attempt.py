@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
@@ -41,20 +41,28 @@ class Limits:
     answer_bytes: int = 64 * 2**20
 
 
-@dataclass(slots=True)
 class Asked:
     """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
 
-    path: str
-    body: Mapping[str, Any]
-    headers: bytes = b""
-    hint: Hint = field(default_factory=Hint)
-    deadline: float = math.inf
-    written: bytes = b""
+    __slots__ = ("body", "deadline", "headers", "hint", "path", "streamed", "written")
 
-    @property
-    def streamed(self) -> bool:
-        return self.path in STREAMING and bool(self.body.get("stream"))
+    def __init__(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        headers: bytes = b"",
+        hint: Hint | None = None,
+        deadline: float = math.inf,
+        written: bytes = b"",
+    ) -> None:
+        """`written`: the body as JSON, where that is there already."""
+        self.path = path
+        self.body = body
+        self.headers = headers
+        self.hint = hint or Hint()
+        self.deadline = deadline
+        self.written = written
+        self.streamed = path in STREAMING and bool(body.get("stream"))
 
     def bytes_for(self, replica: Replica) -> bytes:
         """The body that was checked, under the name by which the replica knows the model."""
@@ -215,13 +223,13 @@ class Attempt:
 
     def _ask(self, connection: Connection) -> None:
         asked = self.asked
+        replica = self.replica
         self._connection = connection
-        self._asked_at = self._loop.time()
-        limit_s = self.limits.first_byte_s if asked.streamed else self.limits.first_token_s
-        self.due = min(self._asked_at + limit_s, asked.deadline)
+        self._asked_at = now = self._loop.time()
+        due = now + (self.limits.first_byte_s if asked.streamed else self.limits.first_token_s)
+        self.due = due if due < asked.deadline else asked.deadline
         self.sent = True
-        client = self.replica.client
-        connection.send(client.request("POST", asked.path, asked.bytes_for(self.replica), asked.headers), self)
+        connection.send(replica.client.request("POST", asked.path, asked.bytes_for(replica), asked.headers), self)
 
     def pause(self) -> None:
         """Whoever receives is slow: so will the engine be, and its silence is none."""

@@ -116,22 +116,22 @@ class Connection(asyncio.Protocol):
             self._head_bytes = sum(len(name) + len(value) for name, value in self._headers.items())
         if self._head_bytes > MAX_HEAD_BYTES:
             return self.fail(f"the head of the engine's answer is larger than {MAX_HEAD_BYTES} bytes")
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        """What the read brought, then the end if it came: the sink may abort in between."""
         pieces = self._pieces
         if pieces and self._sink:
             self._pieces = []
             self._sink.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._complete and self._sink:
-            sink, self._sink = self._sink, None
-            if self._keep_alive and self.usable and not self._paused:  # who would resume it?
-                self._begin()
-                self._idle(self)
-            elif self._transport:
-                self._transport.close()
-            sink.ended()
+        if self._complete and self._sink:  # which may have aborted in between
+            self._finish(self._sink)
+
+    def _finish(self, sink: Sink) -> None:
+        """The answer is whole: another request may be sent before its sink knows."""
+        self._sink = None
+        if self._keep_alive and self.usable and not self._paused:  # who would resume it?
+            self._begin()
+            self._idle(self)
+        elif self._transport:
+            self._transport.close()
+        sink.ended()
 
     def on_message_begin(self) -> None:
         if self._complete:  # more than one answer: the second is nobody's

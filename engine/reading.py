@@ -4,6 +4,7 @@ A stream that is malformed, ends without saying how, or says that it was aborted
 answer that is cut, not JSON, or not an answer. A `Reading` holds one stream's state; `check_whole` judges the rest.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from penstock.errors import EngineError, PenstockError, StreamInterrupted
 DONE_EVENT = b"data: [DONE]\n\n"
 # vLLM's words for an answer that it gave up: what came until then is no whole answer.
 GIVEN_UP = frozenset({"abort", "error"})
+# Of a JSON string, what stands for itself and is one byte a character; never empty.
+PLAIN = re.compile(rb"[ !#-\[\]-~]+")
+NOTHING_LIKE_IT = b"\0"
 NO_DATA = (b":", b"event:", b"id:", b"retry:")
 NOT_JSON = "the engine sent an event that is not JSON"
 NO_CHUNK = "the engine sent an event that is no part of an answer"
@@ -98,9 +102,16 @@ class OpenAIReading(Reading):
         self.only_text = choices == 1
         self.identity: Mapping[str, Any] = {}
         self._unfinished = choices
+        self._before = NOTHING_LIKE_IT
+        self._after = b""
         self._finished: set[int] = set()
 
     def feed(self, data: bytes) -> bytes:
+        if data.startswith(self._before) and data.endswith(self._after) and not self._splitter.rest:
+            text = data[len(self._before) : -len(self._after)]
+            if PLAIN.fullmatch(text):
+                self.text.append(text.decode())
+                return data
         if data[:7] == b"data: {" and data[-3:] == b"}\n\n" and not self._splitter.rest:
             payload = data[6:-2]
             if b"\n" not in payload and b"\r" not in payload and self._is_text(payload):
@@ -125,7 +136,20 @@ class OpenAIReading(Reading):
         if text:
             self.began = True
             self.text.append(text)
+            self._learn(payload, text)
         return True
+
+    def _learn(self, payload: bytes, text: str) -> None:
+        """An engine's next event differs in the text alone: one that begins and ends like this is not parsed again.
+
+        Between the two stands a JSON string, of which only what needs no parsing is let through, so that the event is
+        the same JSON with another text.
+        """
+        before, quote, rest = payload.partition(b'"content":"')
+        said, after = text.encode(), rest[len(text) :]
+        if PLAIN.fullmatch(said) and rest.startswith(said + b'"') and b'"content"' not in before + after:
+            self._before = b"data: " + before + quote
+            self._after = after + b"\n\n"
 
     def _read(self, event: bytes) -> bytes | None:
         plain = event[:6] == b"data: " and b"\n" not in event
@@ -340,10 +364,12 @@ def unfinished(path: str, document: dict[str, Any], asked: Mapping[str, Any]) ->
         choices = document["choices"]
         if len(choices) < choices_wanted(asked):
             return "has too few choices"
-        if any(choice[part] is None for choice in choices):
-            return f"has a choice without {part}"
-        if any(not choice["finish_reason"] or choice["finish_reason"] in GIVEN_UP for choice in choices):
-            return "was given up before its end"
+        for choice in choices:
+            if choice[part] is None:
+                return f"has a choice without {part}"
+            reason = choice["finish_reason"]
+            if not reason or reason in GIVEN_UP:
+                return "was given up before its end"
     elif path == MESSAGES and not document["stop_reason"]:
         return "has no stop reason"
     elif path == RESPONSES and not document["status"]:

@@ -4,7 +4,7 @@ A new metric is one line here. Label values come from bounded sets only: a name 
 """
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CONTENT_TYPE_LATEST, PROCESS_COLLECTOR
 
@@ -15,6 +15,7 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 BY_REPLICA = ("engine", "replica")
 
 _all = Meters()
+_late: list[Callable[[], None]] = []
 
 requests = _all.counter("penstock_requests_total", "Requests answered, by the status sent.", "route", "model", "status")
 in_flight = _all.gauge("penstock_requests_in_flight", "Requests being answered.")
@@ -66,8 +67,15 @@ READ = {
 }
 
 
+def before_snapshots(flush: Callable[[], None]) -> None:
+    """For what is counted in batches: `flush` brings the figures up to date."""
+    _late.append(flush)
+
+
 def snapshot() -> Snapshot:
     """Every figure of this process as it is now, as plain data that JSON can carry."""
+    for flush in _late:
+        flush()
     processes.set(1)
     for family in PROCESS_COLLECTOR.collect():
         for sample in family.samples:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from penstock import metrics
+from penstock.access import access
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -29,7 +30,7 @@ from penstock.errors import (
     PenstockError,
     UnknownUrl,
 )
-from penstock.log import access, request_id
+from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.bodies import Routed
@@ -46,7 +47,6 @@ GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
 MODEL_PREFIX = "/v1/models/"
 RETRY_AFTER_S = 5
 SHARED = frozenset({"/v1/models"})
-QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
 
 
 @dataclass(frozen=True)
@@ -234,26 +234,18 @@ class Gateway:
                 metrics.interrupted.inc(call.model)
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
-        took_s = time.perf_counter() - call.began
-        status = exchange.status or 499
         metrics.in_flight.inc(by=-1)
-        if exchange.gone:
-            metrics.disconnects.inc(call.name)
-        metrics.requests.inc(call.name, call.model, status)
-        metrics.seconds.observe(took_s, call.name)
-        if exchange.first_byte_at is not None:
-            metrics.first_byte_seconds.observe(exchange.first_byte_at - call.began, call.name)
-        if exchange.path not in QUIET:
-            access.served(
-                exchange.request_id,
-                exchange.method,
-                call.name,
-                call.model,
-                status,
-                took_s,
-                call.error.code or call.error.type if call.error else None,
-                exchange.gone,
-            )
+        access.ended(
+            exchange.request_id,
+            exchange.method,
+            call.name,
+            call.model,
+            exchange.status or 499,
+            time.perf_counter() - call.began,
+            exchange.first_byte_at - call.began if exchange.first_byte_at is not None else None,
+            call.error.code or call.error.type if call.error else None,
+            exchange.gone,
+        )
 
     async def health(self, exchange: Exchange) -> None:
         """Whether this process answers; it does if this runs."""

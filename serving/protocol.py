@@ -95,8 +95,10 @@ class HotProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -118,7 +120,8 @@ class HotProtocol(HttpToolsProtocol):
 
     def _to_asgi(self) -> None:
         """What uvicorn prepares when a message begins, now that it is known to be its own."""
-        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
+        expect = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)

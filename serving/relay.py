@@ -55,7 +55,8 @@ class Relayed:
         self.relay = relay
         self.exchange = exchange
         self.dialect = dialect
-        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline_of(exchange), written)
+        deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
+        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written)
         receiver = Passing(exchange, dialect, self.asked)
         self.dispatch = Dispatch(relay.pool, self.asked, receiver, relay.limits, relay.name)
         self._tell: Callable[[PenstockError | None], None] | None = None
@@ -161,10 +162,9 @@ def as_json(body: Mapping[str, Any]) -> bytes:
 
 
 def deadline_of(exchange: Exchange) -> float:
-    """When the caller no longer wants the answer, by the loop's clock: the same for a fallback. Raises BadRequest."""
-    given = exchange.headers.get(DEADLINE)
-    if given is None:
-        return math.inf
+    """When the caller, who has said so, no longer wants the answer, by the loop's clock: the same for a fallback.
+    Raises BadRequest."""
+    given = exchange.headers[DEADLINE]
     if exchange.deadline is not None:
         return exchange.deadline
     try:

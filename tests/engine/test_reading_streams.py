@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,36 @@ def test_wherever_a_stream_is_cut_the_same_bytes_go_out(cuts: list[int]) -> None
     reading = OpenAIReading(1)
     assert fed(reading, pieces) == data
     assert (reading.over, reading.failure, "".join(reading.text)) == (True, None, "Grüße 🌊")
+
+
+def as_vllm_writes(text: str, **more: Any) -> bytes:
+    return b"data: " + orjson.dumps({"id": "x", "choices": [PIECE | {"delta": {"content": text}}], **more}) + b"\n\n"
+
+
+PIECE = {"index": 0, "logprobs": None, "finish_reason": None}
+
+
+@given(st.lists(st.text(st.sampled_from('ab "\\{}\n\x1fé🌊')) | st.text(), min_size=1))
+def test_events_told_by_their_likeness_are_read_as_those_that_are_parsed(texts: list[str]) -> None:
+    reading = OpenAIReading(1)
+    events = [as_vllm_writes("first"), as_vllm_writes("second"), *map(as_vllm_writes, texts)]
+    assert fed(reading, events) == b"".join(events)
+    assert (reading.failure, "".join(reading.text)) == (None, "firstsecond" + "".join(texts))
+
+
+@given(st.sampled_from([b'"', b"\\", b"\n", b"\x00", b"\xff", b'","x":NaN,"y":"', b'"}]}\n\ndata: {"a":["']))
+def test_what_is_like_the_last_event_but_no_json_is_not_passed_on(inside: bytes) -> None:
+    reading = OpenAIReading(1)
+    good = as_vllm_writes("first")
+    assert fed(reading, [good, good, good.replace(b"first", b"a" + inside + b"b")]) == good + good
+    assert isinstance(reading.failure, StreamInterrupted)
+
+
+def test_an_event_that_only_seems_to_end_like_the_last_is_read_whole() -> None:
+    reading = OpenAIReading(1)
+    with_usage = as_vllm_writes("x", usage={"completion_tokens": 3})
+    fed(reading, [as_vllm_writes("first"), as_vllm_writes("second"), with_usage])
+    assert reading.usage == {"completion_tokens": 3}
 
 
 @given(st.integers(1, 60))

@@ -66,18 +66,3 @@ def test_a_workers_lines_bear_its_number() -> None:
     record = logging.makeLogRecord({"msg": "x"})
     log.RequestIdFilter(worker=2).filter(record)
     assert json.loads(log.JsonFormatter().format(record))["worker"] == 2
-
-
-@pytest.mark.anyio
-async def test_a_served_request_is_a_line_of_json() -> None:
-    lines: list[str] = []
-    access = log.AccessLog()
-    access.configure(lines.append, json=True, worker=1)
-    access.served("req_1", "POST", "/v1/chat/completions", 'odd "name"', 200, 0.5, None, gone=True)
-    access.flush()
-    said = json.loads("".join(lines))
-    assert said | {"time": ""} == {
-        "time": "", "level": "info", "logger": "serving.app", "message": "served", "request_id": "req_1",
-        "method": "POST", "route": "/v1/chat/completions", "status": 200, "seconds": 0.5, "model": 'odd "name"',
-        "gone": True, "worker": 1,
-    }  # fmt: skip

@@ -1,0 +1,37 @@
+"""What every ended request leaves: a line of the access log, and its figures."""
+
+import json
+
+import pytest
+
+from penstock import metrics
+from penstock.access import Access
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_served_request_is_a_line_of_json() -> None:
+    lines: list[str] = []
+    access = Access()
+    access.configure(lines.append, json=True, worker=1)
+    access.ended("req_1", "POST", "/v1/chat/completions", 'odd "name"', 200, 0.5, gone=True)
+    access.flush()
+    said = json.loads("".join(lines))
+    assert said | {"time": ""} == {
+        "time": "", "level": "info", "logger": "serving.app", "message": "served", "request_id": "req_1",
+        "method": "POST", "route": "/v1/chat/completions", "status": 200, "seconds": 0.5, "model": 'odd "name"',
+        "gone": True, "worker": 1,
+    }  # fmt: skip
+
+
+async def test_it_is_counted_before_the_figures_are_read_and_machines_probes_are_not_logged() -> None:
+    lines: list[str] = []
+    access = Access()
+    metrics.before_snapshots(access.flush)
+    access.configure(lines.append, json=False)
+    access.ended("req_2", "GET", "/health", "", 200, 0.5, 0.25)
+    counted = dict(metrics.snapshot())
+    assert (["/health", "", "200"], (1.0,)) in [
+        (list(row), tuple(value)) for row, value in counted["penstock_requests_total"]
+    ]
+    assert "".join(lines) == ""

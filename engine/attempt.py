@@ -8,15 +8,12 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from time import monotonic  # the event loop's clock
 
-import orjson
-
-from engine.affinity import Hint
+from engine.asked import Asked, DeadlineOver, Limits, NoFirstByte, Outrun, Receiver
 from engine.connection import Answer, Connection, ConnectionBroke
 from engine.failures import from_answer, says_it_is_dead
-from engine.reading import STREAMING, OpenAIReading, Reading, check_whole, reading_of
+from engine.reading import OpenAIReading, Reading, check_whole, reading_of
 from engine.replica import Replica
 from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, RateLimited, StreamInterrupted
 
@@ -29,68 +26,6 @@ STALE_S = 0.5
 MAX_HELD_BYTES = 2**20
 # The engine knows one prompt; the routes have other names for it.
 PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a try may take, in seconds, and how large a whole answer may be."""
-
-    first_byte_s: float = 30
-    first_token_s: float = 600
-    stall_s: float = 120
-    answer_bytes: int = 64 * 2**20
-
-
-class Asked:
-    """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
-
-    __slots__ = ("body", "deadline", "headers", "hint", "path", "streamed", "written")
-
-    def __init__(
-        self,
-        path: str,
-        body: Mapping[str, Any],
-        headers: bytes = b"",
-        hint: Hint | None = None,
-        deadline: float = math.inf,
-        written: bytes = b"",
-    ) -> None:
-        """`written`: the body as JSON, where that is there already."""
-        self.path = path
-        self.body = body
-        self.headers = headers
-        self.hint = hint or Hint()
-        self.deadline = deadline
-        self.written = written
-        self.streamed = path in STREAMING and bool(body.get("stream"))
-
-    def bytes_for(self, replica: Replica) -> bytes:
-        """The body that was checked, under the name by which the replica knows the model."""
-        if replica.model:
-            return orjson.dumps({**self.body, "model": replica.model})
-        if not self.written:
-            self.written = orjson.dumps(self.body)
-        return self.written
-
-
-class Source(Protocol):
-    """Whatever an answer comes from, as far as its speed is concerned."""
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-
-class Receiver(Protocol):
-    """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause."""
-
-    source: Source | None
-
-    def begin(self, data: bytes) -> None: ...
-
-    def more(self, data: bytes) -> None: ...
-
-    def end(self, data: bytes) -> None: ...
 
 
 class Attempt:
@@ -133,7 +68,6 @@ class Attempt:
         self.limits = limits
         self._may_begin = may_begin
         self._more = receiver.more
-        self._loop = asyncio.get_running_loop()
         self._held: list[bytes] = []
 
     def start(self, tell: "Told") -> None:
@@ -152,7 +86,7 @@ class Attempt:
 
     async def run(self) -> Answer | None:
         """The same for somebody who waits: returns the answer or raises the error; cancelled, it is cancelled too."""
-        outcome: asyncio.Future[Answer | None] = self._loop.create_future()
+        outcome: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
         def told(_: Attempt, answer: Answer | None, error: PenstockError | None) -> None:
             if outcome.done():
@@ -204,7 +138,7 @@ class Attempt:
         return self._status != 0 and not self._forsaken
 
     def _connect(self) -> None:
-        self._connecting = self._loop.create_task(self._connected())
+        self._connecting = asyncio.get_running_loop().create_task(self._connected())
 
     async def _connected(self) -> None:
         client = self.replica.client
@@ -225,7 +159,7 @@ class Attempt:
         asked = self.asked
         replica = self.replica
         self._connection = connection
-        self._asked_at = now = self._loop.time()
+        self._asked_at = now = monotonic()
         due = now + (self.limits.first_byte_s if asked.streamed else self.limits.first_token_s)
         self.due = due if due < asked.deadline else asked.deadline
         self.sent = True
@@ -338,7 +272,7 @@ class Attempt:
                 return
         self._over = True
         self._lively = False
-        self.due = self._loop.time() + LINGER_S
+        self.due = monotonic() + LINGER_S
         self.receiver.end(b"".join(self._held) or last)
         self._end(None, None)
 
@@ -403,7 +337,7 @@ class Attempt:
     def _is_stale(self, error: EngineError) -> bool:
         """The engine had closed the connection already, as servers do with idle ones: no fault of anybody's."""
         reused, self._reused = self._reused, False
-        soon = self._loop.time() - self._asked_at < STALE_S
+        soon = monotonic() - self._asked_at < STALE_S
         return reused and soon and isinstance(error, ConnectionBroke) and error.unanswered
 
     def _fail(self, error: PenstockError) -> None:
@@ -419,27 +353,7 @@ class Attempt:
 
     def _wait_for(self, what: str, limit_s: float) -> None:
         self._waits_for = what
-        self.due = min(self._loop.time() + limit_s, self.asked.deadline)
+        self.due = min(monotonic() + limit_s, self.asked.deadline)
 
 
 Told = Callable[[Attempt, Answer | None, PenstockError | None], None]
-
-
-class NoFirstByte(EngineTimeout):
-    """The replica has not begun to answer: another may."""
-
-
-class DeadlineOver(EngineTimeout):
-    """The caller's own time is over."""
-
-    code = "deadline_exceeded"
-
-    def __init__(self) -> None:
-        super().__init__("the request's deadline is over (x-request-timeout-s)")
-
-
-class Outrun(EngineError):
-    """Another try for the same request was sooner; it says nothing about the replica."""
-
-    def __init__(self) -> None:
-        super().__init__("another try was sooner")

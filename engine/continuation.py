@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from engine import sse
-from engine.attempt import Asked, Attempt, Receiver, Source
+from engine.asked import Asked, Receiver, Source
+from engine.attempt import Attempt
 from engine.reading import CHAT, TEXT, OpenAIReading
 from engine.replica import Replica
 from engine.tokens import tokens_in

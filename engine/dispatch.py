@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from engine.attempt import Asked, Attempt, DeadlineOver, Limits, NoFirstByte, Receiver
+from engine.asked import Asked, DeadlineOver, Limits, NoFirstByte, Receiver
+from engine.attempt import Attempt
 from engine.connection import Answer
 from engine.continuation import Joined, Said, is_exact, rest_of
 from engine.pool import NoReplica, Pool

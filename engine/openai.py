@@ -8,7 +8,7 @@ import orjson
 
 from engine import sse
 from engine.affinity import hint_of
-from engine.attempt import Asked, Limits, Source
+from engine.asked import Asked, Limits, Source
 from engine.dispatch import Dispatch
 from engine.pool import Pool
 from engine.reading import CHAT

@@ -4,7 +4,6 @@ Nothing in Penstock logs a body or a header. The redaction here is the second fe
 elsewhere: an engine's own log, an exception's message.
 """
 
-import atexit
 import logging
 import re
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 
 import orjson
 
-from penstock.access import access
 from penstock.stderr import stderr
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -69,6 +67,17 @@ class TextFormatter(logging.Formatter):
         return line + ("\n" + redact(self.formatException(record.exc_info)) if record.exc_info else "")
 
 
+class Lines:
+    """Where whole lines go that are formatted by hand, such as the access log's; nowhere while `write` is None."""
+
+    write: Callable[[str], object] | None = None
+    json = True
+    worker: int | None = None
+
+
+lines = Lines()
+
+
 def configure(
     level: str, style: str, worker: int | None = None, lost: Callable[[int], object] = lambda lines: None
 ) -> None:
@@ -82,5 +91,4 @@ def configure(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx2").setLevel("WARNING")
     wanted = logging.getLogger().isEnabledFor(logging.INFO)
-    access.configure(stream.write if wanted else None, json=json, worker=worker)
-    atexit.register(access.flush)
+    lines.write, lines.json, lines.worker = stream.write if wanted else None, json, worker

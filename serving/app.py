@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 
 from penstock import metrics
-from penstock.access import access
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -33,6 +32,7 @@ from penstock.errors import (
 from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
+from serving.access import access
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys

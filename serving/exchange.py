@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from engine.attempt import Source
+from engine.asked import Source
 from penstock.errors import BodyTooLarge, BodyTooSlow
 
 Headers = Sequence[tuple[bytes, bytes]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from engine.affinity import hint_of
-from engine.attempt import Asked, DeadlineOver, Limits, Source
+from engine.asked import Asked, DeadlineOver, Limits, Source
 from engine.connection import Answer
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import machine
-from engine.attempt import Limits
+from engine.asked import Limits
 from engine.elsewhere import Elsewhere
 from engine.holdings import keep_holdings
 from engine.launch import plan

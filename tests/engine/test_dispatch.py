@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from engine.affinity import hint_of
-from engine.attempt import Asked, DeadlineOver, Limits, Source
+from engine.asked import Asked, DeadlineOver, Limits, Source
 from engine.connection import Answer
 from engine.dispatch import Dispatch
 from engine.pool import Pool

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from engine.affinity import Hint, hint_of
-from engine.attempt import Asked, Limits
+from engine.asked import Asked, Limits
 from engine.dispatch import Dispatch
 from engine.elsewhere import Elsewhere
 from engine.openai import Taken

@@ -5,14 +5,15 @@ that the code is warm when it runs. A kill -9 loses that tenth.
 """
 
 import asyncio
+import atexit
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import orjson
 
-from penstock import metrics
+from penstock import log, metrics
+from penstock.log import Lines
 
 EVERY_S = 0.1
 QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines: not logged
@@ -23,17 +24,11 @@ Ended = tuple[float, str, str, str, str, int, float, float | None, str | None, b
 class Access:
     """`ended` notes a request, `flush` counts and logs what was noted; `metrics.snapshot` asks for it first."""
 
-    def __init__(self) -> None:
-        self._write: Callable[[str], object] | None = None
-        self._json = True
-        self._worker: int | None = None
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
         self._noted: list[Ended] = []
         self._second = 0
         self._prefix = ""
-
-    def configure(self, write: Callable[[str], object] | None, *, json: bool, worker: int | None = None) -> None:
-        """`write` takes whole lines; None: nothing is logged. `worker` stands on each line, if there are several."""
-        self._write, self._json, self._worker = write, json, worker
 
     def ended(
         self,
@@ -57,9 +52,9 @@ class Access:
         noted, self._noted = self._noted, []
         for one in noted:
             count(one)
-        if noted and self._write:
-            line = self._as_json if self._json else self._as_text
-            self._write("".join([line(one) for one in noted if one[3] not in QUIET]))
+        if noted and self._lines.write:
+            line = self._as_json if self._lines.json else self._as_text
+            self._lines.write("".join([line(one) for one in noted if one[3] not in QUIET]))
 
     def _as_json(self, one: Ended) -> str:
         at, request_id, method, route, model, status, seconds, _, error, gone = one
@@ -68,8 +63,8 @@ class Access:
             self._second = second
             self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         more = f',"model":{encoded(model)}' if model else ""
-        if error or gone or self._worker is not None:
-            fields = {"error": error, "gone": gone or None, "worker": self._worker}
+        if error or gone or self._lines.worker is not None:
+            fields = {"error": error, "gone": gone or None, "worker": self._lines.worker}
             more += "".join([f',"{name}":{encoded(value)}' for name, value in fields.items() if value is not None])
         return (
             f'{{"time":"{self._prefix}.{int((at - second) * 1000):03d}+00:00","level":"info","logger":"serving.app",'
@@ -79,7 +74,7 @@ class Access:
 
     def _as_text(self, one: Ended) -> str:
         at, request_id, method, route, model, status, seconds, _, error, gone = one
-        fields = {"model": model or None, "error": error, "gone": gone or None, "worker": self._worker}
+        fields = {"model": model or None, "error": error, "gone": gone or None, "worker": self._lines.worker}
         more = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
         return (
             f"{datetime.fromtimestamp(at):%H:%M:%S} info    serving.app: served request_id={request_id} "
@@ -103,5 +98,6 @@ def encoded(value: str | int | bool) -> str:
     return orjson.dumps(value).decode()
 
 
-access = Access()
+access = Access(log.lines)
 metrics.before_snapshots(access.flush)
+atexit.register(access.flush)

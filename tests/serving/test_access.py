@@ -5,15 +5,21 @@ import json
 import pytest
 
 from penstock import metrics
-from penstock.access import Access
+from penstock.log import Lines
+from serving.access import Access
 
 pytestmark = pytest.mark.anyio
 
 
+def written_to(lines: list[str], worker: int | None = None) -> Lines:
+    to = Lines()
+    to.write, to.worker = lines.append, worker
+    return to
+
+
 async def test_a_served_request_is_a_line_of_json() -> None:
     lines: list[str] = []
-    access = Access()
-    access.configure(lines.append, json=True, worker=1)
+    access = Access(written_to(lines, worker=1))
     access.ended("req_1", "POST", "/v1/chat/completions", 'odd "name"', 200, 0.5, gone=True)
     access.flush()
     said = json.loads("".join(lines))
@@ -26,9 +32,8 @@ async def test_a_served_request_is_a_line_of_json() -> None:
 
 async def test_it_is_counted_before_the_figures_are_read_and_machines_probes_are_not_logged() -> None:
     lines: list[str] = []
-    access = Access()
+    access = Access(written_to(lines))
     metrics.before_snapshots(access.flush)
-    access.configure(lines.append, json=False)
     access.ended("req_2", "GET", "/health", "", 200, 0.5, 0.25)
     counted = dict(metrics.snapshot())
     assert (["/health", "", "200"], (1.0,)) in [

@@ -1,0 +1,95 @@
+"""What a try is made of: the request, its limits, who takes the answer, and the errors of its own."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from engine.affinity import Hint
+from engine.reading import STREAMING
+from engine.replica import Replica
+from penstock.errors import EngineError, EngineTimeout
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a try may take, in seconds, and how large a whole answer may be."""
+
+    first_byte_s: float = 30
+    first_token_s: float = 600
+    stall_s: float = 120
+    answer_bytes: int = 64 * 2**20
+
+
+class Asked:
+    """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
+
+    __slots__ = ("body", "deadline", "headers", "hint", "path", "streamed", "written")
+
+    def __init__(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        headers: bytes = b"",
+        hint: Hint | None = None,
+        deadline: float = math.inf,
+        written: bytes = b"",
+    ) -> None:
+        """`written`: the body as JSON, where that is there already."""
+        self.path = path
+        self.body = body
+        self.headers = headers
+        self.hint = hint or Hint()
+        self.deadline = deadline
+        self.written = written
+        self.streamed = path in STREAMING and bool(body.get("stream"))
+
+    def bytes_for(self, replica: Replica) -> bytes:
+        """The body that was checked, under the name by which the replica knows the model."""
+        if replica.model:
+            return orjson.dumps({**self.body, "model": replica.model})
+        if not self.written:
+            self.written = orjson.dumps(self.body)
+        return self.written
+
+
+class Source(Protocol):
+    """Whatever an answer comes from, as far as its speed is concerned."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Receiver(Protocol):
+    """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause."""
+
+    source: Source | None
+
+    def begin(self, data: bytes) -> None: ...
+
+    def more(self, data: bytes) -> None: ...
+
+    def end(self, data: bytes) -> None: ...
+
+
+class NoFirstByte(EngineTimeout):
+    """The replica has not begun to answer: another may."""
+
+
+class DeadlineOver(EngineTimeout):
+    """The caller's own time is over."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the request's deadline is over (x-request-timeout-s)")
+
+
+class Outrun(EngineError):
+    """Another try for the same request was sooner; it says nothing about the replica."""
+
+    def __init__(self) -> None:
+        super().__init__("another try was sooner")

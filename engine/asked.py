@@ -1,7 +1,7 @@
 """What a try is made of: the request, its limits, who takes the answer, and the errors of its own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class Limits:
 class Asked:
     """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
 
-    __slots__ = ("body", "deadline", "headers", "hint", "path", "streamed", "written")
+    __slots__ = ("body", "deadline", "headers", "hide_usage", "hint", "path", "streamed", "written")
 
     def __init__(
         self,
@@ -36,14 +36,18 @@ class Asked:
         hint: Hint | None = None,
         deadline: float = math.inf,
         written: bytes = b"",
+        *,
+        hide_usage: bool = False,
     ) -> None:
-        """`written`: the body as JSON, where that is there already."""
+        """`written`: the body as JSON, where that is there already. `hide_usage`: it asks for a stream's usage, which
+        the caller has not."""
         self.path = path
         self.body = body
         self.headers = headers
         self.hint = hint or Hint()
         self.deadline = deadline
         self.written = written
+        self.hide_usage = hide_usage
         self.streamed = path in STREAMING and bool(body.get("stream"))
 
     def bytes_for(self, replica: Replica) -> bytes:
@@ -64,7 +68,11 @@ class Source(Protocol):
 
 
 class Receiver(Protocol):
-    """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause."""
+    """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause.
+
+    `used` tells, once a try that has begun is over, however it ended, what the engine has counted, None if it never
+    said, and the pieces of text that came.
+    """
 
     source: Source | None
 
@@ -73,6 +81,8 @@ class Receiver(Protocol):
     def more(self, data: bytes) -> None: ...
 
     def end(self, data: bytes) -> None: ...
+
+    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None: ...
 
 
 class NoFirstByte(EngineTimeout):

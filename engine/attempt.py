@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from time import monotonic  # the event loop's clock
+from typing import Any
 
 from engine.asked import Asked, DeadlineOver, Limits, NoFirstByte, Outrun, Receiver
 from engine.connection import Answer, Connection, ConnectionBroke
@@ -117,7 +118,9 @@ class Attempt:
             tell(self, answer, error)
 
     def _settle(self, error: PenstockError | None, *, decided: bool) -> None:
-        """What it tells of the replica."""
+        """What it tells of the replica, and the receiver of what it has cost."""
+        if self.begun and self.reading:
+            self.receiver.used(self.reading.usage, self.reading.text)
         replica = self.replica
         breaker = replica.breaker
         if not decided or isinstance(error, RateLimited):
@@ -213,7 +216,7 @@ class Attempt:
         if status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             if not self.asked.streamed:
                 return self._fail(EngineError("the engine streams what was to be one answer"))
-            self.reading = reading_of(self.asked.path, self.asked.body)
+            self.reading = reading_of(self.asked.path, self.asked.body, hide_usage=self.asked.hide_usage)
             self._wait_for("token", self.limits.first_token_s)
 
     def received(self, data: bytes) -> None:
@@ -285,20 +288,21 @@ class Attempt:
             return self._closed(self.reading)
         body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         try:
-            self._check(body)
+            usage = self._check(body)
         except PenstockError as error:
             return self._end(None, error)
         self._over = True
-        self._end(Answer(200, self._head, body), None)
+        self._end(Answer(200, self._head, body, usage), None)
 
-    def _check(self, body: bytes) -> None:
+    def _check(self, body: bytes) -> Mapping[str, Any] | None:
         if self._status != 200:
             raise self._refused(body)
-        check_whole(self.asked.path, body, self.asked.body)
+        usage = check_whole(self.asked.path, body, self.asked.body)
         if self.asked.streamed:
             raise EngineError("the engine answered at once what was to be a stream")
         if self._may_begin and not self._may_begin(self):
             raise Outrun
+        return usage
 
     def _refused(self, body: bytes) -> PenstockError:
         asked = self.asked

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
@@ -178,11 +178,12 @@ class Connection(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, for what is not streamed: probes, metrics, lists of models."""
+    """A whole answer, for what is not streamed. `usage` is what a generation says that it has cost."""
 
     status: int
     headers: Mapping[bytes, bytes]
     body: bytes
+    usage: Mapping[str, Any] | None = None
 
 
 class Whole:

@@ -6,7 +6,7 @@ choice, no tools, schema, log-probabilities, penalties on what was generated, or
 gets the answer it would have got; above it, a sample of the same distribution.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,8 @@ async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, in
     else:
         body["messages"] = with_beginning(body, said.text)
         body |= {"continue_final_message": True, "add_generation_prompt": False}
-    return Asked(asked.path, body, asked.headers, asked.hint, asked.deadline), count
+    rest = Asked(asked.path, body, asked.headers, asked.hint, asked.deadline, hide_usage=asked.hide_usage)
+    return rest, count
 
 
 def with_beginning(body: Mapping[str, Any], text: str) -> list[Any]:
@@ -148,6 +149,14 @@ class Joined:
     def end(self, data: bytes) -> None:
         self.receiver.end(self._joined(data))
 
+    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
+        """What the caller sees: one prompt, and all that was said."""
+        self.receiver.used(self._as_one(usage) if usage else None, [self.said.text, *text])
+
+    def _as_one(self, usage: Mapping[str, Any]) -> dict[str, Any]:
+        more = {"prompt_tokens": -self.tokens, "completion_tokens": self.tokens}
+        return {name: count + more.get(name, 0) if name in more else count for name, count in usage.items()}
+
     def _joined(self, data: bytes) -> bytes:
         return b"".join(self._rewritten(event) + b"\n\n" for event in data.split(b"\n\n") if event)
 
@@ -160,8 +169,6 @@ class Joined:
         for choice in chunk["choices"]:
             if choice.get("delta"):
                 choice["delta"].pop("role", None)
-        usage = chunk.get("usage") or {}
-        for name, more in (("prompt_tokens", -self.tokens), ("completion_tokens", self.tokens)):
-            if name in usage:
-                usage[name] += more
+        if chunk.get("usage"):
+            chunk["usage"] = self._as_one(chunk["usage"])
         return b"data: " + orjson.dumps(chunk)

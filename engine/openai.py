@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server as a `Chat`: the stream is decoded once, into deltas."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -72,6 +72,9 @@ class Taken:
 
     def end(self, data: bytes) -> None:
         self.more(data)
+
+    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
+        """The stream itself says so."""
 
     def close(self) -> None:
         self._data.put_nowait(None)

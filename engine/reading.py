@@ -38,6 +38,7 @@ class Reading:
 
     `began`: an event with content has come, so that the answer can no longer be had elsewhere unnoticed.
     `over`: its proper end has come; whatever follows is dropped.
+    `text`: the pieces of it that have come, where the family says so plainly.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Reading:
         self.over = False
         self.failure: PenstockError | None = None
         self.usage: Mapping[str, Any] | None = None
+        self.text: list[str] = []
         self._splitter = sse.EventSplitter()
 
     def feed(self, data: bytes) -> bytes:
@@ -71,9 +73,12 @@ class Reading:
                 self.failure = StreamInterrupted(NO_CHUNK)
             if self.failure:
                 break
-            good.append(event if changed is None else changed)
-            if changed is not None:
+            if changed is None:
+                good.append(event)
+            else:
                 data = b""
+                if changed:
+                    good.append(changed)
             if self.over:
                 break
         if data and len(good) == len(events):
@@ -81,7 +86,8 @@ class Reading:
         return b"".join([event + b"\n\n" for event in good])
 
     def _read(self, event: bytes) -> bytes | None:
-        """Takes one event in; returns what goes out instead, None for itself. Raises what makes it no good."""
+        """Takes one event in; returns what goes out instead, None for itself, nothing for one that only we asked for.
+        Raises what makes it no good."""
         raise NotImplementedError
 
     def closed(self) -> bytes:
@@ -94,11 +100,12 @@ class Reading:
 class OpenAIReading(Reading):
     """Chat and plain completions: unnamed events of chunks, a finish reason for every choice, then `[DONE]`."""
 
-    def __init__(self, choices: int, *, with_usage: bool = False) -> None:
-        """`with_usage`: the caller has asked for the usage, so that without it the stream is not whole."""
+    def __init__(self, choices: int, *, with_usage: bool = False, hide_usage: bool = False) -> None:
+        """`with_usage`: the caller has asked for the usage, so that without it the stream is not whole.
+        `hide_usage`: only we have, so that it is read and not passed on."""
         super().__init__()
+        self._hide_usage = hide_usage
         self._with_usage = with_usage
-        self.text: list[str] = []
         self.only_text = choices == 1
         self.identity: Mapping[str, Any] = {}
         self._unfinished = choices
@@ -173,6 +180,8 @@ class OpenAIReading(Reading):
         usage = chunk.get("usage")
         if usage:
             self.usage = usage
+            if self._hide_usage and not choices:
+                return b""
         if plain and not repaired:
             return None
         # On one line, since clients that read events line by line are many.
@@ -251,9 +260,13 @@ class AnthropicReading(Reading):
             raise from_document(500, document)
         if not isinstance(kind, str):
             raise StreamInterrupted(NO_CHUNK)
-        if kind == "message_delta" and document["delta"].get("stop_reason"):
+        if kind == "message_start":
+            self.usage = document["message"].get("usage")
+        elif kind == "content_block_delta" and document["delta"].get("text"):
+            self.text.append(document["delta"]["text"])
+        elif kind == "message_delta" and document["delta"].get("stop_reason"):
             self._stopped = True
-            self.usage = document.get("usage")
+            self.usage = {**(self.usage or {}), **(document.get("usage") or {})}
         if kind == "message_stop":
             if not self._stopped:
                 raise StreamInterrupted("the engine's stream ended without a stop reason")
@@ -281,6 +294,8 @@ class ResponsesReading(Reading):
         if kind == "response.failed" and not self.began:  # nothing is out: it can still be had elsewhere
             raise from_document(500, document["response"])
         self.began = self.began or kind not in self.EMPTY
+        if kind == "response.output_text.delta":
+            self.text.append(document["delta"])
         if kind not in self.LAST:
             return None
         self.over = True
@@ -291,14 +306,14 @@ class ResponsesReading(Reading):
         return None
 
 
-def reading_of(path: str, body: Mapping[str, Any]) -> Reading:
+def reading_of(path: str, body: Mapping[str, Any], *, hide_usage: bool = False) -> Reading:
     """For the stream that this request is answered with."""
     if path == MESSAGES:
         return AnthropicReading()
     if path == RESPONSES:
         return ResponsesReading()
     usage = (body.get("stream_options") or {}).get("include_usage")
-    return OpenAIReading(choices_wanted(body), with_usage=bool(usage))
+    return OpenAIReading(choices_wanted(body), with_usage=bool(usage) and not hide_usage, hide_usage=hide_usage)
 
 
 def choices_wanted(body: Mapping[str, Any]) -> int:
@@ -339,8 +354,10 @@ def is_error(document: Mapping[str, Any]) -> bool:
     return bool(document.get("error")) or document.get("object") == "error"
 
 
-def check_whole(path: str, body: bytes, asked: Mapping[str, Any]) -> None:
-    """Raises EngineError for a body that is not the answer to this request, PenstockError for an error in a 200."""
+def check_whole(path: str, body: bytes, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns its usage, if it tells one.
+
+    Raises EngineError for a body that is not the answer to this request, PenstockError for an error in a 200."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -355,6 +372,8 @@ def check_whole(path: str, body: bytes, asked: Mapping[str, Any]) -> None:
         why = "is not in the shape of its route"
     if why:
         raise EngineError(f"the engine's answer {why}")
+    usage = document.get("usage")
+    return usage if isinstance(usage, dict) else None
 
 
 def unfinished(path: str, document: dict[str, Any], asked: Mapping[str, Any]) -> str | None:

@@ -69,6 +69,55 @@ class Gateway(Section):
         return keys
 
 
+class State(Section):
+    """Where what outlasts a process is kept: a database, and for limits across processes Redis."""
+
+    database: SecretStr | None = Field(
+        None, description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME [default: penstock.db in the home]"
+    )
+    redis: SecretStr | None = Field(None, description="redis://HOST:PORT/0: limits hold across processes and gateways")
+    redis_lost: Literal["open", "closed"] = Field(
+        "open", description="while Redis does not answer, requests go on without shared limits, or are refused (503)"
+    )
+    pepper: SecretStr | None = Field(
+        None, description="the secret under which keys are hashed [default: a file in the home, made when needed]"
+    )
+
+
+class Admin(Section):
+    """The admin API, on a port of its own."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65535, description="without one there is no admin API")
+    key: SecretStr | None = Field(None, description="its own key, beside API keys with the scope `admin`")
+
+
+class Policy(Section):
+    """What a request may ask for, checked before any engine sees it. None: no limit of ours."""
+
+    max_n: int | None = Field(8, ge=1)
+    max_tokens: int | None = Field(None, ge=1, description="the largest max_tokens, and its value where none is given")
+    max_prompt_chars: int | None = Field(None, ge=1, description="a quick bound on prompts: 4 characters are a token")
+    max_stops: int = Field(4, ge=0)
+    max_stop_chars: int = Field(256, ge=1)
+    max_schema_depth: int = Field(32, ge=1)
+    max_schema_bytes: int = Field(64 * 2**10, ge=1)
+    max_pattern_chars: int = Field(512, ge=1)
+    max_parts: int = Field(64, ge=1, description="pieces of media in a request")
+    max_media_bytes: int = Field(16 * 2**20, ge=0)
+    unknown_fields: Literal["pass", "refuse"] = Field("refuse", description="fields that no table here names")
+    media_hosts: list[str] = Field([], description="where media may be fetched from, beside `data:` URLs")
+    cache_salt: bool = Field(True, description="no tenant can tell from an answer's speed what another has asked")
+
+
+class ResponseCache(Section):
+    """Answers kept for equal, deterministic requests of the same tenant."""
+
+    enabled: bool = False
+    ttl_s: float = Field(600, gt=0)
+    max_bytes: int = Field(64 * 2**20, ge=1)
+
+
 class Probe(Section):
     """How an engine is found to be alive: it makes progress, or answers a one-token generation in time."""
 
@@ -156,6 +205,11 @@ class Model(Section):
 
     engine: str
     fallback: str | None = Field(None, description="the served model that answers what this one's engine cannot")
+    rpm: int | None = Field(None, ge=1, description="requests a minute, of all callers together")
+    tpm: int | None = Field(None, ge=1, description="tokens a minute, prompts and answers, of all callers together")
+    concurrent: int | None = Field(None, ge=1, description="how many requests run at once; more wait in a queue")
+    queue: int = Field(256, ge=0, description="how many may wait; more are refused (503)")
+    queue_s: float = Field(30, gt=0, description="how long one may wait")
 
 
 class Log(Section):
@@ -171,6 +225,10 @@ class Config(BaseSettings):
     )
 
     gateway: Gateway = Gateway()
+    state: State = State()
+    admin: Admin = Admin()
+    policy: Policy = Policy()
+    response_cache: ResponseCache = ResponseCache()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     log: Log = Log()

@@ -18,9 +18,11 @@ from engine.connection import Answer
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch
 from engine.pool import Pool
+from engine.reading import CHAT, TEXT
 from engine.tokens import tokens_of
 from penstock import metrics
 from penstock.errors import BadRequest, EngineError, PenstockError
+from serving.answer import usage_wanted
 from serving.exchange import Exchange, Headers
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
 SESSION = b"x-session-id"
 DEADLINE = b"x-request-timeout-s"
+OPENAI_STREAMS = frozenset({CHAT, TEXT})
 CONTINUABLE = (b"x-penstock-continuable", b"1")
 
 
@@ -50,15 +53,19 @@ class Relayed:
     """One request on its way through. Raises BadRequest for what can be seen to be wrong before it is sent."""
 
     def __init__(self, relay: Relay, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
+        hide_usage = exchange.path in OPENAI_STREAMS and bool(body.get("stream")) and not usage_wanted(body)
+        self.body = body
+        if hide_usage:
+            body = {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
         written = as_json(body)
         hint = hint_of(body, exchange.headers.get(SESSION))
         self.relay = relay
         self.exchange = exchange
         self.dialect = dialect
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
-        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written)
-        receiver = Passing(exchange, dialect, self.asked)
-        self.dispatch = Dispatch(relay.pool, self.asked, receiver, relay.limits, relay.name)
+        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage)
+        self.passing = Passing(exchange, dialect, self.asked)
+        self.dispatch = Dispatch(relay.pool, self.asked, self.passing, relay.limits, relay.name)
         self._tell: Callable[[PenstockError | None], None] | None = None
 
     def start(self, tell: Callable[[PenstockError | None], None]) -> bool:
@@ -95,12 +102,13 @@ class Relayed:
                 raise
             metrics.fallbacks.inc(relay.name, relay.fallback.name)
             exchange.marks = [*exchange.marks, (b"x-penstock-fallback", relay.fallback.name.encode())]
-            body = {**self.asked.body, "model": relay.fallback.name}
+            body = {**self.body, "model": relay.fallback.name}
             return await relay.fallback(exchange, body, self.dialect)
         if answer:
             self._send(answer)
 
     def _send(self, answer: Answer) -> None:
+        self.passing.usage = answer.usage
         headers = self.dialect.headers(self.exchange.request_id)
         self.exchange.send(200, [*JSON, *headers] if headers else JSON, answer.body)
 
@@ -116,7 +124,10 @@ class Relayed:
 
 
 class Passing:
-    """The receiver of a stream that goes to the client as it is."""
+    """The receiver of a stream that goes to the client as it is; knows in the end what the answer has cost."""
+
+    usage: Mapping[str, Any] | None = None
+    text: Sequence[str] = ()
 
     def __init__(self, exchange: Exchange, dialect: Dialect, asked: Asked) -> None:
         self.exchange = exchange
@@ -140,6 +151,9 @@ class Passing:
         self.exchange.start(200, headers)
         if data:
             self.exchange.write(data)
+
+    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
+        self.usage, self.text = usage, text
 
 
 def forwarded(exchange: Exchange) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,6 +44,8 @@ class Heard:
 
     def end(self, data: bytes) -> None:
         self.data += data
+
+    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None: ...
 
     @property
     def text(self) -> str:

@@ -1,0 +1,65 @@
+"""Keys, their usage, the audit log, and how often each subject has changed."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "keys",
+        sa.Column("id", sa.String(8), primary_key=True),
+        sa.Column("name", sa.String(128), nullable=False, index=True),
+        sa.Column("tenant", sa.String(128), nullable=False),
+        sa.Column("digest", sa.LargeBinary(32), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("models", sa.JSON),
+        sa.Column("rpm", sa.Integer),
+        sa.Column("tpm", sa.Integer),
+        sa.Column("concurrent", sa.Integer),
+        sa.Column("daily_tokens", sa.BigInteger),
+        sa.Column("monthly_tokens", sa.BigInteger),
+        sa.Column("priority", sa.Integer, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("expires_at", sa.Float),
+        sa.Column("revoked_at", sa.Float),
+        sa.Column("last_used_at", sa.Float),
+    )
+    op.create_table(
+        "changes",
+        sa.Column("subject", sa.String(32), primary_key=True),
+        sa.Column("number", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "usage",
+        sa.Column("key_id", sa.String(64), primary_key=True),
+        sa.Column("model", sa.String(512), primary_key=True),
+        sa.Column("day", sa.String(10), primary_key=True),
+        sa.Column("tenant", sa.String(128), nullable=False, index=True),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("requests", sa.BigInteger, nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+        sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+        sa.Column("cut", sa.BigInteger, nullable=False),
+        sa.Column("abandoned", sa.BigInteger, nullable=False),
+        sa.Column("estimated", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "audit",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+        sa.Column("at", sa.String(32), nullable=False),
+        sa.Column("actor", sa.String(128), nullable=False),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("subject", sa.String(256), nullable=False),
+        sa.Column("details", sa.Text, nullable=False),
+        sa.Column("previous", sa.String(64), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+    )
+
+
+def downgrade() -> None:
+    for table in ("audit", "usage", "changes", "keys"):
+        op.drop_table(table)

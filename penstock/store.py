@@ -1,0 +1,124 @@
+"""What outlasts a process: SQLite on a laptop, Postgres for many gateways. The same statements for both."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from penstock.errors import StartError
+from penstock.home import home
+from penstock.tables import changes
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+BUSY_S = 5
+MIGRATING = 5067_1122  # any number of ours: who holds the lock of this name migrates
+
+
+def url_of(database: str | None) -> sa.URL:
+    """`postgresql://...` -> the same with the driver that is used; None: penstock.db in the home. Raises StartError."""
+    try:
+        url = make_url(database or f"sqlite:///{home() / 'penstock.db'}")
+        return url.set(drivername=DRIVERS[url.drivername.partition("+")[0]])
+    except (ArgumentError, KeyError) as error:
+        raise StartError(
+            "state.database must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from error  # without the text, which may hold a password
+
+
+@asynccontextmanager
+async def opened(database: str | None) -> AsyncIterator["Store"]:
+    """The store, its tables brought up to date. Raises StartError."""
+    url = url_of(database)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_S})
+    else:
+        engine = create_async_engine(url, pool_pre_ping=True, pool_size=5)
+    store = Store(engine)
+    try:
+        try:
+            await store.migrate()
+        except (OSError, SQLAlchemyError) as error:
+            name = url.render_as_string(hide_password=True)
+            raise StartError(f"the database {name} cannot be used: {error}") from error
+        yield store
+    finally:
+        await engine.dispose()
+
+
+def on_connect(connection: Any, _: Any) -> None:
+    """Readers do not wait for the writer, and what is committed is on the disk. `on_begin` begins transactions, not
+    the driver, which would do so too late."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def on_begin(connection: sa.Connection) -> None:
+    """A writer takes SQLite's one lock at once: if it read first, it could not get it later."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+
+class Store:
+    """`async with store.begin() as connection` is a transaction, `store.read()` a look."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        if self.is_sqlite:
+            sa.event.listen(engine.sync_engine, "connect", on_connect)
+            sa.event.listen(engine.sync_engine, "begin", on_begin)
+        self._writing = engine.execution_options(writes=True)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction: committed when the block ends, rolled back when it raises."""
+        async with self._writing.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as connection:
+            yield connection
+
+    def insert(self, table: sa.Table) -> "sqlite.Insert | postgresql.Insert":
+        """An insert that knows `on_conflict_do_update`."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    async def changed(self, connection: AsyncConnection, subject: str) -> None:
+        """Tells every copy of the subject, in this transaction, that it is old."""
+        row = self.insert(changes).values(subject=subject, number=1)
+        await connection.execute(
+            row.on_conflict_do_update(index_elements=[changes.c.subject], set_={"number": changes.c.number + 1})
+        )
+
+    async def number(self, subject: str) -> int:
+        """How often the subject has changed."""
+        async with self.read() as connection:
+            query = sa.select(changes.c.number).where(changes.c.subject == subject)
+            return (await connection.execute(query)).scalar() or 0
+
+    async def migrate(self) -> None:
+        """Brings the tables up to date; of several processes one does it, the others wait."""
+        async with self.begin() as connection:
+            await connection.run_sync(migrated)
+
+
+def migrated(connection: sa.Connection) -> None:
+    """In the transaction of this connection."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

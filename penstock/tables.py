@@ -1,0 +1,63 @@
+"""The tables, as SQLAlchemy Core sees them. `penstock/migrations/` makes and changes them."""
+
+from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(8), primary_key=True),  # stands in the key itself
+    Column("name", String(128), nullable=False, index=True),  # during a rotation two rows have it
+    Column("tenant", String(128), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),  # HMAC-SHA256 with the pepper
+    Column("scopes", JSON, nullable=False),
+    Column("models", JSON),
+    Column("rpm", Integer),
+    Column("tpm", Integer),
+    Column("concurrent", Integer),
+    Column("daily_tokens", BigInteger),
+    Column("monthly_tokens", BigInteger),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),  # all times in seconds since the epoch
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+)
+
+changes = Table(  # one row per subject: whoever keeps a copy looks whether the number has grown
+    "changes",
+    metadata,
+    Column("subject", String(32), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("model", String(512), primary_key=True),
+    Column("day", String(10), primary_key=True),  # 2026-11-22, UTC
+    Column("tenant", String(128), nullable=False, index=True),
+    Column("name", String(128), nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cut", BigInteger, nullable=False),  # streams that broke off
+    Column("abandoned", BigInteger, nullable=False),  # clients that left
+    Column("estimated", BigInteger, nullable=False),  # requests whose tokens no engine has counted
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", String(32), nullable=False),  # ISO 8601, UTC: part of what is hashed, so kept as text
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(256), nullable=False),
+    Column("details", Text, nullable=False),  # JSON
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+)

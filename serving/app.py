@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from penstock import metrics
+from penstock.callers import LOCAL, Caller
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -112,7 +113,7 @@ class Gateway:
         exchange = call.exchange
         if not exchange.is_whole:
             return self._serve(call)
-        route = self._admitted(exchange)
+        route = self._admitted(call)
         if route.control:
             return route.control(self, exchange)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
@@ -172,18 +173,18 @@ class Gateway:
     async def _serve(self, call: "Call") -> None:
         """A request whose body may be yet to come."""
         exchange = call.exchange
-        route = self._admitted(exchange)
+        route = self._admitted(call)
         if route.control:
             return await route.control(self, exchange)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         await served(exchange, body, route.dialect)
 
-    def _admitted(self, exchange: Exchange) -> Route:
+    def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
-        route = self._route(exchange)
+        route = self._route(call.exchange)
         if not route.open:
-            self.keys.check(exchange.headers)
+            call.caller = self.keys.check(call.exchange.headers)
         return route
 
     def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
@@ -280,6 +281,7 @@ class Call:
     gateway: Gateway
     exchange: Exchange
     name: str
+    caller: Caller = LOCAL
     model: str = ""
     error: PenstockError | None = None
     relayed: Relayed | None = None

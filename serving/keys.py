@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from penstock.callers import LOCAL, Caller
 from penstock.config import LOOPBACK
 from penstock.errors import Forbidden, InvalidKey
 
@@ -19,11 +20,13 @@ class Keys:
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
         self._digests = [digest(key.get_secret_value().encode()) for key in keys]
+        self._callers = [configured(number) for number in range(len(keys))]
 
-    def check(self, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Raises InvalidKey; without configured keys, Forbidden for what a page of the web sends from this machine."""
         if not self._digests:
-            return only_local(headers)
+            only_local(headers)
+            return LOCAL
         given = sent_key(headers)
         if given is None:
             raise InvalidKey(f"an API key is needed: {REMEDY}")
@@ -32,6 +35,12 @@ class Keys:
             raise InvalidKey(
                 "the API key is not known here: check it for typing errors, or ask whoever runs this gateway"
             )
+        return self._callers[found.index(True)]
+
+
+def configured(number: int) -> Caller:
+    """Whoever has a key of the configuration: no limits, all but the admin API."""
+    return Caller(f"config-{number}", f"config-{number}", "config", LOCAL.scopes)
 
 
 def only_local(headers: Mapping[bytes, bytes]) -> None:

@@ -37,6 +37,7 @@ from serving.access import access
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys
+from serving.ledger import Ledger
 from serving.models import described, described_for_anthropic, listed
 from serving.relay import Relay, Relayed
 from serving.stack import Served, Stack
@@ -69,6 +70,7 @@ class Gateway:
         self.hot_paths = HOT_PATHS
         self.keys = Keys(config.gateway.keys)
         self.stack: Stack | None = None
+        self.ledger: Ledger | None = None
         self.draining = False
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
@@ -236,6 +238,9 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
+        cost, exchange.cost = exchange.cost, None
+        if self.ledger and cost and (exchange.status == 200 or exchange.gone):
+            self.ledger.note(call.caller, call.model, cost, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,

@@ -7,10 +7,13 @@ client that reads nothing for `unread_s` is taken for gone. When a client leaves
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.asked import Source
 from penstock.errors import BodyTooLarge, BodyTooSlow
+
+if TYPE_CHECKING:
+    from serving.ledger import Cost
 
 Headers = Sequence[tuple[bytes, bytes]]
 Scope = Mapping[str, Any]
@@ -34,6 +37,8 @@ class Exchange:
     deadline: float | None = None
     """When the caller no longer wants the answer, once that was looked up, by the loop's clock."""
     gone = False
+    cost: "Cost | None" = None
+    """What an engine was asked for it, and says that it has cost."""
     source: Source | None = None
     _size = 0
     _whole = False

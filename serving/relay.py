@@ -59,10 +59,10 @@ class Relayed:
         self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written)
         receiver = Passing(exchange, dialect, self.asked)
         self.dispatch = Dispatch(relay.pool, self.asked, receiver, relay.limits, relay.name)
-        self._tell: Callable[[PenstockError | None], None] | None = None
+        self._tell: Tell | None = None
 
-    def start(self, tell: Callable[[PenstockError | None], None]) -> bool:
-        """Sends the request, if there is nothing to wait for but its answer; False if there is.
+    def start(self, tell: "Tell") -> bool:
+        """Sends the request, if nothing has to be waited for but its answer; else False.
 
         `tell` is told how it ended: what is an EngineError, `run` may still mend.
         """
@@ -73,10 +73,14 @@ class Relayed:
 
     def _told(self, answer: Answer | None, error: PenstockError | None) -> None:
         tell, self._tell = self._tell, None
-        if answer:
-            self._send(answer)
+        failure: Exception | None = error
+        try:
+            if answer:
+                self._send(answer)
+        except Exception as unexpected:
+            failure = unexpected
         if tell:
-            tell(error)
+            tell(failure)
 
     def cancel(self) -> None:
         """Ends what `start` began."""
@@ -113,6 +117,9 @@ class Relayed:
             return await tokens_of(self.asked.path, self.asked.body, replica)
         except EngineError:
             return ()
+
+
+Tell = Callable[[Exception | None], None]
 
 
 class Passing:

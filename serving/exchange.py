@@ -37,6 +37,7 @@ class Exchange:
     deadline: float | None = None
     """When the caller no longer wants the answer, once that was looked up, by the loop's clock."""
     gone = False
+    response_complete = False
     cost: "Cost | None" = None
     """What an engine was asked for it, and says that it has cost."""
     source: Source | None = None
@@ -144,7 +145,6 @@ class AsgiExchange(Exchange):
         self._readable = asyncio.Event()
         self._readable.set()
         self._paused: Source | None = None
-        self._complete = False
 
     async def carry(self, handler: Callable[[Exchange], Awaitable[None]]) -> None:
         """Returns when the handler has, and all it answered is sent."""
@@ -164,7 +164,7 @@ class AsgiExchange(Exchange):
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                return None if self._complete else self.leave()
+                return None if self.response_complete else self.leave()
             self.feed(event.get("body", b""))
             if not event.get("more_body"):
                 self.fed()
@@ -196,7 +196,7 @@ class AsgiExchange(Exchange):
         self._put({"type": "http.response.body", "body": piece, "more_body": True})
 
     def end(self, piece: bytes = b"") -> None:
-        self._complete = True
+        self.response_complete = True
         self._put({"type": "http.response.body", "body": piece})
 
     def _put(self, event: dict[str, Any]) -> None:

@@ -68,10 +68,10 @@ class Relayed:
         exchange.cost = Cost(self.asked, relay.pool)
         self.passing = Passing(exchange, dialect, self.asked, exchange.cost)
         self.dispatch = Dispatch(relay.pool, self.asked, self.passing, relay.limits, relay.name)
-        self._tell: Callable[[PenstockError | None], None] | None = None
+        self._tell: Tell | None = None
 
-    def start(self, tell: Callable[[PenstockError | None], None]) -> bool:
-        """Sends the request, if there is nothing to wait for but its answer; False if there is.
+    def start(self, tell: "Tell") -> bool:
+        """Sends the request, if nothing has to be waited for but its answer; else False.
 
         `tell` is told how it ended: what is an EngineError, `run` may still mend.
         """
@@ -82,10 +82,14 @@ class Relayed:
 
     def _told(self, answer: Answer | None, error: PenstockError | None) -> None:
         tell, self._tell = self._tell, None
-        if answer:
-            self._send(answer)
+        failure: Exception | None = error
+        try:
+            if answer:
+                self._send(answer)
+        except Exception as unexpected:
+            failure = unexpected
         if tell:
-            tell(error)
+            tell(failure)
 
     def cancel(self) -> None:
         """Ends what `start` began."""
@@ -123,6 +127,9 @@ class Relayed:
             return await tokens_of(self.asked.path, self.asked.body, replica)
         except EngineError:
             return ()
+
+
+Tell = Callable[[Exception | None], None]
 
 
 class Passing:

@@ -13,7 +13,9 @@ PenstockError                     500 server_error
     UnknownUrl                        unknown_url
     ModelNotFound                     model_not_found
   MethodNotAllowed                405 method_not_allowed
+  Conflict                        409 conflict
   RateLimited                     429 rate_limit_exceeded
+  StateUnavailable                503 state_unavailable
   EngineError                     502 engine_error
     EngineUnavailable             503 engine_unavailable
     EngineTimeout                 504 engine_timeout
@@ -105,10 +107,25 @@ class MethodNotAllowed(PenstockError):
         self.allow = allow
 
 
+class Conflict(PenstockError):
+    """What is asked for is there already."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
 class RateLimited(PenstockError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class StateUnavailable(PenstockError):
+    """The database does not answer."""
+
+    status = 503
+    code = "state_unavailable"
 
 
 class EngineError(PenstockError):

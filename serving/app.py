@@ -18,6 +18,7 @@ import orjson
 
 from penstock import metrics
 from penstock.callers import LOCAL, Caller
+from penstock.callers import Scope as KeyScope
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -25,6 +26,7 @@ from penstock.errors import (
     BodyTooSlow,
     EngineError,
     EngineUnavailable,
+    Forbidden,
     MethodNotAllowed,
     ModelNotFound,
     PenstockError,
@@ -36,7 +38,7 @@ from serving import bodies
 from serving.access import access
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
-from serving.keys import Keys
+from serving.keys import Keys, require
 from serving.ledger import Ledger
 from serving.models import described, described_for_anthropic, listed
 from serving.relay import Relay, Relayed
@@ -53,24 +55,26 @@ SHARED = frozenset({"/v1/models"})
 
 @dataclass(frozen=True)
 class Route:
-    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for."""
+    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for; `scope`: what
+    a key must have, None where any will do."""
 
     method: str
     dialect: Dialect = OPENAI
     shape: type[Routed] | None = None
-    control: Callable[["Gateway", Exchange], Coroutine[Any, Any, None]] | None = None
+    control: Callable[["Gateway", "Call"], Coroutine[Any, Any, None]] | None = None
     open: bool = False
+    scope: KeyScope | None = "generate"
 
 
 class Gateway:
     """Created before its engines run; `stack` is set once they are being started."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, keys: Keys | None = None, ledger: Ledger | None = None) -> None:
         self.config = config
         self.hot_paths = HOT_PATHS
-        self.keys = Keys(config.gateway.keys)
+        self.keys = keys or Keys(config.gateway.keys)
         self.stack: Stack | None = None
-        self.ledger: Ledger | None = None
+        self.ledger = ledger
         self.draining = False
         self.ended = False
         self.began = int(time.time())
@@ -123,7 +127,7 @@ class Gateway:
             return self._serve(call)
         route = self._admitted(call)
         if route.control:
-            return route.control(self, exchange)
+            return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
         if not isinstance(served, Relay):
             return served(exchange, body, route.dialect)
@@ -184,7 +188,7 @@ class Gateway:
         exchange = call.exchange
         route = self._admitted(call)
         if route.control:
-            return await route.control(self, exchange)
+            return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         await served(exchange, body, route.dialect)
@@ -194,12 +198,14 @@ class Gateway:
         route = self._route(call.exchange)
         if not route.open:
             call.caller = self.keys.check(call.exchange.headers)
+            if route.scope:
+                require(call.caller, route.scope)
         return route
 
     def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
-        served = self._model(body["model"])
+        served = self._model(body["model"], call.caller)
         call.model = served.name
         return served, body
 
@@ -212,15 +218,19 @@ class Gateway:
             raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}", allow=route.method)
         return route
 
-    def _model(self, name: str) -> Served:
+    def _model(self, name: str, caller: Caller) -> Served:
         assert self.stack is not None
+        if caller.models is not None and name not in caller.models:
+            raise Forbidden(f"this key may not use {name!r}, only {', '.join(sorted(caller.models))}", param="model")
         served = self.stack.models.get(name)
         if served is None:
-            raise ModelNotFound(
-                f"the model {name!r} is not served here{nearest_name(name, self.stack.models)} (GET /v1/models)",
-                param="model",
-            )
+            near = nearest_name(name, self._models_for(caller))
+            raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
+
+    def _models_for(self, caller: Caller) -> list[str]:
+        assert self.stack is not None
+        return [name for name in self.stack.models if caller.models is None or name in caller.models]
 
     def _failed(self, call: "Call", error: Exception) -> None:
         """Whatever it is, the caller gets an answer in its own shape, and the log the trace."""
@@ -260,28 +270,28 @@ class Gateway:
             exchange.gone,
         )
 
-    async def health(self, exchange: Exchange) -> None:
+    async def health(self, call: "Call") -> None:
         """Whether this process answers; it does if this runs."""
-        exchange.send(200, JSON, b'{"status":"ok"}')
+        call.exchange.send(200, JSON, b'{"status":"ok"}')
 
-    async def ready(self, exchange: Exchange) -> None:
+    async def ready(self, call: "Call") -> None:
         """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
         up = self.stack is not None and self.stack.ready and not self.draining
         engines = {name: pool.ready for name, pool in self.stack.pools.items()} if self.stack else {}
-        exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
+        call.exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
 
-    async def metrics(self, exchange: Exchange) -> None:
+    async def metrics(self, call: "Call") -> None:
         head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
-        exchange.send(200, head, metrics.text(await self.figures()))
+        call.exchange.send(200, head, metrics.text(await self.figures()))
 
-    async def models(self, exchange: Exchange) -> None:
-        assert self.stack is not None
-        names = list(self.stack.models)
-        exchange.send(200, JSON, orjson.dumps(listed(names, self.began, exchange.headers)))
+    async def models(self, call: "Call") -> None:
+        exchange = call.exchange
+        exchange.send(200, JSON, orjson.dumps(listed(self._models_for(call.caller), self.began, exchange.headers)))
 
-    async def model(self, exchange: Exchange) -> None:
+    async def model(self, call: "Call") -> None:
+        exchange = call.exchange
         name = exchange.path.removeprefix(MODEL_PREFIX)
-        self._model(name)
+        self._model(name, call.caller)
         describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
         exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
 
@@ -307,12 +317,12 @@ class Call:
         self.gateway.stop(self)
 
 
-ONE_MODEL = Route("GET", control=Gateway.model)
+ONE_MODEL = Route("GET", control=Gateway.model, scope=None)
 ROUTES: Mapping[str, Route] = {
     "/health": Route("GET", control=Gateway.health, open=True),
     "/ready": Route("GET", control=Gateway.ready, open=True),
-    "/metrics": Route("GET", control=Gateway.metrics),
-    "/v1/models": Route("GET", control=Gateway.models),
+    "/metrics": Route("GET", control=Gateway.metrics, scope="metrics"),
+    "/v1/models": Route("GET", control=Gateway.models, scope=None),
     "/v1/chat/completions": Route("POST", shape=bodies.ChatCompletions),
     "/v1/completions": Route("POST", shape=bodies.Completions),
     "/v1/embeddings": Route("POST", shape=bodies.Embeddings),

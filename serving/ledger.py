@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -64,7 +64,7 @@ class Used:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-FIGURES = tuple(Used.__slots__)  # type: ignore[attr-defined]  # a dataclass with slots has them
+FIGURES = tuple(each.name for each in fields(Used))
 
 
 @dataclass(slots=True)

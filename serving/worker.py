@@ -25,6 +25,7 @@ from serving.app import Gateway
 from serving.control import Channel
 from serving.server import Drain, bind, serve, settle
 from serving.stack import Stack, composed
+from serving.state import State, kept
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ async def work(line: socket.socket) -> None:
     )
     try:
         with bind(*orders["address"], shared=True) as listener:
-            await Worker(parent, config, orders).run(listener)
+            async with kept(config) as state:
+                await Worker(parent, config, orders, state).run(listener)
     except StartError as error:
         parent.tell("failed", error.message)
         await parent.close()
@@ -58,10 +60,10 @@ async def work(line: socket.socket) -> None:
 class Worker:
     """`orders`: the parent's first message, as `Workers.orders` writes it."""
 
-    def __init__(self, parent: Channel, config: Config, orders: dict[str, Any]) -> None:
+    def __init__(self, parent: Channel, config: Config, orders: dict[str, Any], state: State) -> None:
         self.parent = parent
         self.config = config
-        self.gateway = Gateway(config)
+        self.gateway = Gateway(config, state.keys, state.ledger)
         self.gateway.began = orders["began"]
         self.gateway.figures = self._all_figures
         self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()

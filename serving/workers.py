@@ -16,9 +16,11 @@ from engine.replica import Replica
 from penstock import metrics
 from penstock.config import Config
 from penstock.meters import Snapshot
+from serving.keys import Keys
 from serving.seat import GONE_S, Seat
 from serving.server import FORCED_AFTER_S, Drain, bound, settle, told_to_stop
 from serving.stack import Engines, engines_here
+from serving.state import governed
 
 COMMAND = (sys.executable, "-P", "-m", "serving.worker")
 SILENT_S = 30.0
@@ -30,13 +32,13 @@ def hold(host: str, port: int) -> socket.socket:
         return bound(host, alone.getsockname()[1], shared=True)
 
 
-async def serve(config: Config, address: tuple[str, int], ready: Callable[[], None]) -> None:
+async def serve(config: Config, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
     """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. Raises StartError."""
-    async with engines_here(config) as engines:
+    async with governed(config, address) as state, engines_here(config) as engines:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())
         stop = asyncio.create_task(told_to_stop(config.gateway, engines.failed))
-        starting = asyncio.create_task(started(workers, ready))
+        starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
         try:
             await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
             if stop.done():

@@ -15,7 +15,7 @@ from engine.reading import CHAT
 from engine.sim import Fault, Simulator, simulator
 from penstock.callers import LOCAL, Caller
 from penstock.store import Store, opened
-from penstock.usage_cli import used
+from penstock.used import used
 from serving.ledger import Cost, Ledger, Rows, Used, used_of
 from tests.reliability.client import ask
 from tests.serving.conftest import run_gateway
@@ -51,7 +51,7 @@ async def sums(store: Store) -> dict[str, Any]:
 
 def counted(*sims: Simulator) -> tuple[int, int]:
     """What the engines have read and written, by their own count."""
-    return sum(sim.figures.prompt_tokens for sim in sims), sum(sim.figures.generation_tokens for sim in sims)
+    return sum(sim.core.figures.prompt_tokens for sim in sims), sum(sim.core.figures.generation_tokens for sim in sims)
 
 
 def about(number: int, body: Mapping[str, Any]) -> dict[str, Any]:

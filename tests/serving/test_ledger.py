@@ -83,7 +83,7 @@ async def test_of_a_cut_stream_the_engine_is_asked_what_came(store: Store) -> No
         async with gateway_with(Ledger(store), sim) as client:
             said = await ask(str(client.base_url), body)
             assert not said.done
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1)
         row = await sums(store)
     assert (row["cut"], row["estimated"]) == (1, 0)
     assert row["completion_tokens"] == 5

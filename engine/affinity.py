@@ -35,7 +35,8 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     """`session` is the caller's session header, which stands above the body's `prompt_cache_key`."""
     links: list[int] = []
     chars = 0
-    link = 0
+    salt = body.get("cache_salt")
+    link = hash(salt) if isinstance(salt, str) else 0  # what no engine takes for equal, shares nothing here either
     for part in parts(body):
         size = len(part)
         chars += size

@@ -56,7 +56,7 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:
     """The prompt from its beginning: tools, the system's words, then turn after turn."""
     turns = body.get("messages")
-    if turns and not body.get("tools") and not body.get("system"):
+    if type(turns) is list and turns and not body.get("tools") and not body.get("system"):
         return [text_of(turn) for turn in turns]
     return other_parts(body)
 

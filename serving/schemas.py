@@ -32,7 +32,7 @@ def check_schema(value: Any, param: str, limits: Policy) -> None:
                         "(policy.max_pattern_chars)",
                         param=param,
                     )
-        inner = node.values() if type(node) is dict else node
+        inner = node.values() if type(node) is dict else node if type(node) is list else ()
         stack.extend((child, depth + 1) for child in inner if type(child) in (dict, list))
     try:
         size = len(orjson.dumps(value))

@@ -23,12 +23,14 @@ MOST_OUTPUT_TOKENS = 1024
 
 @dataclass(slots=True)
 class Hint:
-    """What of a request decides where it goes: its chain, its size in tokens (estimated), and the caller's own key."""
+    """What of a request decides where it goes: its chain, its size in tokens (estimated, with the answer and for the
+    prompt alone), and the caller's own key."""
 
     chain: Sequence[int] = ()
     tokens: int = DEFAULT_OUTPUT_TOKENS
     key: str | None = None
     token_ids: Sequence[int] = field(default=())
+    prompt_tokens: int = 0
 
 
 def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
@@ -50,7 +52,8 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     wanted = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     output = max(0, min(wanted, MOST_OUTPUT_TOKENS)) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
     key = session.decode("latin-1") if session else body.get("prompt_cache_key")
-    return Hint(links[:MAX_LINKS], chars // CHARS_PER_TOKEN + output, key if isinstance(key, str) else None)
+    prompt_tokens = chars // CHARS_PER_TOKEN
+    return Hint(links[:MAX_LINKS], prompt_tokens + output, key if isinstance(key, str) else None, (), prompt_tokens)
 
 
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:

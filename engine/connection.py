@@ -36,7 +36,7 @@ class ConnectionBroke(EngineError):
 
 
 class Sink(Protocol):
-    """Takes one answer. Of the last two exactly one is called, once, and nothing after it."""
+    """Takes one answer. Of the last two exactly one is called, once, and nothing after it; neither after `abort`."""
 
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head; header names are in lower case."""

@@ -92,9 +92,11 @@ class Replica:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for attempt in list(self._attempts):
-            attempt.look(now)
-        self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
+        try:
+            for attempt in list(self._attempts):
+                attempt.look(now)
+        finally:  # whatever one of them runs into, the others have their limits too
+            self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
 
     def take(self, tokens: float) -> bool:
         """A request of about this size goes there. Returns whether it is the breaker's trial."""

@@ -1,7 +1,7 @@
 """The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -91,6 +91,35 @@ def show_config(config: ConfigFile = None) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(loaded(config).model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def usage(
+    by: Annotated[str, typer.Option(help="What a row is: any of key, model, day, tenant")] = "key,model",
+    since: Annotated[str | None, typer.Option(metavar="DAY", help="The first day, such as 2026-11-01 (UTC)")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="The last day")] = None,
+    key: Annotated[str | None, typer.Option(help="Of this key alone, by its name")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Show how many tokens each key has used, by model and day."""
+    from datetime import date
+
+    from penstock.usage_cli import COLUMNS, show
+
+    names = by.split(",")
+    if wrong := [name for name in names if name not in COLUMNS]:
+        fail(f"--by {by}: {wrong[0]!r} is none of {', '.join(COLUMNS)}")
+    for day in (since, until):
+        try:
+            date.fromisoformat(day or "2026-01-01")
+        except ValueError:
+            fail(f"{day!r} is no day: write it as 2026-11-22")
+    database = loaded(config).state.database
+    with explained():
+        style: Literal["table", "csv", "json"] = "csv" if csv else "json" if json else "table"
+        show(database.get_secret_value() if database else None, names, style, since, until, key)
 
 
 @app.command()

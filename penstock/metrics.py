@@ -38,6 +38,11 @@ hedges = _all.counter("penstock_hedges_total", "Second tries beside a first that
 continued = _all.counter("penstock_streams_continued_total", "Cut streams that another replica ended.", "model")
 fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another served model answered.", "model", "to")
 
+usage_unwritten = _all.gauge(
+    "penstock_usage_unwritten", "1 while usage waits for a database that does not answer.", across="max"
+)
+usage_implausible = _all.counter("penstock_usage_implausible_total", "Engine's figures of usage that cannot be.")
+
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")
 breaker_open = _all.gauge(
     "penstock_breaker_open", "1 while a replica is left alone after failures.", *BY_REPLICA, across="max"

@@ -37,6 +37,7 @@ from serving.access import access
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys
+from serving.ledger import Ledger
 from serving.models import described, described_for_anthropic, listed
 from serving.policy import Policy, Unfetched, secret_of
 from serving.relay import Relay, Relayed
@@ -71,16 +72,20 @@ class Gateway:
         self.keys = Keys(config.gateway.keys)
         self.policy = Policy(config.policy, secret_of(config))
         self.stack: Stack | None = None
+        self.ledger: Ledger | None = None
         self.draining = False
+        self.ended = False
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
+        self.ended = True
         for call in list(self._calls):
-            call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
-            self.stop(call)
+            if not call.exchange.response_complete:
+                call.error = shutting_down()
+                self.stop(call)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
@@ -105,6 +110,7 @@ class Gateway:
         try:
             work = self._begun(call)
         except Exception as error:
+            call.relayed = None
             self._failed(call, error)
             self._left(call)
             return None
@@ -113,6 +119,8 @@ class Gateway:
     def _begun(self, call: "Call") -> Coroutine[Any, Any, None] | None:
         """What is left to be awaited, if anything is."""
         exchange = call.exchange
+        if self.ended:  # one that waited behind another on its connection
+            raise shutting_down()
         if not exchange.is_whole:
             return self._serve(call)
         route = self._admitted(call)
@@ -129,13 +137,14 @@ class Gateway:
         call.relayed = None
         return relayed.run()
 
-    def told(self, call: "Call", error: PenstockError | None) -> None:
+    def told(self, call: "Call", error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
         relayed, call.relayed = call.relayed, None
         if relayed and isinstance(error, EngineError):
             asyncio.get_running_loop().create_task(self._awaited(call, relayed.run(error)))
             return
-        call.error = error
+        if error:
+            self._failed(call, error)
         self._left(call)
 
     def _entered(self, exchange: Exchange) -> "Call":
@@ -148,7 +157,7 @@ class Gateway:
 
     async def _awaited(self, call: "Call", work: Coroutine[Any, Any, None]) -> None:
         """What of a request has to be waited for: a client that leaves, or the end of the shutdown's patience, cancels
-        it."""
+        it, or before it has begun keeps it from beginning."""
         token = request_id.set(call.exchange.request_id)
         call.task = asyncio.current_task()  # not before it runs: one that is cancelled sooner never does
         try:
@@ -247,6 +256,9 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
+        cost, exchange.cost = exchange.cost, None
+        if self.ledger and cost and (exchange.status == 200 or exchange.gone):
+            self.ledger.note(call.caller, call.model, cost, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -299,7 +311,7 @@ class Call:
     task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.perf_counter)
 
-    def told(self, error: PenstockError | None) -> None:
+    def told(self, error: Exception | None) -> None:
         self.gateway.told(self, error)
 
     def gone(self) -> None:
@@ -354,6 +366,10 @@ def dialect_of(exchange: Exchange) -> Dialect:
 
 # What is carried without ASGI, by the bytes of the request line.
 HOT_PATHS: Mapping[bytes, str] = {path.encode(): path for path, route in ROUTES.items() if route.shape}
+
+
+def shutting_down() -> EngineUnavailable:
+    return EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

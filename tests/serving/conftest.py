@@ -14,6 +14,7 @@ from penstock.chat import Chat
 from penstock.config import Config
 from serving.answer import Answer
 from serving.app import Gateway
+from serving.ledger import Ledger
 from serving.protocol import HotProtocol
 from serving.server import Server, bind
 from serving.stack import running
@@ -23,13 +24,14 @@ Running = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 @asynccontextmanager
 async def run_gateway(
-    chats: dict[str, Chat] | None = None, /, *, hot: bool, **tree: Any
+    chats: dict[str, Chat] | None = None, /, *, hot: bool, ledger: Ledger | None = None, **tree: Any
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a gateway with this configuration; `chats` are served beside what it names."""
     if "models" not in tree:
         tree |= {"engines": {"scripted": {"kind": "scripted"}}, "models": {"scripted": {"engine": "scripted"}}}
     config = Config(**tree)
     gateway = Gateway(config)
+    gateway.ledger = ledger
     http = HotProtocol if hot else "httptools"
     server = Server(
         uvicorn.Config(gateway, http=http, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1)

@@ -48,6 +48,11 @@ def upgrade() -> None:
         sa.Column("estimated", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "batches",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("at", sa.Float, nullable=False, index=True),
+    )
+    op.create_table(
         "audit",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
         sa.Column("at", sa.String(32), nullable=False),
@@ -61,5 +66,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("audit", "usage", "changes", "keys"):
+    for table in ("audit", "batches", "usage", "changes", "keys"):
         op.drop_table(table)

@@ -41,6 +41,7 @@ from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothi
 from serving.keys import Keys, require
 from serving.ledger import Ledger
 from serving.models import described, described_for_anthropic, listed
+from serving.policy import Policy, Unfetched
 from serving.relay import Relay, Relayed
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
@@ -73,6 +74,7 @@ class Gateway:
         self.config = config
         self.hot_paths = HOT_PATHS
         self.keys = keys or Keys(config.gateway.keys)
+        self.policy = Policy(config.policy, self.keys.pepper)
         self.stack: Stack | None = None
         self.ledger = ledger
         self.draining = False
@@ -129,6 +131,8 @@ class Gateway:
         if route.control:
             return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
+        if isinstance(body, Unfetched):
+            return self._with_media(served, exchange, body, route)
         if not isinstance(served, Relay):
             return served(exchange, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
@@ -191,7 +195,13 @@ class Gateway:
             return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
+        if isinstance(body, Unfetched):
+            return await self._with_media(served, exchange, body, route)
         await served(exchange, body, route.dialect)
+
+    async def _with_media(self, served: Served, exchange: Exchange, body: Unfetched, route: Route) -> None:
+        """The engine is given the media that the body only has the addresses of."""
+        await served(exchange, await self.policy.fetched(body), route.dialect)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -205,6 +215,7 @@ class Gateway:
     def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
+        body = self.policy.applied(call.exchange.path, body, call.caller)
         served = self._model(body["model"], call.caller)
         call.model = served.name
         return served, body

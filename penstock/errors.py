@@ -14,6 +14,8 @@ PenstockError                     500 server_error
     ModelNotFound                     model_not_found
   MethodNotAllowed                405 method_not_allowed
   RateLimited                     429 rate_limit_exceeded
+    OverBudget                        insufficient_quota
+  Overloaded                      503 overloaded
   EngineError                     502 engine_error
     EngineUnavailable             503 engine_unavailable
     EngineTimeout                 504 engine_timeout
@@ -108,7 +110,20 @@ class MethodNotAllowed(PenstockError):
 class RateLimited(PenstockError):
     status = 429
     type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+    code: ClassVar[str | None] = "rate_limit_exceeded"
+
+
+class OverBudget(RateLimited):
+    """The tokens of this day or month are used up."""
+
+    code = "insufficient_quota"
+
+
+class Overloaded(PenstockError):
+    """More is asked of a served model than it may take: nobody's fault, and over in a while."""
+
+    status = 503
+    code = "overloaded"
 
 
 class EngineError(PenstockError):

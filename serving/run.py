@@ -9,6 +9,7 @@ import uvloop
 
 from penstock.config import Config
 from serving import workers
+from serving.admission import check_shared
 from serving.app import Gateway
 from serving.server import bind, serve, settle, told_to_stop
 from serving.stack import Stack, running
@@ -19,6 +20,7 @@ CURL = """curl http://{address}/v1/chat/completions -H 'Content-Type: applicatio
 
 def run(config: Config, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. `say` prints for a person. Raises StartError."""
+    check_shared(config)
     host, port = config.gateway.host, config.gateway.port
     if config.gateway.workers > 1:
         with workers.hold(host, port) as holder:
@@ -33,7 +35,7 @@ async def serve_alone(config: Config, listener: socket.socket, say: Callable[[st
     """Everything in this process."""
     gateway = Gateway(config)
     address = listener.getsockname()[:2]
-    async with running(config) as stack, asyncio.TaskGroup() as tasks:
+    async with running(config) as stack, gateway.admission, asyncio.TaskGroup() as tasks:
         gateway.stack = stack
         stop = tasks.create_task(told_to_stop(config.gateway, stack.failed))
         starting = tasks.create_task(started(stack, lambda: announce(config, address, say)))

@@ -38,7 +38,7 @@ async def run_gateway(
     )
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        async with running(config) as stack:
+        async with running(config) as stack, gateway.admission:
             gateway.stack = stack
             stack.models.update({name: Answer(name, chat) for name, chat in (chats or {}).items()})
             serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -6,16 +6,19 @@ An ASGI application. A handler sees only an `Exchange`: the generation routes ar
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import getrandbits
 from typing import Any
 
 import orjson
 
+from engine.affinity import hint_of
 from penstock import metrics
 from penstock.callers import LOCAL, Caller
 from penstock.callers import Scope as KeyScope
@@ -36,13 +39,14 @@ from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
+from serving.admission import Admission, Estimate, Ticket, estimate, sharing
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
-from serving.ledger import Ledger
+from serving.ledger import Ledger, tokens_of_both
 from serving.models import described, described_for_anthropic, listed
 from serving.policy import Policy, Unfetched
-from serving.relay import Relay, Relayed
+from serving.relay import DEADLINE, Relay, Relayed, deadline_of
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -75,6 +79,7 @@ class Gateway:
         self.hot_paths = HOT_PATHS
         self.keys = keys or Keys(config.gateway.keys)
         self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission = Admission(config, sharing(config.state))
         self.stack: Stack | None = None
         self.ledger = ledger
         self.draining = False
@@ -132,14 +137,46 @@ class Gateway:
             return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
         if isinstance(body, Unfetched):
-            return self._with_media(served, exchange, body, route)
+            return self._with_media(call, served, body, route)
         if not isinstance(served, Relay):
-            return served(exchange, body, route.dialect)
+            return self._served(call, served, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
+        if self.admission.limits(call.caller, call.model):
+            tokens = estimate(exchange.path, body, relayed.asked.hint.prompt_tokens)
+            ticket = self.admission.try_enter(call.caller, call.model, tokens)
+            if ticket is None:
+                call.relayed = None
+                return self._let_in(call, tokens, relayed.run)
+            self._is_in(call, ticket)
         if relayed.start(call.told):
             return None
         call.relayed = None
         return relayed.run()
+
+    def _served(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """The request answered, once limits have room for it."""
+        exchange = call.exchange
+        if not self.admission.limits(call.caller, call.model):
+            return served(exchange, body, dialect)
+        tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
+        return self._let_in(call, tokens, partial(served, exchange, body, dialect))
+
+    async def _let_in(self, call: "Call", tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
+        exchange = call.exchange
+        deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
+        try:
+            self._is_in(call, await self.admission.enter(call.caller, call.model, tokens, deadline))
+        except BaseException:
+            exchange.cost = None  # no engine was asked
+            raise
+        await work()
+
+    def _is_in(self, call: "Call", ticket: Ticket) -> None:
+        call.ticket = ticket
+        ticket.progress = call.came
+        call.exchange.marks = [*call.exchange.marks, *self.admission.marks(call.caller)]
 
     def told(self, call: "Call", error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
@@ -196,12 +233,12 @@ class Gateway:
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         if isinstance(body, Unfetched):
-            return await self._with_media(served, exchange, body, route)
-        await served(exchange, body, route.dialect)
+            return await self._with_media(call, served, body, route)
+        await self._served(call, served, body, route.dialect)
 
-    async def _with_media(self, served: Served, exchange: Exchange, body: Unfetched, route: Route) -> None:
+    async def _with_media(self, call: "Call", served: Served, body: Unfetched, route: Route) -> None:
         """The engine is given the media that the body only has the addresses of."""
-        await served(exchange, await self.policy.fetched(body), route.dialect)
+        await self._served(call, served, await self.policy.fetched(body), route.dialect)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -258,6 +295,12 @@ class Gateway:
         exchange = call.exchange
         exchange.on_gone = nothing
         self._calls.discard(call)
+        cost, exchange.cost = exchange.cost, None
+        asked = cost if exchange.status == 200 or exchange.gone else None
+        if call.ticket:
+            call.ticket.leave(tokens_of_both(asked) if asked else 0)
+        elif call.error:
+            exchange.marks = [*exchange.marks, *self.admission.marks(call.caller)]
         if call.error and not exchange.gone:
             interrupted = exchange.status == 200
             refuse(exchange, dialect_of(exchange), call.error)
@@ -266,9 +309,8 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
-        cost, exchange.cost = exchange.cost, None
-        if self.ledger and cost and (exchange.status == 200 or exchange.gone):
-            self.ledger.note(call.caller, call.model, cost, gone=exchange.gone, cut=call.error is not None)
+        if self.ledger and asked:
+            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -318,6 +360,7 @@ class Call:
     model: str = ""
     error: PenstockError | None = None
     relayed: Relayed | None = None
+    ticket: Ticket | None = None
     task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.perf_counter)
 
@@ -326,6 +369,11 @@ class Call:
 
     def gone(self) -> None:
         self.gateway.stop(self)
+
+    def came(self) -> int:
+        """How many pieces of the answer have come."""
+        source = self.exchange.source
+        return source.came if source else 0
 
 
 ONE_MODEL = Route("GET", control=Gateway.model, scope=None)

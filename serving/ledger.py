@@ -44,6 +44,7 @@ class Cost:
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     text: Sequence[str] = ()
+    incredible: bool = False
 
 
 @dataclass(slots=True)
@@ -194,6 +195,8 @@ def used_of(cost: Cost) -> Used | None:
     {"prompt_tokens": 9, "completion_tokens": 3}, {"input_tokens": 9, "output_tokens": 3}.
     """
     said = cost.usage
+    if cost.incredible:
+        return None
     if said is None:
         return None if cost.asked and cost.asked.path in STREAMING else Used()
     prompt = said.get("prompt_tokens", said.get("input_tokens"))
@@ -201,11 +204,18 @@ def used_of(cost: Cost) -> Used | None:
     details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
     cached = (details.get("cached_tokens") if isinstance(details, dict) else 0) or 0
     if not plausible(cost, prompt, completion, cached):
+        cost.incredible = True
         metrics.usage_implausible.inc()
         log.warning("the engine's usage cannot be: %s", said)
         return None
     assert isinstance(prompt, int)
     return Used(prompt, cached, completion or 0)
+
+
+def tokens_of_both(cost: Cost) -> int:
+    """Prompt and answer, as far as it is known without asking."""
+    used = used_of(cost) or estimated(cost)
+    return used.prompt_tokens + used.completion_tokens
 
 
 def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:

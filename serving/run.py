@@ -9,6 +9,7 @@ import uvloop
 
 from penstock.config import Config
 from serving import workers
+from serving.admission import check_shared
 from serving.app import Gateway
 from serving.keys import Keys
 from serving.server import bind, serve, settle, told_to_stop
@@ -21,6 +22,7 @@ CURL = """curl http://{address}/v1/chat/completions -H 'Content-Type: applicatio
 
 def run(config: Config, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. `say` prints for a person. Raises StartError."""
+    check_shared(config)
     host, port = config.gateway.host, config.gateway.port
     if config.gateway.workers > 1:
         with workers.hold(host, port) as holder:
@@ -34,16 +36,17 @@ def run(config: Config, say: Callable[[str], None]) -> None:
 async def serve_alone(config: Config, listener: socket.socket, say: Callable[[str], None]) -> None:
     """Everything in this process."""
     address = listener.getsockname()[:2]
-    async with governed(config, address) as state, running(config) as stack, asyncio.TaskGroup() as tasks:
+    async with governed(config, address) as state:
         gateway = Gateway(config, state.keys, state.ledger)
-        gateway.stack = stack
-        stop = tasks.create_task(told_to_stop(config.gateway, stack.failed))
-        starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
-        try:
-            await serve(gateway, listener, stop)
-        finally:
-            stop.cancel()
-            starting.cancel()
+        async with running(config) as stack, gateway.admission, asyncio.TaskGroup() as tasks:
+            gateway.stack = stack
+            stop = tasks.create_task(told_to_stop(config.gateway, stack.failed))
+            starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
+            try:
+                await serve(gateway, listener, stop)
+            finally:
+                stop.cancel()
+                starting.cancel()
     if stack.failed.done():
         stack.failed.result()
 

@@ -79,7 +79,11 @@ class Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain, self._usual_drain())
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         failed.add_done_callback(lambda _: self._drain(Drain()))
-        async with composed(self.config, self.local, failed) as stack, asyncio.TaskGroup() as tasks:
+        async with (
+            composed(self.config, self.local, failed) as stack,
+            self.gateway.admission,
+            asyncio.TaskGroup() as tasks,
+        ):
             self.gateway.stack = stack
             self.parent.tell("listening")
             beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]

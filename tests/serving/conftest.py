@@ -41,23 +41,25 @@ async def run_gateway(
     http = HotProtocol if hot else "httptools"
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        async with kept(config) if stored else nullcontext() as state, running(config) as stack:
+        async with kept(config) if stored else nullcontext() as state:
             gateway = Gateway(config, state.keys if state else None, ledger or (state.ledger if state else None))
             server = Server(
                 uvicorn.Config(
                     gateway, http=http, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
                 )
             )
-            gateway.stack = stack
-            stack.models.update({name: Answer(name, chat) for name, chat in (chats or {}).items()})
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            await stack.until_ready()
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
-                try:
-                    yield client
-                finally:
-                    server.should_exit = True
-                    await serving
+            async with running(config) as stack, gateway.admission:
+                gateway.stack = stack
+                stack.models.update({name: Answer(name, chat) for name, chat in (chats or {}).items()})
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                await stack.until_ready()
+                url = f"http://127.0.0.1:{port}"
+                async with httpx2.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+                    try:
+                        yield client
+                    finally:
+                        server.should_exit = True
+                        await serving
 
 
 @pytest.fixture(params=[True, False], ids=["protocol", "asgi"])

@@ -315,6 +315,38 @@ def find() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+Stamp = tuple[int, int, int]
+
+
+class Source:
+    """A configuration's file and what the command line lays above it: what it takes to read it again."""
+
+    def __init__(self, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.overrides = overrides
+        self.read_at: Stamp | None = None
+
+    def load(self) -> Config:
+        """As `load` below."""
+        self.read_at = self.stamp()
+        return load(self.path, self.overrides)
+
+    @property
+    def is_empty(self) -> bool:
+        """Raises ConfigError."""
+        return self.path is not None and not read(self.path).strip()
+
+    def stamp(self) -> Stamp | None:
+        """Another one whenever the file is another, also after a rename; None while there is none."""
+        if self.path is None:
+            return None
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads `path`, lays the environment and then `overrides` (the command line) above it; the demo if none has models.
 

@@ -39,7 +39,9 @@ from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothi
 from serving.keys import Keys
 from serving.ledger import Ledger
 from serving.models import described, described_for_anthropic, listed
+from serving.recording import Recording
 from serving.relay import Relay, Relayed
+from serving.replays import Replays
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -69,6 +71,7 @@ class Gateway:
         self.config = config
         self.hot_paths = HOT_PATHS
         self.keys = Keys(config.gateway.keys)
+        self.replays = Replays(config)
         self.stack: Stack | None = None
         self.ledger: Ledger | None = None
         self.draining = False
@@ -76,6 +79,15 @@ class Gateway:
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
+
+    def apply(self, config: Config) -> None:
+        """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
+        `config` can be served is known (`serving/reload.py`)."""
+        before, self.config = self.config, config
+        self.keys = Keys(config.gateway.keys)
+        if self.stack:
+            self.stack.change(config)
+        self.replays.change(before, config)
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
@@ -125,8 +137,8 @@ class Gateway:
         if route.control:
             return route.control(self, exchange)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
-        if not isinstance(served, Relay):
-            return served(exchange, body, route.dialect)
+        if not isinstance(served, Relay) or self.replays.concern(exchange, body):
+            return self._answered(call, served, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
         if relayed.start(call.told):
             return None
@@ -187,7 +199,21 @@ class Gateway:
             return await route.control(self, exchange)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
-        await served(exchange, body, route.dialect)
+        await self._answered(call, served, body, route.dialect)
+
+    def _answered(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """By what was answered before, where the caller or the configuration wants that."""
+        if not self.replays.concern(call.exchange, body):
+            return served(call.exchange, body, dialect)
+
+        def charge(exchange: Recording, abandoned: bool) -> None:
+            self._note(call, exchange, gone=abandoned, cut=exchange.error is not None)
+
+        return self.replays.serve(
+            call.exchange, call.caller.tenant, body, dialect, lambda inner: served(inner, body, dialect), charge
+        )
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -245,9 +271,7 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
-        cost, exchange.cost = exchange.cost, None
-        if self.ledger and cost and (exchange.status == 200 or exchange.gone):
-            self.ledger.note(call.caller, call.model, cost, gone=exchange.gone, cut=call.error is not None)
+        self._note(call, exchange, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -259,6 +283,12 @@ class Gateway:
             call.error.code or call.error.type if call.error else None,
             exchange.gone,
         )
+
+    def _note(self, call: "Call", exchange: Exchange, *, gone: bool, cut: bool) -> None:
+        """What was generated is charged to who asked for it; what was given again has no cost."""
+        cost, exchange.cost = exchange.cost, None
+        if self.ledger and cost and (exchange.status == 200 or gone):
+            self.ledger.note(call.caller, call.model, cost, gone=gone, cut=cut)
 
     async def health(self, exchange: Exchange) -> None:
         """Whether this process answers; it does if this runs."""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 PENSTOCK = [sys.executable, "-c", "from penstock.cli import app; app()"]
 TIMES = 200
-CALLERS = 6
+CALLERS = 12
 KEY = "sk-0123456789abcdef"
 
 
@@ -47,8 +47,11 @@ def good(number: int, first: Simulator, second: Simulator) -> dict[str, Any]:
 BAD = [
     ("gateway:\n  kyes: []\n", "penstock.yaml:2: unknown key 'gateway.kyes', did you mean 'keys'?"),
     ("engines:\n  e: {urls: [nowhere]}\nmodels: {sim: {engine: e}}\n", "penstock.yaml:2: engines.e.urls"),
-    ("models:\n  sim: {engine: f}\nengines:\n  e: {kind: scripted}\n", "unknown engine 'f', did you mean 'e'?"),
-    ("models: {sim: {engine: e}", "penstock.yaml is not YAML"),
+    (
+        "models:\n  sim: {engine: bse}\nengines:\n  base: {kind: scripted}\n",
+        "penstock.yaml:2: models.sim.engine: unknown engine 'bse', did you mean 'base'?",
+    ),
+    ("models: {sim: {engine: e}", "penstock.yaml:1 is not YAML: expected ',' or '}'"),
 ]
 
 

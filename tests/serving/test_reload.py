@@ -197,11 +197,12 @@ async def test_scripted_engines_and_fallbacks_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("engines: [", "is not YAML"),
+        ("gateway: {}\nengines: [", "penstock.yaml:2 is not YAML"),
+        ("gateway: \x00", "is not YAML"),
         ("", "is empty"),
         ("[" * 5000, "cannot be read: RecursionError"),
         ("gateway:\n  prot: 1\n", "penstock.yaml:2: unknown key 'gateway.prot', did you mean 'port'?"),
-        ("models:\n  sim:\n    engine: x\n", "unknown engine 'x'"),
+        ("models:\n  sim:\n    engine: x\n", "penstock.yaml:3: models.sim.engine: unknown engine 'x'"),
         ("a: 1\na: 2\n", "penstock.yaml:2: the key 'a' stands here a second time"),
     ],
 )
@@ -220,6 +221,22 @@ async def test_a_bad_file_changes_nothing_and_is_told_by_its_line(
         assert 'penstock_reloads_total{result="refused"}' in figures
         await here.becomes(tree_of(sim))
         assert "penstock_config_refused 0.0" in (await here.client.get("/metrics")).text
+
+
+async def test_no_secret_of_a_bad_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "serving.reload")
+    secret = "canary-0123456789abcdef"
+    async with simulator() as sim, following(tmp_path, tree_of(sim)) as here:
+        for text in (
+            f'gateway: {{keys: ["{secret}"',
+            f"gateway:\n  keys: {secret}\n",
+            f"gateway:\n  keys: [{secret}]\n  kyes: [{secret}]\n",
+            f"engines:\n  e: {{urls: [http://a], api_key: [{secret}]}}\nmodels: {{m: {{engine: e}}}}\n",
+        ):
+            await here.becomes(text)
+        await here.becomes(tree_of(sim, gateway={"keys": [secret]}))
+        assert len(caplog.get_records("call")) >= 5
+        assert secret not in caplog.text
 
 
 async def test_what_needs_a_restart_is_refused_as_a_whole_and_named(

@@ -19,6 +19,9 @@ from penstock.errors import StartError
 Find = Callable[[str, Callable[[frozenset[str]], None]], Awaitable[None]]
 log = logging.getLogger(__name__)
 
+RELIEF_S = 10.0
+RELIEF_POLL_S = 0.02
+
 
 @dataclass(eq=False)
 class Member:
@@ -27,6 +30,7 @@ class Member:
     address: str
     watcher: Watcher
     watching: asyncio.Task[None]
+    leaves: bool = False
 
 
 class Elsewhere:
@@ -62,7 +66,7 @@ class Elsewhere:
 
     def change(self, engine: Engine, served: Sequence[str]) -> None:
         """The replicas that are still named stay as they are, with their connections. Those that are not get nothing
-        new, and leave when they have ended what they do."""
+        new as soon as another is ready, at the latest in RELIEF_S, and leave when they have ended what they do."""
         before, self.engine, self.served = self.engine, engine, served
         if not self._runs:
             return
@@ -72,7 +76,7 @@ class Elsewhere:
             if address in self._finding:
                 self._finding.pop(address).cancel()
             for replica in self._here(address).values():
-                self._retire(replica, math.inf)
+                self._retire(replica, math.inf, RELIEF_S)
         for replica, member in self._members.items():
             weight = engine.urls.get(member.address, replica.weight)
             if weight != replica.weight:
@@ -104,7 +108,7 @@ class Elsewhere:
         return {
             replica.client.url: replica
             for replica, member in self._members.items()
-            if member.address == address and not replica.draining
+            if member.address == address and not member.leaves
         }
 
     def _join(self, address: str, url: str) -> None:
@@ -120,15 +124,25 @@ class Elsewhere:
             if self.engine.routing.kv_events:
                 tasks.create_task(keep_holdings(replica))
 
-    def _retire(self, replica: Replica, within_s: float) -> None:
-        replica.drain()
-        leaving = asyncio.create_task(self._leave(replica, within_s))
+    def _retire(self, replica: Replica, within_s: float, relief_s: float = 0.0) -> None:
+        """`relief_s`: how long it may wait for another to be ready."""
+        self._members[replica].leaves = True
+        if not relief_s or self._has_relief():
+            replica.drain()
+        leaving = asyncio.create_task(self._leave(replica, within_s, relief_s))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    async def _leave(self, replica: Replica, within_s: float) -> None:
+    def _has_relief(self) -> bool:
+        return any(replica.usable and not member.leaves for replica, member in self._members.items())
+
+    async def _leave(self, replica: Replica, within_s: float, relief_s: float) -> None:
         """Nothing new goes there; what runs may end."""
         log.info("%s leaves: %s", replica.name, replica.client.url)
+        deadline = asyncio.get_running_loop().time() + relief_s
+        while not replica.draining and not self._has_relief() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(RELIEF_POLL_S)
+        replica.drain()
         await replica.drained(within_s)
         self._members.pop(replica).watching.cancel()
         self.pool.remove(replica)

@@ -43,10 +43,14 @@ class Stack:
         self._elsewhere: dict[str, Elsewhere] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._coming: set[Pool] = set()
 
     @property
     def ready(self) -> bool:
-        return all(pool.ready for pool in self.pools.values())
+        """Whether every engine has a replica that is. One that is added later counts from when it was first: a load
+        balancer need not take the others' requests away for it."""
+        self._coming = {pool for pool in self._coming if not pool.ready}
+        return all(pool.ready or pool in self._coming for pool in self.pools.values())
 
     async def until_ready(self) -> None:
         """Of every engine at least one replica; which engines those are may change meanwhile."""
@@ -60,6 +64,7 @@ class Stack:
             self._let_go(name, self.pools[name])
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.models = served_models(config, self.pools)
+        self._coming &= set(self.pools.values())
         self._config = config
 
     def _pool(self, name: str, engine: Engine, config: Config) -> Pool:
@@ -69,6 +74,8 @@ class Stack:
             replica.serve(served)
         if pool is None:
             pool = Pool(name, replicas, config.gateway.engine_wait_s, engine.routing)
+            if self._config:
+                self._coming.add(pool)
             if engine.urls:
                 self._elsewhere[name] = elsewhere = Elsewhere(engine, served, pool)
                 self._watching[name] = self._beside(elsewhere.run())

@@ -13,13 +13,14 @@ import uvicorn
 import yaml
 
 from engine.replica import Replica
-from engine.sim import Simulator, simulator
+from engine.sim import Fault, Simulator, simulator
 from penstock.config import Config, Source, load
 from serving.app import Gateway
 from serving.protocol import HotProtocol
 from serving.reload import Reload, differences, needing_a_restart
 from serving.server import Server, bind
 from serving.stack import composed, running
+from tests.conftest import free_port
 from tests.reliability.client import ask
 from tests.reliability.conftest import ASK, STREAM, about, until
 
@@ -143,6 +144,38 @@ async def test_a_replica_that_goes_ends_its_streams_first(tmp_path: Path) -> Non
             assert [replica.client.url for replica in here.gateway.stack.pools["e"].replicas] == [second.url]
 
 
+async def test_a_replica_stays_until_another_is_ready(tmp_path: Path) -> None:
+    port = free_port()
+    async with simulator() as first, following(tmp_path, tree_of(first)) as here:
+        await here.becomes(tree_of(f"http://127.0.0.1:{port}"))
+        assert (await ask(here.url, ASK)).status == 200
+        assert (await here.client.get("/ready")).status_code == 200
+        given = first.started
+        async with simulator(port=port) as second:
+            assert here.gateway.stack
+            pool = here.gateway.stack.pools["e"]
+            await until(lambda: [replica.client.url for replica in pool.replicas] == [second.url])
+            assert (await ask(here.url, ASK)).status == 200
+            assert (first.started, second.started) == (given, 1)
+
+
+async def test_an_engine_that_is_added_and_not_there_takes_nobody_elses_requests_away(tmp_path: Path) -> None:
+    port = free_port()
+    async with simulator() as first, following(tmp_path, tree_of(first)) as here:
+        tree = tree_of(first)
+        tree["engines"]["f"] = {**tree["engines"]["e"], "urls": [f"http://127.0.0.1:{port}"]}
+        tree["models"]["new"] = {"engine": "f"}
+        await here.becomes(tree)
+        said = await here.client.get("/ready")
+        assert (said.status_code, said.json()["engines"]) == (200, {"e": True, "f": False})
+        async with simulator(port=port):
+            await until(lambda: bool(here.gateway.stack and here.gateway.stack.pools["f"].ready))
+            assert (await ask(here.url, {**ASK, "model": "new"})).status == 200
+            assert (await here.client.get("/ready")).status_code == 200
+        await until(lambda: bool(here.gateway.stack and not here.gateway.stack.pools["f"].ready))
+        assert (await here.client.get("/ready")).status_code == 503
+
+
 async def test_an_engine_that_goes_ends_its_streams_first(tmp_path: Path) -> None:
     async with simulator(itl_s=0.03) as first, simulator(model="new") as second:
         async with following(tmp_path, tree_of(first)) as here:
@@ -183,7 +216,8 @@ async def test_weights_routing_and_the_servers_key_change_in_place(tmp_path: Pat
 
 async def test_scripted_engines_and_fallbacks_change(tmp_path: Path) -> None:
     async with simulator() as sim, following(tmp_path, tree_of(sim)) as here:
-        tree = tree_of("http://127.0.0.1:9", gateway={"engine_wait_s": 0.1})
+        sim.faults[:] = [Fault("status")]
+        tree = tree_of(sim)
         tree["engines"]["s"] = {"kind": "scripted", "options": {"answers": ["instead"]}}
         tree["models"] |= {"sim": {"engine": "e", "fallback": "small"}, "small": {"engine": "s"}}
         await here.becomes(tree)

@@ -48,16 +48,21 @@ def serve(
     if len(named) + bool(config) > 1:
         fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
     overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
-    tree = loaded(config, overrides, file_wanted=not named)
-
     from penstock import log, metrics
-    from penstock.errors import StartError
+    from penstock.config import Source, find
+    from penstock.errors import ConfigError, StartError
+
+    source = Source(config or (None if named else find()), overrides)
+    try:
+        tree = source.load()
+    except ConfigError as error:
+        fail(error.message)
 
     log.configure(tree.log.level, tree.log.style, lost=lambda lines: metrics.log_lines_lost.inc(by=lines))
     from serving.run import run
 
     try:
-        run(tree, say=typer.echo)
+        run(tree, source, say=typer.echo)
     except StartError as error:
         fail(error.message)
 

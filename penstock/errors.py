@@ -7,6 +7,7 @@ PenstockError                     500 server_error
     ContextLengthExceeded             context_length_exceeded
     BodyTooLarge                  413 body_too_large
     BodyTooSlow                   408 body_too_slow
+    KeyReused                     422 idempotency_key_reused
   InvalidKey                      401 invalid_api_key
   Forbidden                       403 forbidden
   NotFound                        404 not_found
@@ -71,6 +72,13 @@ class BodyTooLarge(BadRequest):
 class BodyTooSlow(BadRequest):
     status = 408
     code = "body_too_slow"
+
+
+class KeyReused(BadRequest):
+    """The same Idempotency-Key with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
 
 
 class InvalidKey(PenstockError):

@@ -43,10 +43,12 @@ from serving.admission import Admission, Estimate, Ticket, estimate, sharing
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
-from serving.ledger import Ledger, tokens_of_both
+from serving.ledger import Cost, Ledger, tokens_of_both
 from serving.models import described, described_for_anthropic, listed
 from serving.policy import Policy, Unfetched
+from serving.recording import Recording
 from serving.relay import DEADLINE, Relay, Relayed, deadline_of
+from serving.replays import Replays
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -80,6 +82,7 @@ class Gateway:
         self.keys = keys or Keys(config.gateway.keys)
         self.policy = Policy(config.policy, self.keys.pepper)
         self.admission = Admission(config, sharing(config.state))
+        self.replays = Replays(config)
         self.stack: Stack | None = None
         self.ledger = ledger
         self.draining = False
@@ -87,6 +90,17 @@ class Gateway:
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
+
+    def apply(self, config: Config) -> None:
+        """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
+        `config` can be served is known (`serving/reload.py`)."""
+        before, self.config = self.config, config
+        self.keys.configure(config.gateway.keys)
+        self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission.change(config.models)
+        if self.stack:
+            self.stack.change(config)
+        self.replays.change(before, config)
 
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
@@ -136,6 +150,8 @@ class Gateway:
         if route.control:
             return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
+        if self.replays.concern(exchange, body):
+            return self._replayed(call, served, body, route.dialect)
         if isinstance(body, Unfetched):
             return self._with_media(call, served, body, route)
         if not isinstance(served, Relay):
@@ -232,13 +248,39 @@ class Gateway:
             return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
-        if isinstance(body, Unfetched):
-            return await self._with_media(call, served, body, route)
-        await self._served(call, served, body, route.dialect)
+        if self.replays.concern(exchange, body):
+            await self._replayed(call, served, body, route.dialect)
+        elif isinstance(body, Unfetched):
+            await self._with_media(call, served, body, route)
+        else:
+            await self._served(call, served, body, route.dialect)
 
     async def _with_media(self, call: "Call", served: Served, body: Unfetched, route: Route) -> None:
         """The engine is given the media that the body only has the addresses of."""
         await self._served(call, served, await self.policy.fetched(body), route.dialect)
+
+    def _replayed(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """By what was answered before, else by a generation that may outlive the call which began it."""
+
+        async def generate(inner: Exchange) -> None:
+            asked = await self.policy.fetched(body) if isinstance(body, Unfetched) else body
+            if not self.admission.limits(call.caller, call.model):
+                return await served(inner, asked, dialect)
+            tokens = estimate(inner.path, asked, hint_of(asked).prompt_tokens)
+            ticket = await self.admission.enter(call.caller, call.model, tokens)
+            ticket.progress = lambda: inner.source.came if inner.source else 0
+            try:
+                await served(inner, asked, dialect)
+            finally:
+                ticket.leave(tokens_of_both(inner.cost) if inner.cost else 0)
+
+        def charge(exchange: Recording, abandoned: bool) -> None:
+            if exchange.cost and (exchange.status == 200 or abandoned):
+                self._note(call, exchange.cost, gone=abandoned, cut=exchange.error is not None)
+
+        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate, charge)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -309,8 +351,8 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
-        if self.ledger and asked:
-            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=call.error is not None)
+        if asked:
+            self._note(call, asked, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -322,6 +364,11 @@ class Gateway:
             call.error.code or call.error.type if call.error else None,
             exchange.gone,
         )
+
+    def _note(self, call: "Call", cost: Cost, *, gone: bool, cut: bool) -> None:
+        """What was generated is charged to who asked for it; what was given again has no cost."""
+        if self.ledger:
+            self.ledger.note(call.caller, call.model, cost, gone=gone, cut=cut)
 
     async def health(self, call: "Call") -> None:
         """Whether this process answers; it does if this runs."""

@@ -64,6 +64,15 @@ engine_gauge = _all.gauge(
     "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
 )
 
+reloads = _all.counter(
+    "penstock_reloads_total", "Times the configuration was read again: applied, unchanged or refused.", "result"
+)
+config_refused = _all.gauge(
+    "penstock_config_refused", "1 while the configuration file cannot be used and the one before it serves on."
+)
+replays = _all.counter(
+    "penstock_replays_total", "Answers given again instead of generated: of the cache, or of an idempotency key.", "of"
+)
 log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the log that nobody took in time.")
 worker_restarts = _all.counter("penstock_worker_restarts_total", "Worker processes replaced.")
 processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")

@@ -109,19 +109,20 @@ class Ticket:
 
 
 class Admission:
-    """`lines` are the models that have limits. `async with` it where requests are served."""
+    """`lines` are the models that have limits, `store` tells what keys have used before. `async with` it where
+    requests are served."""
 
     def __init__(
         self,
         config: Config,
         shared: Shared | None = None,
+        store: Store | None = None,
         steady: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.shared = shared
         self.process = shared.process if shared else ""
-        self.store: Store | None = None
-        """Where the tokens used before this process are looked up."""
+        self.store = store
         self.lines: dict[str, Line] = {}
         self.live: set[Ticket] = set()
         self._steady = steady

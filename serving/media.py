@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.affinity import CHARS_PER_TOKEN
 from penstock.errors import BadRequest
+from serving.pixels import pixels_of
 
 URLS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 DATA = frozenset({"data", "file_data"})
@@ -33,6 +34,7 @@ class Medium:
     holder: dict[str, Any]
     key: str
     where: str
+    is_image: bool = False
 
     @property
     def text(self) -> str:
@@ -52,6 +54,17 @@ class Medium:
     def size_bytes(self) -> int:
         """About as much as its base64 decodes to."""
         return len(self.text) * 3 // 4
+
+    @property
+    def pixels(self) -> int | None:
+        """Of an image, and of the images that a video may be; None where it cannot be told."""
+        spec, _, data = ("", "", self.text) if self.key in DATA else self.text.partition(",")
+        if self.is_image:
+            return pixels_of(data) if self.key in DATA or spec.endswith(";base64") else None
+        if not spec.startswith("data:video/jpeg"):
+            return 0
+        frames = [pixels_of(frame) for frame in data.split(",")]
+        return None if None in frames else sum(filter(None, frames))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +102,13 @@ def media_in(value: Any, where: str) -> Iterator[Medium | RawPart]:
                 continue
             if name in RAW_PARTS and inner is not None:
                 yield RawPart(name, inside)
-            elif (name in URLS and type(inner) is str) or (
-                name in DATA and type(inner) is str and kind != "redacted_thinking"
-            ):
-                yield Medium(node, name, inside)
-            elif type(inner) is dict and type(inner.get("url")) is str and (name in URLS or name == "source"):
-                yield Medium(inner, "url", f"{inside}.url")
+            elif type(inner) is str:
+                if name in URLS or (name in DATA and kind != "redacted_thinking"):
+                    yield Medium(node, name, inside, name == "image_url")
+            elif type(inner) is dict and (name in URLS or name == "source"):
+                for key in ("url", "data"):
+                    if type(inner.get(key)) is str:
+                        yield Medium(inner, key, f"{inside}.{key}", name == "image_url" or kind == "image")
             elif type(inner) in (dict, list):
                 stack.append((inner, inside))
 

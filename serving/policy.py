@@ -100,6 +100,15 @@ class Policy:
         if size > self.limits.max_media_bytes:
             most = self.limits.max_media_bytes
             raise BadRequest(f"{size} bytes of media, {most} at most (policy.max_media_bytes)", param=where)
+        pixels = 0
+        for medium in media:
+            more = 0 if medium.is_remote else medium.pixels
+            if more is None:
+                raise refused(medium, "it is no PNG, JPEG, GIF, WebP or BMP in base64")
+            pixels += more
+        if pixels > self.limits.max_pixels:
+            most = self.limits.max_pixels
+            raise BadRequest(f"{pixels} pixels of images, {most} at most (policy.max_pixels)", param=where)
 
     def _with_media(self, body: Body, media: list[Medium], caller: Caller) -> Body:
         """Raises BadRequest for addresses that are not to be fetched."""

@@ -5,9 +5,13 @@ import base64
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from io import BytesIO
+from struct import pack
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.sim import simulator
 from penstock.callers import Caller
@@ -16,6 +20,7 @@ from penstock.errors import BadRequest
 from serving import fetching, fields
 from serving.fetching import Fetch, Resolve, Streams, is_public
 from serving.media import Address, Medium, media_in
+from serving.pixels import pixels_of
 from serving.policy import Policy, Unfetched
 from tests.serving.conftest import Running
 from tests.upstream import Say, answers
@@ -24,7 +29,16 @@ pytestmark = pytest.mark.anyio
 
 USER = Caller("1", "ada", "ada")
 ANY = replace(USER, scopes=USER.scopes | {"any-media"})
-PNG = "data:image/png;base64,iVBORw0KGgo="
+
+
+def png(*sizes: tuple[int, int]) -> bytes:
+    """As much of one as is read: the head, or more than one, and where its picture begins."""
+    heads = [pack(">I4sII5BI", 13, b"IHDR", *size, 8, 0, 0, 0, 0, 0) for size in sizes]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(heads) + pack(">I4s", 0, b"IDAT")
+
+
+PICTURE = png((1, 1))
+PNG = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 PUBLIC = "93.184.216.34"
 
 # The names of a server on this machine or in its network, in whatever spelling a resolver or a library might take.
@@ -228,7 +242,7 @@ async def public(say: Say) -> AsyncIterator[Public]:
         await asyncio.gather(*filter(None, answering))
 
 
-def picture(body: bytes = b"picture", kind: bytes = b"image/png", more: bytes = b"") -> Say:
+def picture(body: bytes = PICTURE, kind: bytes = b"image/png", more: bytes = b"") -> Say:
     async def say(writer: Any) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (kind, len(body), more)
         writer.write(head + body)
@@ -239,7 +253,7 @@ def picture(body: bytes = b"picture", kind: bytes = b"image/png", more: bytes = 
 async def test_a_public_picture_reaches_the_engine_as_data() -> None:
     async with public(picture(kind=b"image/png; x=y")) as there:
         given = await fetched("http://images.example:8080/a.png?b=c", there.fetch)
-    assert given == "data:image/png;base64," + base64.b64encode(b"picture").decode()
+    assert given == "data:image/png;base64," + base64.b64encode(PICTURE).decode()
     assert (there.ips, there.names) == ([PUBLIC], ["images.example"])
     head = there.heads[0].lower()
     assert head.startswith(b"get /a.png?b=c http/1.1\r\n")
@@ -321,7 +335,7 @@ async def test_parts_bytes_and_frames_are_counted_together() -> None:
 
 
 async def test_fetched_media_are_counted_with_the_others() -> None:
-    async with public(picture(b"x" * 900)) as there:
+    async with public(picture(PICTURE + b"x" * 900)) as there:
         body = {"model": "m", "messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": f"http://images.example/{number}"}} for number in range(3)
         ]}]}  # fmt: skip
@@ -359,3 +373,68 @@ async def test_through_the_gateway_the_engine_sees_data_and_never_an_address(
     assert taken.status_code == 200
     assert seen.body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content[0].image_url.url")
+
+
+FORMATS = ["PNG", "JPEG", "GIF", "WEBP", "BMP"]
+STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF    WEBP", b"BM", b""]
+
+
+def written(format: str, size: tuple[int, int], **options: Any) -> bytes:
+    images = pytest.importorskip("PIL.Image")
+    written = BytesIO()
+    images.new("RGB", size).save(written, format, **options)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (1, 5000)])
+async def test_an_images_pixels_are_told_by_its_head(format: str, size: tuple[int, int]) -> None:
+    said: list[dict[str, Any]] = [
+        {},
+        {"lossless": True},
+        {"exif": b"Exif\0\0" + b"x" * 60_000},
+        {"comment": b"x" * 700},
+    ]
+    for options in said:
+        encoded = base64.b64encode(written(format, size, **options)).decode()
+        assert pixels_of(encoded) == size[0] * size[1]
+
+
+async def test_an_image_that_would_unpack_to_too_much_is_refused_by_its_head() -> None:
+    bomb = png((60_000, 60_000))
+    beyond = b"GIF89a" + pack("<HHBBB", 1, 1, 0, 0, 0) + b"," + pack("<HHHH", 0, 0, 60_000, 60_000)
+    for data in (bomb, beyond):
+        with pytest.raises(BadRequest, match="3600000000 pixels"):
+            policy().applied(fields.CHAT, image("data:image/png;base64," + base64.b64encode(data).decode()), USER)
+    turn = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}] * 9}
+    nine = {"model": "m", "messages": [turn]}
+    assert policy(max_pixels=9).applied(fields.CHAT, nine, USER) is nine
+    with pytest.raises(BadRequest, match="9 pixels"):
+        policy(max_pixels=8).applied(fields.CHAT, nine, USER)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,", "data:image/png;base64,AAAA", "data:image/png;base64,iVBOR!!!", "data:,x",
+        "data:image/svg+xml,<svg/>", "data:image/tiff;base64,SUkqAAgAAAA=", "data:image/png;base64",
+        "data:image/png," + base64.b64encode(PICTURE).decode(),
+        "data:image/png;base64," + base64.b64encode(png((1, 1), (60_000, 60_000))).decode(),
+    ],
+)  # fmt: skip
+async def test_an_image_of_which_nothing_can_be_told_is_refused(url: str) -> None:
+    with pytest.raises(BadRequest, match="it is no PNG"):
+        policy().applied(fields.CHAT, image(url), USER)
+
+
+async def test_of_two_frames_that_are_announced_the_larger_counts() -> None:
+    jpeg = written("JPEG", (1, 1))
+    frame = b"\xff\xc0" + pack(">HBHHB", 8, 8, 6000, 5000, 0)
+    assert pixels_of(base64.b64encode(jpeg[:2] + frame + jpeg[2:]).decode()) == 30_000_000
+    at = jpeg.index(b"\xff\xda")
+    assert pixels_of(base64.b64encode(jpeg[:at] + frame + jpeg[at:]).decode()) == 30_000_000
+
+
+@given(st.binary(max_size=200), st.sampled_from(STARTS))
+def test_no_head_raises_anything(rest: bytes, start: bytes) -> None:
+    pixels_of(base64.b64encode(start + rest).decode())

@@ -2,42 +2,32 @@
 
 import asyncio
 import base64
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from io import BytesIO
-from struct import pack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.sim import simulator
 from penstock.callers import Caller
-from penstock.config import Policy as Limits
 from penstock.errors import BadRequest
 from serving import fetching, fields
-from serving.fetching import Fetch, Resolve, Streams, is_public
+from serving.fetching import Fetch, Resolve, Streams, connected, is_public
 from serving.media import Address, Medium, media_in
-from serving.pixels import pixels_of
-from serving.policy import Policy, Unfetched
+from serving.policy import Unfetched
 from tests.serving.conftest import Running
+from tests.serving.test_pixels import PICTURE, image, policy
 from tests.upstream import Say, answers
 
 pytestmark = pytest.mark.anyio
 
 USER = Caller("1", "ada", "ada")
 ANY = replace(USER, scopes=USER.scopes | {"any-media"})
-
-
-def png(*sizes: tuple[int, int]) -> bytes:
-    """As much of one as is read: the head, or more than one, and where its picture begins."""
-    heads = [pack(">I4sII5BI", 13, b"IHDR", *size, 8, 0, 0, 0, 0, 0) for size in sizes]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(heads) + pack(">I4s", 0, b"IDAT")
-
-
-PICTURE = png((1, 1))
 PNG = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 PUBLIC = "93.184.216.34"
 
@@ -116,14 +106,6 @@ PARTS: list[tuple[str, Callable[[str], dict[str, Any]], str]] = [
         "messages[0].content[0].image_url.url",
     ),
 ]  # fmt: skip
-
-
-def policy(fetch: Fetch | None = None, **limits: Any) -> Policy:
-    return Policy(Limits(**{"cache_salt": False} | limits), fetch=fetch)
-
-
-def image(url: str) -> dict[str, Any]:
-    return {"model": "sim", **PARTS[0][1](url)}
 
 
 async def fetched(url: str, fetch: Fetch | None = None, caller: Caller = ANY, **limits: Any) -> str:
@@ -375,66 +357,35 @@ async def test_through_the_gateway_the_engine_sees_data_and_never_an_address(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content[0].image_url.url")
 
 
-FORMATS = ["PNG", "JPEG", "GIF", "WEBP", "BMP"]
-STARTS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF    WEBP", b"BM", b""]
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+async def test_over_tls_the_host_must_be_who_the_url_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+    names = ["-addext", "subjectAltName=DNS:images.example", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)  # noqa: ASYNC221
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    asked: list[str | None] = []
+    context.sni_callback = lambda connection, name, _: asked.append(name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    fetching.trusted.cache_clear()
 
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await picture()(writer)
+            await writer.drain()
 
-def written(format: str, size: tuple[int, int], **options: Any) -> bytes:
-    images = pytest.importorskip("PIL.Image")
-    written = BytesIO()
-    images.new("RGB", size).save(written, format, **options)
-    return written.getvalue()
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
 
+        async def connect(ip: str, address: Address) -> Streams:
+            assert ip == PUBLIC
+            return await connected("127.0.0.1", replace(address, port=port))
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("size", [(1, 1), (300, 200), (1, 5000)])
-async def test_an_images_pixels_are_told_by_its_head(format: str, size: tuple[int, int]) -> None:
-    said: list[dict[str, Any]] = [
-        {},
-        {"lossless": True},
-        {"exif": b"Exif\0\0" + b"x" * 60_000},
-        {"comment": b"x" * 700},
-    ]
-    for options in said:
-        encoded = base64.b64encode(written(format, size, **options)).decode()
-        assert pixels_of(encoded) == size[0] * size[1]
-
-
-async def test_an_image_that_would_unpack_to_too_much_is_refused_by_its_head() -> None:
-    bomb = png((60_000, 60_000))
-    beyond = b"GIF89a" + pack("<HHBBB", 1, 1, 0, 0, 0) + b"," + pack("<HHHH", 0, 0, 60_000, 60_000)
-    for data in (bomb, beyond):
-        with pytest.raises(BadRequest, match="3600000000 pixels"):
-            policy().applied(fields.CHAT, image("data:image/png;base64," + base64.b64encode(data).decode()), USER)
-    turn = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PNG}}] * 9}
-    nine = {"model": "m", "messages": [turn]}
-    assert policy(max_pixels=9).applied(fields.CHAT, nine, USER) is nine
-    with pytest.raises(BadRequest, match="9 pixels"):
-        policy(max_pixels=8).applied(fields.CHAT, nine, USER)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "data:image/png;base64,", "data:image/png;base64,AAAA", "data:image/png;base64,iVBOR!!!", "data:,x",
-        "data:image/svg+xml,<svg/>", "data:image/tiff;base64,SUkqAAgAAAA=", "data:image/png;base64",
-        "data:image/png," + base64.b64encode(PICTURE).decode(),
-        "data:image/png;base64," + base64.b64encode(png((1, 1), (60_000, 60_000))).decode(),
-    ],
-)  # fmt: skip
-async def test_an_image_of_which_nothing_can_be_told_is_refused(url: str) -> None:
-    with pytest.raises(BadRequest, match="it is no PNG"):
-        policy().applied(fields.CHAT, image(url), USER)
-
-
-async def test_of_two_frames_that_are_announced_the_larger_counts() -> None:
-    jpeg = written("JPEG", (1, 1))
-    frame = b"\xff\xc0" + pack(">HBHHB", 8, 8, 6000, 5000, 0)
-    assert pixels_of(base64.b64encode(jpeg[:2] + frame + jpeg[2:]).decode()) == 30_000_000
-    at = jpeg.index(b"\xff\xda")
-    assert pixels_of(base64.b64encode(jpeg[:at] + frame + jpeg[at:]).decode()) == 30_000_000
-
-
-@given(st.binary(max_size=200), st.sampled_from(STARTS))
-def test_no_head_raises_anything(rest: bytes, start: bytes) -> None:
-    pixels_of(base64.b64encode(start + rest).decode())
+        fetch = Fetch(1000, found([PUBLIC]), connect)
+        assert (await fetched("https://images.example/", fetch)).startswith("data:image/png")
+        with pytest.raises(BadRequest, match="cannot be reached"):
+            await fetched("https://other.example/", fetch)
+    fetching.trusted.cache_clear()
+    assert asked == ["images.example", "other.example"]

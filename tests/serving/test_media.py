@@ -270,7 +270,8 @@ async def test_the_name_is_asked_for_once_and_what_was_judged_is_connected_to() 
         (answers(404, b"{}"), "answers 404"),
         (picture(kind=b"text/html"), "no image, audio or video"),
         (picture(kind=b"image/png,<x>"), "no image, audio or video"),
-        (picture(body=b"x" * 2000), "more than 1000 bytes"),
+        (picture(body=b"x" * 20_000), "more than 1000 bytes"),
+        (picture(more=b"x: y\r\n" * 10_000), "more than 1000 bytes"),
         (picture(more=b"content-encoding: gzip\r\n"), "compressed"),
     ],
 )
@@ -325,6 +326,16 @@ async def test_fetched_media_are_counted_with_the_others() -> None:
         unfetched = rules.applied(fields.CHAT, body, ANY)
         assert isinstance(unfetched, Unfetched)
         with pytest.raises(BadRequest, match="bytes of media"):
+            await rules.fetched(unfetched)
+
+
+async def test_many_media_have_no_more_room_than_one() -> None:
+    async with public(picture(PICTURE + b"x" * 90_000)) as there:
+        parts = [{"type": "image_url", "image_url": {"url": f"http://images.example/{n}"}} for n in range(10)]
+        rules = policy(Fetch(100_000, there.resolve, there.connect), max_media_bytes=100_000)
+        unfetched = rules.applied(fields.CHAT, {"model": "m", "messages": [{"role": "user", "content": parts}]}, ANY)
+        assert isinstance(unfetched, Unfetched)
+        with pytest.raises(BadRequest, match="have more than 100000 bytes"):
             await rules.fetched(unfetched)
 
 

@@ -16,7 +16,8 @@ from penstock.errors import BadRequest, Forbidden
 from serving import fields
 from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS
 from serving.fetching import Fetch
-from serving.media import Medium, address_of, characters, media_in, refused
+from serving.media import Medium, Schema, address_of, characters, found_in, refused
+from serving.schemas import check_schema
 
 Body = dict[str, Any]
 
@@ -76,13 +77,15 @@ class Policy:
         return dict(body)
 
     def _media(self, name: str, value: Any, caller: Caller) -> list[Medium]:
-        """Raises Forbidden for parts that reach into the engine."""
+        """Raises Forbidden for parts that reach into the engine, BadRequest for tools whose grammars are too large."""
         if type(value) not in (dict, list):
             return []
         media: list[Medium] = []
-        for found in media_in(value, name):
+        for found in found_in(value, name):
             if isinstance(found, Medium):
                 media.append(found)
+            elif isinstance(found, Schema):
+                check_schema(found.value, found.where, self.limits)
             elif "raw-fields" not in caller.scopes:
                 raise Forbidden(
                     f"{found.where}: {found.name} reaches into the engine and is for keys with the scope raw-fields",

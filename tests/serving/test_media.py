@@ -18,7 +18,7 @@ from penstock.callers import Caller
 from penstock.errors import BadRequest
 from serving import fetching, fields
 from serving.fetching import Fetch, Resolve, Streams, connected, is_public
-from serving.media import Address, Medium, media_in
+from serving.media import Address, Medium, found_in
 from serving.policy import Unfetched
 from tests.serving.conftest import Running
 from tests.serving.test_pixels import PICTURE, image, policy
@@ -343,7 +343,7 @@ async def test_media_nested_as_deep_as_json_goes_are_found() -> None:
     part: Any = {"type": "image_url", "image_url": {"url": "file:///x"}}
     for _ in range(400):
         part = {"type": "tool_result", "content": [part]}
-    found = [medium for medium in media_in([part], "messages") if isinstance(medium, Medium)]
+    found = [medium for medium in found_in([part], "messages") if isinstance(medium, Medium)]
     assert [medium.text for medium in found] == ["file:///x"]
 
 

@@ -38,6 +38,7 @@ class Replica:
         self.load_tokens = 0.0
         self.given_tokens = 0.0
         self.model: str | None = None  # the model's name there, where it differs from the served one
+        self.names: Sequence[str] = ()  # those that an engine started here was given: it learns no others
         self.cached: Holdings | None = None  # what it has in its cache, where it tells
         self.suspect: Callable[[], None] = lambda: None
         self.changed: Callable[[Replica], None] = lambda replica: None  # whether it may be used
@@ -66,6 +67,11 @@ class Replica:
     def usable(self) -> bool:
         """Whether a new request may go there now."""
         return self.ready and not self.draining and self.breaker.admits
+
+    def serve(self, served: Sequence[str]) -> None:
+        """These models are asked for there: by the names that it knows."""
+        known = not self.names or all(name in self.names for name in served)
+        self.model = None if known else self.names[0]
 
     def set_ready(self, ready: bool) -> None:
         if ready != self.ready:

@@ -1,12 +1,12 @@
 """The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from penstock.config import Config
+from penstock import keys_cli
+from penstock.shell import ConfigFile, explained, fail, loaded
 
 app = typer.Typer(
     help="Serve open-weight language models.",
@@ -15,8 +15,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys_cli.keys, name="keys")
+app.add_typer(keys_cli.audit, name="audit")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; default ./penstock.yaml")]
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[
     str | None, typer.Option("--key", envvar="PENSTOCK_API_KEY", help="An API key, if the gateway asks for one")
@@ -47,16 +48,21 @@ def serve(
     if len(named) + bool(config) > 1:
         fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
     overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
-    tree = loaded(config, overrides, file_wanted=not named)
-
     from penstock import log, metrics
-    from penstock.errors import StartError
+    from penstock.config import Source, find
+    from penstock.errors import ConfigError, StartError
+
+    source = Source(config or (None if named else find()), overrides)
+    try:
+        tree = source.load()
+    except ConfigError as error:
+        fail(error.message)
 
     log.configure(tree.log.level, tree.log.style, lost=lambda lines: metrics.log_lines_lost.inc(by=lines))
     from serving.run import run
 
     try:
-        run(tree, say=typer.echo)
+        run(tree, source, say=typer.echo)
     except StartError as error:
         fail(error.message)
 
@@ -106,11 +112,12 @@ def usage(
     """Show how many tokens each key has used, by model and day."""
     from datetime import date
 
-    from penstock.usage_cli import COLUMNS, show
+    from penstock.usage_cli import show
+    from penstock.used import BYS
 
-    names = by.split(",")
-    if wrong := [name for name in names if name not in COLUMNS]:
-        fail(f"--by {by}: {wrong[0]!r} is none of {', '.join(COLUMNS)}")
+    names = [name for name in BYS if name in by.split(",")]
+    if wrong := set(by.split(",")) - set(names):
+        fail(f"--by {by}: {min(wrong)!r} is none of {', '.join(BYS)}")
     for day in (since, until):
         try:
             date.fromisoformat(day or "2026-01-01")
@@ -229,16 +236,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def loaded(path: Path | None, overrides: dict[str, Any] | None = None, *, file_wanted: bool = True) -> "Config":
-    from penstock import config
-    from penstock.errors import ConfigError
-
-    try:
-        return config.load(path or (config.find() if file_wanted else None), overrides)
-    except ConfigError as error:
-        fail(error.message)
-
-
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -269,20 +266,3 @@ def single_engine(kind: str) -> dict[str, Any]:
 
 def is_script(file: Path) -> bool:
     return "__main__" in file.read_text(encoding="utf-8")
-
-
-def fail(message: str) -> NoReturn:
-    typer.echo(f"penstock: {message}", err=True)
-    raise typer.Exit(1)
-
-
-class explained:
-    """Turns a PenstockError inside the block into its message and exit status 1."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from penstock.errors import PenstockError
-
-        if isinstance(error, PenstockError):
-            fail(error.message)

@@ -33,6 +33,14 @@ DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "b
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+class WrongAt(ValueError):
+    """What is wrong between sections, and where that is to be mended."""
+
+    def __init__(self, loc: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.loc = loc
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -83,6 +91,13 @@ class State(Section):
         None, description="the secret under which keys are hashed [default: a file in the home, made when needed]"
     )
 
+    @field_validator("pepper")
+    @classmethod
+    def pepper_is_long(cls, pepper: SecretStr | None) -> SecretStr | None:
+        if pepper is not None and len(pepper.get_secret_value()) < 32:
+            raise ValueError("a pepper needs at least 32 characters; `openssl rand -hex 32` makes one")
+        return pepper
+
 
 class Admin(Section):
     """The admin API, on a port of its own."""
@@ -90,6 +105,13 @@ class Admin(Section):
     host: str = "127.0.0.1"
     port: int | None = Field(None, ge=0, le=65535, description="without one there is no admin API")
     key: SecretStr | None = Field(None, description="its own key, beside API keys with the scope `admin`")
+
+    @field_validator("key")
+    @classmethod
+    def key_is_long(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < 16:
+            raise ValueError("a key needs at least 16 characters; `openssl rand -hex 24` makes one")
+        return key
 
 
 class Policy(Section):
@@ -256,7 +278,8 @@ class Config(BaseSettings):
             raise ValueError("no model is served: add `models: {NAME: {engine: ENGINE}}`")
         for name, model in self.models.items():
             if model.engine not in self.engines:
-                raise ValueError(f"models.{name}: unknown engine {model.engine!r}{nearest(model.engine, self.engines)}")
+                unknown = f"unknown engine {model.engine!r}{nearest(model.engine, self.engines)}"
+                raise WrongAt(("models", name, "engine"), unknown)
             if model.fallback is not None:
                 self._fallbacks_end(name)
         return self
@@ -264,20 +287,12 @@ class Config(BaseSettings):
     def _fallbacks_end(self, name: str) -> None:
         seen = [name]
         while (fallback := self.models[seen[-1]].fallback) is not None:
+            here = ("models", seen[-1], "fallback")
             if fallback not in self.models:
-                raise ValueError(f"models.{name}: unknown fallback {fallback!r}{nearest(fallback, self.models)}")
+                raise WrongAt(here, f"unknown fallback {fallback!r}{nearest(fallback, self.models)}")
             if fallback in seen:
-                raise ValueError(f"models.{name}: its fallbacks go round in a circle: {' -> '.join([*seen, fallback])}")
+                raise WrongAt(here, f"fallbacks go round in a circle: {' -> '.join([*seen, fallback])}")
             seen.append(fallback)
-
-    @model_validator(mode="after")
-    def only_loopback_without_keys(self) -> Self:
-        if self.gateway.host not in LOOPBACK and not self.gateway.keys:
-            raise ValueError(
-                f"gateway.host {self.gateway.host} is reachable by others and no key is set: "
-                "add gateway.keys, or set PENSTOCK_GATEWAY__KEYS='[\"...\"]', or bind 127.0.0.1"
-            )
-        return self
 
 
 def uncovered(value: Any) -> Any:
@@ -316,6 +331,38 @@ def find() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+Stamp = tuple[int, int, int]
+
+
+class Source:
+    """A configuration's file and what the command line lays above it: what it takes to read it again."""
+
+    def __init__(self, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.overrides = overrides
+        self.read_at: Stamp | None = None
+
+    def load(self) -> Config:
+        """As `load` below."""
+        self.read_at = self.stamp()
+        return load(self.path, self.overrides)
+
+    @property
+    def is_empty(self) -> bool:
+        """Raises ConfigError."""
+        return self.path is not None and not read(self.path).strip()
+
+    def stamp(self) -> Stamp | None:
+        """Another one whenever the file is another, also after a rename; None while there is none."""
+        if self.path is None:
+            return None
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads `path`, lays the environment and then `overrides` (the command line) above it; the demo if none has models.
 
@@ -327,7 +374,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         data = yaml.safe_load(text) or {}
         no_key_twice(tree, path)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(not_yaml(path, error)) from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(
             f"{path}: expected `key: value` lines at the top, found {type(data).__name__}: {str(data)[:80]}"
@@ -344,6 +391,13 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         above = merged(from_env, overrides)
         wrong = [explain(detail, path, tree, above) for detail in error.errors()]
         raise ConfigError("\n".join(wrong)) from error
+
+
+def not_yaml(path: Path | None, error: yaml.YAMLError) -> str:
+    """Without the line itself, which the library would show: there may be a secret in it."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    said = error.problem if isinstance(error, yaml.MarkedYAMLError) else "it has characters that YAML does not allow"
+    return f"{path}{f':{mark.line + 1}' if mark else ''} is not YAML: {said}"
 
 
 def environment() -> dict[str, Any]:
@@ -389,7 +443,7 @@ def merged(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None, above: Mapping[str, Any]) -> str:
     """One error as a person would say it: `penstock.yaml:4: unknown key 'prot', did you mean 'port'?`."""
-    loc = detail["loc"]
+    loc = detail["loc"] or getattr(detail.get("ctx", {}).get("error"), "loc", ())
     unknown = detail["type"] == "extra_forbidden"
     line = None if leads_through(above, loc) else line_of(tree, loc, whole=unknown)
     where = (

@@ -5,13 +5,12 @@ it is a few look-ups; nothing in it waits, and nothing in it runs what a caller 
 """
 
 import base64
-import hashlib
 import hmac
 from typing import Any
 
 from penstock import config
 from penstock.callers import LOCAL, Caller
-from penstock.config import Config, nearest
+from penstock.config import nearest
 from penstock.errors import BadRequest, Forbidden
 from serving import fields
 from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS
@@ -185,11 +184,3 @@ def is_text(turns: Any) -> bool:
     except (TypeError, KeyError):  # in a field that no shape has checked
         return False
     return True
-
-
-def secret_of(config: Config) -> bytes:
-    """The pepper; where none is set, the configured keys: the same in all processes of one configuration."""
-    if config.state.pepper:
-        return config.state.pepper.get_secret_value().encode()
-    keys = sorted(key.get_secret_value() for key in config.gateway.keys)
-    return hashlib.sha256("\n".join(keys).encode()).digest()

@@ -174,10 +174,11 @@ def forwarded(exchange: Exchange) -> bytes:
     return lines
 
 
-def as_json(body: Mapping[str, Any]) -> bytes:
-    """What was checked, written anew. Raises BadRequest for what can be read but is too deep to be written."""
+def as_json(body: Mapping[str, Any], option: int | None = None) -> bytes:
+    """What was checked, written anew; `option` is orjson's. Raises BadRequest for what can be read but is too deep to
+    be written."""
     try:
-        return orjson.dumps(body)
+        return orjson.dumps(body, option=option)
     except TypeError as error:
         raise BadRequest("the body is nested too deeply: 254 levels at most") from error
 

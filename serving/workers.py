@@ -14,11 +14,14 @@ from typing import Any
 
 from engine.replica import Replica
 from penstock import metrics
-from penstock.config import Config
+from penstock.config import Config, Source
 from penstock.meters import Snapshot
+from serving.keys import Keys
+from serving.reload import Reload
 from serving.seat import GONE_S, Seat
 from serving.server import FORCED_AFTER_S, Drain, bound, settle, told_to_stop
 from serving.stack import Engines, engines_here
+from serving.state import governed
 
 COMMAND = (sys.executable, "-P", "-m", "serving.worker")
 SILENT_S = 30.0
@@ -30,13 +33,15 @@ def hold(host: str, port: int) -> socket.socket:
         return bound(host, alone.getsockname()[1], shared=True)
 
 
-async def serve(config: Config, address: tuple[str, int], ready: Callable[[], None]) -> None:
-    """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. Raises StartError."""
-    async with engines_here(config) as engines:
+async def serve(config: Config, source: Source, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
+    """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. `source` is followed. Raises
+    StartError."""
+    async with governed(config, address) as state, engines_here(config) as engines:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())
-        stop = asyncio.create_task(told_to_stop(config.gateway, engines.failed))
-        starting = asyncio.create_task(started(workers, ready))
+        stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
+        reloading = asyncio.create_task(Reload(source, config, workers.apply).run())
+        starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
         try:
             await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
@@ -44,9 +49,9 @@ async def serve(config: Config, address: tuple[str, int], ready: Callable[[], No
                 workers.drain(drain)
                 await asyncio.wait([running], timeout=drain.delay_s + drain.patience_s + FORCED_AFTER_S + GONE_S)
         finally:
-            for task in (running, stop, starting):
+            for task in (running, stop, starting, reloading):
                 task.cancel()
-            await asyncio.wait([running, stop, starting])
+            await asyncio.wait([running, stop, starting, reloading])
     if engines.failed.done():
         engines.failed.result()
     with contextlib.suppress(asyncio.CancelledError):  # one that did not end in time
@@ -98,6 +103,11 @@ class Workers:
         for seat in self.seats:
             await seat.ready.wait()
 
+    def apply(self, config: Config) -> None:
+        """Every worker moves to it, and those that are yet to come begin with it."""
+        self.config = config
+        self._tell("config", config.revealed())
+
     def drain(self, drain: Drain) -> None:
         for seat in self.seats:
             seat.drain(drain)
@@ -118,6 +128,11 @@ class Workers:
             "engines": {
                 name: {supervisor.replica.name: str(supervisor.launch.socket) for supervisor in supervisors}
                 for name, supervisors in self.engines.supervisors.items()
+            },
+            "names": {
+                supervisor.replica.name: list(supervisor.launch.served)
+                for supervisors in self.engines.supervisors.values()
+                for supervisor in supervisors
             },
             "ready": states(self._local.values()),
         }

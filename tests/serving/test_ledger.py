@@ -15,7 +15,7 @@ from engine.reading import CHAT
 from engine.sim import Fault, Simulator, simulator
 from penstock.callers import LOCAL, Caller
 from penstock.store import Store, opened
-from penstock.usage_cli import used
+from penstock.used import used
 from serving.ledger import Cost, Ledger, Rows, Used, used_of
 from tests.reliability.client import ask
 from tests.serving.conftest import run_gateway
@@ -51,7 +51,7 @@ async def sums(store: Store) -> dict[str, Any]:
 
 def counted(*sims: Simulator) -> tuple[int, int]:
     """What the engines have read and written, by their own count."""
-    return sum(sim.figures.prompt_tokens for sim in sims), sum(sim.figures.generation_tokens for sim in sims)
+    return sum(sim.core.figures.prompt_tokens for sim in sims), sum(sim.core.figures.generation_tokens for sim in sims)
 
 
 def about(number: int, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ async def test_of_a_cut_stream_the_engine_is_asked_what_came(store: Store) -> No
         async with gateway_with(Ledger(store), sim) as client:
             said = await ask(str(client.base_url), body)
             assert not said.done
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1)
         row = await sums(store)
     assert (row["cut"], row["estimated"]) == (1, 0)
     assert row["completion_tokens"] == 5

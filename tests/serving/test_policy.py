@@ -19,12 +19,11 @@ from openai.types.responses import response_create_params
 from engine.affinity import hint_of
 from engine.sim import simulator
 from penstock.callers import LOCAL, Caller, Scope
-from penstock.config import Config
 from penstock.config import Policy as Limits
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import fields
 from serving.app import HOT_PATHS
-from serving.policy import Policy, secret_of
+from serving.policy import Policy
 from tests.serving.conftest import Running
 
 USER = Caller("1", "ada", "ada")
@@ -271,15 +270,6 @@ def test_equal_prompts_of_two_tenants_share_no_link_of_the_index() -> None:
     assert not set(ours) & set(theirs)
     assert list(ours) == list(hint_of(policy.applied(fields.CHAT, CHAT, USER)).chain)
     assert hint_of({**CHAT, "cache_salt": [1]}).chain == hint_of(CHAT).chain
-
-
-def test_the_secret_is_the_pepper_else_made_from_the_keys() -> None:
-    tree: dict[str, Any] = {"engines": {"e": {"kind": "scripted"}}, "models": {"m": {"engine": "e"}}}
-    keys = ["sk-0123456789abcdef", "sk-fedcba9876543210"]
-    one, two = (secret_of(Config(**tree, gateway={"keys": order})) for order in (keys, keys[::-1]))
-    assert one == two
-    assert one != secret_of(Config(**tree, gateway={"keys": keys[:1]}))
-    assert secret_of(Config(**tree, gateway={"keys": keys}, state={"pepper": "p"})) == b"p"
 
 
 def test_every_route_with_a_body_has_its_table() -> None:

@@ -37,7 +37,8 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     """`session` is the caller's session header, which stands above the body's `prompt_cache_key`."""
     links: list[int] = []
     chars = 0
-    link = 0
+    salt = body.get("cache_salt")
+    link = hash(salt) if isinstance(salt, str) else 0  # what no engine takes for equal, shares nothing here either
     for part in parts(body):
         size = len(part)
         chars += size
@@ -58,7 +59,7 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:
     """The prompt from its beginning: tools, the system's words, then turn after turn."""
     turns = body.get("messages")
-    if turns and not body.get("tools") and not body.get("system"):
+    if type(turns) is list and turns and not body.get("tools") and not body.get("system"):
         return [text_of(turn) for turn in turns]
     return other_parts(body)
 

@@ -136,6 +136,10 @@ class Attempt:
         replica.give_back(self.asked.hint.tokens)
 
     @property
+    def came(self) -> int:
+        return len(self.reading.text) if self.reading else 0
+
+    @property
     def heard(self) -> bool:
         """Whether the replica has answered anything, and may be working on it still."""
         return self._status != 0 and not self._forsaken

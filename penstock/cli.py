@@ -1,12 +1,12 @@
 """The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from penstock.config import Config
+from penstock import keys_cli
+from penstock.shell import ConfigFile, explained, fail, loaded
 
 app = typer.Typer(
     help="Serve open-weight language models.",
@@ -15,8 +15,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys_cli.keys, name="keys")
+app.add_typer(keys_cli.audit, name="audit")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; default ./penstock.yaml")]
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[
     str | None, typer.Option("--key", envvar="PENSTOCK_API_KEY", help="An API key, if the gateway asks for one")
@@ -96,6 +97,36 @@ def show_config(config: ConfigFile = None) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(loaded(config).model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def usage(
+    by: Annotated[str, typer.Option(help="What a row is: any of key, model, day, tenant")] = "key,model",
+    since: Annotated[str | None, typer.Option(metavar="DAY", help="The first day, such as 2026-11-01 (UTC)")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="The last day")] = None,
+    key: Annotated[str | None, typer.Option(help="Of this key alone, by its name")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Show how many tokens each key has used, by model and day."""
+    from datetime import date
+
+    from penstock.usage_cli import show
+    from penstock.used import BYS
+
+    names = [name for name in BYS if name in by.split(",")]
+    if wrong := set(by.split(",")) - set(names):
+        fail(f"--by {by}: {min(wrong)!r} is none of {', '.join(BYS)}")
+    for day in (since, until):
+        try:
+            date.fromisoformat(day or "2026-01-01")
+        except ValueError:
+            fail(f"{day!r} is no day: write it as 2026-11-22")
+    database = loaded(config).state.database
+    with explained():
+        style: Literal["table", "csv", "json"] = "csv" if csv else "json" if json else "table"
+        show(database.get_secret_value() if database else None, names, style, since, until, key)
 
 
 @app.command()
@@ -205,16 +236,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def loaded(path: Path | None) -> "Config":
-    from penstock import config
-    from penstock.errors import ConfigError
-
-    try:
-        return config.load(path or config.find())
-    except ConfigError as error:
-        fail(error.message)
-
-
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -245,20 +266,3 @@ def single_engine(kind: str) -> dict[str, Any]:
 
 def is_script(file: Path) -> bool:
     return "__main__" in file.read_text(encoding="utf-8")
-
-
-def fail(message: str) -> NoReturn:
-    typer.echo(f"penstock: {message}", err=True)
-    raise typer.Exit(1)
-
-
-class explained:
-    """Turns a PenstockError inside the block into its message and exit status 1."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        from penstock.errors import PenstockError
-
-        if isinstance(error, PenstockError):
-            fail(error.message)

@@ -14,7 +14,11 @@ PenstockError                     500 server_error
     UnknownUrl                        unknown_url
     ModelNotFound                     model_not_found
   MethodNotAllowed                405 method_not_allowed
+  Conflict                        409 conflict
   RateLimited                     429 rate_limit_exceeded
+    OverBudget                        insufficient_quota
+  StateUnavailable                503 state_unavailable
+  Overloaded                      503 overloaded
   EngineError                     502 engine_error
     EngineUnavailable             503 engine_unavailable
     EngineTimeout                 504 engine_timeout
@@ -113,10 +117,38 @@ class MethodNotAllowed(PenstockError):
         self.allow = allow
 
 
+class Conflict(PenstockError):
+    """What is asked for is there already."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
 class RateLimited(PenstockError):
     status = 429
     type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+    code: ClassVar[str | None] = "rate_limit_exceeded"
+
+
+class OverBudget(RateLimited):
+    """The tokens of this day or month are used up."""
+
+    code = "insufficient_quota"
+
+
+class Overloaded(PenstockError):
+    """More is asked of a served model than it may take: nobody's fault, and over in a while."""
+
+    status = 503
+    code = "overloaded"
+
+
+class StateUnavailable(PenstockError):
+    """The database does not answer."""
+
+    status = 503
+    code = "state_unavailable"
 
 
 class EngineError(PenstockError):

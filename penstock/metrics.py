@@ -43,6 +43,14 @@ usage_unwritten = _all.gauge(
 )
 usage_implausible = _all.counter("penstock_usage_implausible_total", "Engine's figures of usage that cannot be.")
 
+shed = _all.counter("penstock_shed_total", "Requests refused by limits, by whose they are.", "model", "reason")
+queue_length = _all.gauge("penstock_queue_length", "Requests that wait for a place.", "model")
+queue_seconds = _all.histogram(
+    "penstock_queue_seconds", "How long requests that had to wait for a place did.", "model", buckets=LATENCY_BUCKETS
+)
+limits_shared = _all.gauge("penstock_limits_shared", "1 while limits hold across processes, by Redis.", across="min")
+redis_failures = _all.counter("penstock_redis_failures_total", "Calls that Redis did not answer in time, or refused.")
+
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")
 breaker_open = _all.gauge(
     "penstock_breaker_open", "1 while a replica is left alone after failures.", *BY_REPLICA, across="max"

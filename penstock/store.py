@@ -1,13 +1,16 @@
 """What outlasts a process: SQLite on a laptop, Postgres for many gateways. The same statements for both."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from pydantic import SecretStr
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -19,39 +22,58 @@ from penstock.tables import changes
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_S = 5
+COMMAND_S = 15
+UNAVAILABLE = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a store raises that cannot be reached or does not answer; asyncpg's own while a connection is made."""
 MIGRATING = 5067_1122  # any number of ours: who holds the lock of this name migrates
 
 
 def url_of(database: str | None) -> sa.URL:
     """`postgresql://...` -> the same with the driver that is used; None: penstock.db in the home. Raises StartError."""
     try:
-        url = make_url(database or f"sqlite:///{home() / 'penstock.db'}")
-        return url.set(drivername=DRIVERS[url.drivername.partition("+")[0]])
-    except (ArgumentError, KeyError) as error:
-        raise StartError(
-            "state.database must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
-        ) from error  # without the text, which may hold a password
+        url: sa.URL | None = make_url(database or f"sqlite:///{home() / 'penstock.db'}")
+        assert url is not None
+        url = url.set(drivername=DRIVERS[url.drivername.partition("+")[0]])
+    except (ArgumentError, KeyError):
+        url = None
+    if url is None or (url.get_backend_name() == "sqlite" and not url.database):
+        # without the text, which may hold a password
+        raise StartError("state.database must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME")
+    return url
 
 
 @asynccontextmanager
-async def opened(database: str | None) -> AsyncIterator["Store"]:
+async def opened(database: SecretStr | str | None) -> AsyncIterator["Store"]:
     """The store, its tables brought up to date. Raises StartError."""
-    url = url_of(database)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_S})
-    else:
-        engine = create_async_engine(url, pool_pre_ping=True, pool_size=5)
-    store = Store(engine)
+    url = url_of(database.get_secret_value() if isinstance(database, SecretStr) else database)
+    store: Store | None = None
     try:
         try:
+            store = Store(engine_of(url))
             await store.migrate()
-        except (OSError, SQLAlchemyError) as error:
+        except UNAVAILABLE as error:
             name = url.render_as_string(hide_password=True)
-            raise StartError(f"the database {name} cannot be used: {error}") from error
+            raise StartError(f"the database {name} cannot be used: {reason(error)}") from error
         yield store
     finally:
-        await engine.dispose()
+        if store:
+            await store.engine.dispose()
+
+
+def engine_of(url: sa.URL) -> AsyncEngine:
+    """Raises OSError where a file cannot be made; it is its owner's alone."""
+    if url.get_backend_name() == "sqlite":
+        file = Path(url.database or "")
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch(mode=0o600)
+        return create_async_engine(url, connect_args={"timeout": BUSY_S})
+    limits = {"timeout": BUSY_S, "command_timeout": COMMAND_S}
+    return create_async_engine(url, pool_pre_ping=True, pool_size=5, pool_timeout=BUSY_S, connect_args=limits)
+
+
+def reason(error: BaseException) -> str:
+    """What the driver said, without the statement."""
+    return str(getattr(error, "orig", None) or error) or type(error).__name__
 
 
 def on_connect(connection: Any, _: Any) -> None:
@@ -95,12 +117,14 @@ class Store:
         """An insert that knows `on_conflict_do_update`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
-    async def changed(self, connection: AsyncConnection, subject: str) -> None:
-        """Tells every copy of the subject, in this transaction, that it is old."""
+    async def changed(self, connection: AsyncConnection, subject: str) -> int:
+        """Tells every copy of the subject, in this transaction, that it is old. Returns the number of the change.
+
+        Until the transaction ends no other changes the subject: numbers become visible in their order.
+        """
         row = self.insert(changes).values(subject=subject, number=1)
-        await connection.execute(
-            row.on_conflict_do_update(index_elements=[changes.c.subject], set_={"number": changes.c.number + 1})
-        )
+        change = row.on_conflict_do_update(index_elements=[changes.c.subject], set_={"number": changes.c.number + 1})
+        return int((await connection.execute(change.returning(changes.c.number))).scalar_one())
 
     async def number(self, subject: str) -> int:
         """How often the subject has changed."""
@@ -116,6 +140,7 @@ class Store:
 
 def migrated(connection: sa.Connection) -> None:
     """In the transaction of this connection."""
+    logging.getLogger("alembic").setLevel("WARNING")
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
     config = AlembicConfig()

@@ -8,6 +8,7 @@ keys = Table(
     "keys",
     metadata,
     Column("id", String(8), primary_key=True),  # stands in the key itself
+    Column("holder", String(8), nullable=False),  # the id of the first of a row of rotations: usage goes on under it
     Column("name", String(128), nullable=False, index=True),  # during a rotation two rows have it
     Column("tenant", String(128), nullable=False),
     Column("digest", LargeBinary(32), nullable=False),  # HMAC-SHA256 with the pepper
@@ -22,7 +23,7 @@ keys = Table(
     Column("created_at", Float, nullable=False),  # all times in seconds since the epoch
     Column("expires_at", Float),
     Column("revoked_at", Float),
-    Column("last_used_at", Float),
+    Column("change", BigInteger, nullable=False, index=True),  # of the subject `keys`, which wrote this row last
 )
 
 changes = Table(  # one row per subject: whoever keeps a copy looks whether the number has grown
@@ -30,6 +31,13 @@ changes = Table(  # one row per subject: whoever keeps a copy looks whether the 
     metadata,
     Column("subject", String(32), primary_key=True),
     Column("number", BigInteger, nullable=False),
+)
+
+marks = Table(  # what was settled once for the whole database
+    "marks",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(128), nullable=False),
 )
 
 usage = Table(

@@ -6,18 +6,22 @@ An ASGI application. A handler sees only an `Exchange`: the generation routes ar
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import getrandbits
 from typing import Any
 
 import orjson
 
+from engine.affinity import hint_of
 from penstock import metrics
 from penstock.callers import LOCAL, Caller
+from penstock.callers import Scope as KeyScope
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -25,6 +29,7 @@ from penstock.errors import (
     BodyTooSlow,
     EngineError,
     EngineUnavailable,
+    Forbidden,
     MethodNotAllowed,
     ModelNotFound,
     PenstockError,
@@ -34,13 +39,14 @@ from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
+from serving.admission import Admission, Estimate, Ticket, estimate, sharing
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
-from serving.keys import Keys
-from serving.ledger import Ledger
+from serving.keys import Keys, require
+from serving.ledger import Ledger, tokens_of_both
 from serving.models import described, described_for_anthropic, listed
-from serving.recording import Recording
-from serving.relay import Relay, Relayed
+from serving.policy import Policy, Unfetched
+from serving.relay import DEADLINE, Relay, Relayed, deadline_of
 from serving.replays import Replays
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
@@ -55,25 +61,29 @@ SHARED = frozenset({"/v1/models"})
 
 @dataclass(frozen=True)
 class Route:
-    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for."""
+    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for; `scope`: what
+    a key must have, None where any will do."""
 
     method: str
     dialect: Dialect = OPENAI
     shape: type[Routed] | None = None
-    control: Callable[["Gateway", Exchange], Coroutine[Any, Any, None]] | None = None
+    control: Callable[["Gateway", "Call"], Coroutine[Any, Any, None]] | None = None
     open: bool = False
+    scope: KeyScope | None = "generate"
 
 
 class Gateway:
     """Created before its engines run; `stack` is set once they are being started."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, keys: Keys | None = None, ledger: Ledger | None = None) -> None:
         self.config = config
         self.hot_paths = HOT_PATHS
-        self.keys = Keys(config.gateway.keys)
+        self.keys = keys or Keys(config.gateway.keys)
+        self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission = Admission(config, sharing(config.state))
         self.replays = Replays(config)
         self.stack: Stack | None = None
-        self.ledger: Ledger | None = None
+        self.ledger = ledger
         self.draining = False
         self.ended = False
         self.began = int(time.time())
@@ -84,7 +94,10 @@ class Gateway:
         """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
         `config` can be served is known (`serving/reload.py`)."""
         before, self.config = self.config, config
-        self.keys = Keys(config.gateway.keys)
+        self.keys.configure(config.gateway.keys)
+        if config.policy != before.policy:
+            self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission.change(config.models)
         if self.stack:
             self.stack.change(config)
         self.replays.change(before, config)
@@ -135,15 +148,78 @@ class Gateway:
             return self._serve(call)
         route = self._admitted(call)
         if route.control:
-            return route.control(self, exchange)
+            return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
-        if not isinstance(served, Relay) or self.replays.concern(exchange, body):
+        if not isinstance(served, Relay) or isinstance(body, Unfetched) or self.replays.concern(exchange, body):
             return self._answered(call, served, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
+        if self.admission.limits(call.caller, call.model):
+            tokens = estimate(exchange.path, body, relayed.asked.hint.prompt_tokens)
+            ticket = self.admission.try_enter(call.caller, call.model, tokens)
+            if ticket is None:
+                call.relayed = None
+                return self._let_in(call, tokens, relayed.run)
+            self._is_in(call, ticket)
         if relayed.start(call.told):
             return None
         call.relayed = None
         return relayed.run()
+
+    def _answered(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """By what was answered before, where the caller or the configuration wants that."""
+        if not self.replays.concern(call.exchange, body):
+            return self._generated(call, served, body, dialect)
+        generate = partial(self._apart, call, served, body, dialect)
+        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
+
+    async def _apart(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
+    ) -> None:
+        """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
+        apart = Call(self, exchange, call.name, call.caller, call.model)
+        cut = True
+        try:
+            await self._generated(apart, served, body, dialect)
+            cut = False
+        except asyncio.CancelledError:  # they have all left
+            exchange.gone, cut = True, False
+            raise
+        finally:
+            self._settle(apart, cut=cut)
+
+    def _generated(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        if isinstance(body, Unfetched):
+            return self._with_media(call, served, body, dialect)
+        return self._served(call, served, body, dialect)
+
+    def _served(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """The request answered, once limits have room for it."""
+        exchange = call.exchange
+        if not self.admission.limits(call.caller, call.model):
+            return served(exchange, body, dialect)
+        tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
+        return self._let_in(call, tokens, partial(served, exchange, body, dialect))
+
+    async def _let_in(self, call: "Call", tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
+        exchange = call.exchange
+        deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
+        try:
+            self._is_in(call, await self.admission.enter(call.caller, call.model, tokens, deadline))
+        except BaseException:
+            exchange.cost = None  # no engine was asked
+            raise
+        await work()
+
+    def _is_in(self, call: "Call", ticket: Ticket) -> None:
+        call.ticket = ticket
+        ticket.progress = call.came
+        call.exchange.marks = [*call.exchange.marks, *self.admission.marks(call.caller)]
 
     def told(self, call: "Call", error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
@@ -196,36 +272,29 @@ class Gateway:
         exchange = call.exchange
         route = self._admitted(call)
         if route.control:
-            return await route.control(self, exchange)
+            return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         await self._answered(call, served, body, route.dialect)
 
-    def _answered(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
-    ) -> Coroutine[Any, Any, None]:
-        """By what was answered before, where the caller or the configuration wants that."""
-        if not self.replays.concern(call.exchange, body):
-            return served(call.exchange, body, dialect)
-
-        def charge(exchange: Recording, abandoned: bool) -> None:
-            self._note(call, exchange, gone=abandoned, cut=exchange.error is not None)
-
-        return self.replays.serve(
-            call.exchange, call.caller.tenant, body, dialect, lambda inner: served(inner, body, dialect), charge
-        )
+    async def _with_media(self, call: "Call", served: Served, body: Unfetched, dialect: Dialect) -> None:
+        """The engine is given the media that the body only has the addresses of."""
+        await self._served(call, served, await self.policy.fetched(body), dialect)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
         route = self._route(call.exchange)
         if not route.open:
             call.caller = self.keys.check(call.exchange.headers)
+            if route.scope:
+                require(call.caller, route.scope)
         return route
 
     def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
-        served = self._model(body["model"])
+        body = self.policy.applied(call.exchange.path, body, call.caller)
+        served = self._model(body["model"], call.caller)
         call.model = served.name
         return served, body
 
@@ -238,15 +307,19 @@ class Gateway:
             raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}", allow=route.method)
         return route
 
-    def _model(self, name: str) -> Served:
+    def _model(self, name: str, caller: Caller) -> Served:
         assert self.stack is not None
+        if caller.models is not None and name not in caller.models:
+            raise Forbidden(f"this key may not use {name!r}, only {', '.join(sorted(caller.models))}", param="model")
         served = self.stack.models.get(name)
         if served is None:
-            raise ModelNotFound(
-                f"the model {name!r} is not served here{nearest_name(name, self.stack.models)} (GET /v1/models)",
-                param="model",
-            )
+            near = nearest_name(name, self._models_for(caller))
+            raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
+
+    def _models_for(self, caller: Caller) -> list[str]:
+        assert self.stack is not None
+        return [name for name in self.stack.models if caller.models is None or name in caller.models]
 
     def _failed(self, call: "Call", error: Exception) -> None:
         """Whatever it is, the caller gets an answer in its own shape, and the log the trace."""
@@ -263,6 +336,9 @@ class Gateway:
         exchange = call.exchange
         exchange.on_gone = nothing
         self._calls.discard(call)
+        if call.error and not call.ticket:
+            exchange.marks = [*exchange.marks, *self.admission.marks(call.caller)]
+        self._settle(call, cut=call.error is not None)
         if call.error and not exchange.gone:
             interrupted = exchange.status == 200
             refuse(exchange, dialect_of(exchange), call.error)
@@ -271,7 +347,6 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
-        self._note(call, exchange, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -284,34 +359,38 @@ class Gateway:
             exchange.gone,
         )
 
-    def _note(self, call: "Call", exchange: Exchange, *, gone: bool, cut: bool) -> None:
-        """What was generated is charged to who asked for it; what was given again has no cost."""
+    def _settle(self, call: "Call", *, cut: bool) -> None:
+        """Its place is free, and what it has cost is known. What was given again has cost nothing."""
+        exchange = call.exchange
         cost, exchange.cost = exchange.cost, None
-        if self.ledger and cost and (exchange.status == 200 or gone):
-            self.ledger.note(call.caller, call.model, cost, gone=gone, cut=cut)
+        asked = cost if exchange.status == 200 or exchange.gone else None
+        if call.ticket:
+            call.ticket.leave(tokens_of_both(asked) if asked else 0)
+        if self.ledger and asked:
+            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
 
-    async def health(self, exchange: Exchange) -> None:
+    async def health(self, call: "Call") -> None:
         """Whether this process answers; it does if this runs."""
-        exchange.send(200, JSON, b'{"status":"ok"}')
+        call.exchange.send(200, JSON, b'{"status":"ok"}')
 
-    async def ready(self, exchange: Exchange) -> None:
+    async def ready(self, call: "Call") -> None:
         """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
         up = self.stack is not None and self.stack.ready and not self.draining
         engines = {name: pool.ready for name, pool in self.stack.pools.items()} if self.stack else {}
-        exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
+        call.exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
 
-    async def metrics(self, exchange: Exchange) -> None:
+    async def metrics(self, call: "Call") -> None:
         head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
-        exchange.send(200, head, metrics.text(await self.figures()))
+        call.exchange.send(200, head, metrics.text(await self.figures()))
 
-    async def models(self, exchange: Exchange) -> None:
-        assert self.stack is not None
-        names = list(self.stack.models)
-        exchange.send(200, JSON, orjson.dumps(listed(names, self.began, exchange.headers)))
+    async def models(self, call: "Call") -> None:
+        exchange = call.exchange
+        exchange.send(200, JSON, orjson.dumps(listed(self._models_for(call.caller), self.began, exchange.headers)))
 
-    async def model(self, exchange: Exchange) -> None:
+    async def model(self, call: "Call") -> None:
+        exchange = call.exchange
         name = exchange.path.removeprefix(MODEL_PREFIX)
-        self._model(name)
+        self._model(name, call.caller)
         describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
         exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
 
@@ -327,6 +406,7 @@ class Call:
     model: str = ""
     error: PenstockError | None = None
     relayed: Relayed | None = None
+    ticket: Ticket | None = None
     task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.perf_counter)
 
@@ -336,13 +416,18 @@ class Call:
     def gone(self) -> None:
         self.gateway.stop(self)
 
+    def came(self) -> int:
+        """How many pieces of the answer have come."""
+        source = self.exchange.source
+        return source.came if source else 0
 
-ONE_MODEL = Route("GET", control=Gateway.model)
+
+ONE_MODEL = Route("GET", control=Gateway.model, scope=None)
 ROUTES: Mapping[str, Route] = {
     "/health": Route("GET", control=Gateway.health, open=True),
     "/ready": Route("GET", control=Gateway.ready, open=True),
-    "/metrics": Route("GET", control=Gateway.metrics),
-    "/v1/models": Route("GET", control=Gateway.models),
+    "/metrics": Route("GET", control=Gateway.metrics, scope="metrics"),
+    "/v1/models": Route("GET", control=Gateway.models, scope=None),
     "/v1/chat/completions": Route("POST", shape=bodies.ChatCompletions),
     "/v1/completions": Route("POST", shape=bodies.Completions),
     "/v1/embeddings": Route("POST", shape=bodies.Embeddings),

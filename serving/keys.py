@@ -1,46 +1,88 @@
-"""Who may call: the keys of the configuration, compared in constant time; without any, programs on this machine."""
+"""Who may call: the holders of keys, configured or stored; while there never was a key, programs on this machine.
 
-import hashlib
+Whatever is sent as a key costs one HMAC and one look-up, were there one key or ten thousand, and a wrong secret costs
+what an unknown id does: nothing is learned from how long a refusal takes.
+"""
+
 import hmac
-from collections.abc import Mapping, Sequence
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from penstock.callers import LOCAL, Caller
+from penstock.callers import LOCAL, Caller, Scope
 from penstock.config import LOOPBACK
 from penstock.errors import Forbidden, InvalidKey
+from penstock.keyring import ID, PEPPER_BYTES, Key, digest
 
 REMEDY = "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+UNKNOWN = "the API key is not known here: check it for typing errors, or ask whoever runs this gateway"
+NOBODY = (bytes(32), LOCAL)  # no HMAC that anybody can find is all zeros
 
 
 class Keys:
-    """Compares digests: equal in length, and nothing to be learned from where they differ."""
+    """`pepper` is that of the stored keys. `closed`: a key is needed though there is none."""
 
-    def __init__(self, keys: Sequence[SecretStr]) -> None:
-        self._digests = [digest(key.get_secret_value().encode()) for key in keys]
-        self._callers = [configured(number) for number in range(len(keys))]
+    def __init__(self, configured: Sequence[SecretStr], pepper: bytes | None = None, *, closed: bool = False) -> None:
+        self.pepper = pepper or secrets.token_bytes(PEPPER_BYTES)
+        self._stored: dict[bytes, tuple[bytes, Caller]] = {}
+        self.closed = closed
+        self.configure(configured)
+
+    @property
+    def needed(self) -> bool:
+        """Not less so when the last one has been revoked or has expired."""
+        return self.closed or bool(self._configured)
+
+    def configure(self, keys: Sequence[SecretStr]) -> None:
+        """These are from now on the keys of the configuration. To look one up by its HMAC tells nothing of it."""
+        self._configured = {
+            digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
+        }
+
+    def learn(self, keys: Iterable[Key]) -> None:
+        """What has been stored, changed or revoked."""
+        for key in keys:
+            self.closed = True
+            if key.revoked_at is None:
+                self._stored[key.id.encode()] = (key.digest, key.caller)
+            else:
+                self._stored.pop(key.id.encode(), None)
+
+    def any_may(self, scope: Scope) -> bool:
+        """Whether a stored key has the scope."""
+        return any(scope in caller.scopes for _, caller in self._stored.values())
 
     def check(self, headers: Mapping[bytes, bytes]) -> Caller:
-        """Raises InvalidKey; without configured keys, Forbidden for what a page of the web sends from this machine."""
-        if not self._digests:
+        """Raises InvalidKey; while no key is needed, Forbidden for what a page of the web sends from this machine."""
+        if not self.needed:
             only_local(headers)
             return LOCAL
         given = sent_key(headers)
         if given is None:
             raise InvalidKey(f"an API key is needed: {REMEDY}")
-        found = [hmac.compare_digest(digest(given), known) for known in self._digests]
-        if not any(found):
-            raise InvalidKey(
-                "the API key is not known here: check it for typing errors, or ask whoever runs this gateway"
-            )
-        return self._callers[found.index(True)]
+        sent = digest(self.pepper, given)
+        kept, holder = self._stored.get(given[ID], NOBODY)
+        caller = holder if hmac.compare_digest(sent, kept) else self._configured.get(sent)
+        if caller is None:
+            raise InvalidKey(UNKNOWN)
+        if caller.expires_at is not None and caller.expires_at <= time.time():
+            raise InvalidKey("the API key has expired: ask whoever runs this gateway for a new one")
+        return caller
 
 
 def configured(number: int) -> Caller:
     """Whoever has a key of the configuration: no limits, all but the admin API."""
     return Caller(f"config-{number}", f"config-{number}", "config", LOCAL.scopes)
+
+
+def require(caller: Caller, scope: Scope) -> None:
+    """Raises Forbidden, naming the scope."""
+    if scope not in caller.scopes:
+        raise Forbidden(f"this key lacks the scope `{scope}`; it has {', '.join(sorted(caller.scopes))}")
 
 
 def only_local(headers: Mapping[bytes, bytes]) -> None:
@@ -50,8 +92,8 @@ def only_local(headers: Mapping[bytes, bytes]) -> None:
         value = headers.get(name)
         if value and not is_loopback(value):
             raise Forbidden(
-                f"without configured keys only this machine is let in, not {value.decode('latin-1')!r}: "
-                "add gateway.keys"
+                f"without keys only this machine is let in, not {value.decode('latin-1')!r}: "
+                "add gateway.keys, or make one with `penstock keys create`"
             )
 
 
@@ -71,7 +113,3 @@ def sent_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     if scheme.lower() == b"bearer" and credentials.strip():
         return credentials.strip()
     return headers.get(b"x-api-key")
-
-
-def digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -8,14 +8,12 @@ counted as such. A kill -9 loses what was noted since the last batch; an ordinar
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 
 from engine.asked import Asked
 from engine.pool import Pool
@@ -24,8 +22,8 @@ from engine.tokens import tokens_in, tokens_of
 from penstock import metrics
 from penstock.callers import Caller
 from penstock.errors import PenstockError
-from penstock.store import Store
-from penstock.tables import batches, keys, usage
+from penstock.store import UNAVAILABLE, Store, reason
+from penstock.tables import batches, usage
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,7 @@ EVERY_S = 0.5
 COUNTING = 8
 """How many requests are counted by engines at once; what waits longer than COUNT_WITHIN_S is estimated."""
 COUNT_WITHIN_S = 2.0
+LOOK_S = 0.05
 KEEP_BATCHES_S = 3600.0
 Where = tuple[str, str, str]  # key, model, day
 
@@ -45,6 +44,7 @@ class Cost:
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     text: Sequence[str] = ()
+    incredible: bool = False
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Used:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-FIGURES = tuple(Used.__slots__)  # type: ignore[attr-defined]  # a dataclass with slots has them
+FIGURES = tuple(each.name for each in fields(Used))
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._noted = Rows()
+        self._lost = False
         self._writing: tuple[str, Rows] | None = None
         self._counting: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(COUNTING)
@@ -131,10 +132,10 @@ class Ledger:
         await asyncio.gather(*self._counting, return_exceptions=True)
         while self._noted.sums or self._writing:
             if not await self._flush():
-                log.error("usage is lost: %s", self._lost())
+                log.error("usage is lost: %s", self._unwritten())
                 return
 
-    def _lost(self) -> list[tuple[Where, Used]]:
+    def _unwritten(self) -> list[tuple[Where, Used]]:
         unwritten = [self._noted, self._writing[1]] if self._writing else [self._noted]
         return [row for rows in unwritten for row in rows.sums.items()]
 
@@ -146,10 +147,18 @@ class Ledger:
             self._writing, self._noted = (uuid4().hex, self._noted), Rows()
         try:
             await self._write(*self._writing)
-        except (SQLAlchemyError, OSError) as error:
+        except Exception as error:  # whatever it is, what is noted is kept and tried again
             metrics.usage_unwritten.set(1)
-            log.warning("usage is kept until the database answers: %s", error)
+            unforeseen = None if isinstance(error, UNAVAILABLE) else error
+            log.log(
+                logging.DEBUG if self._lost else logging.ERROR,
+                "usage is kept until the database takes it: %s",
+                reason(error),
+                exc_info=unforeseen,
+            )
+            self._lost = True
             return False
+        self._lost = False
         metrics.usage_unwritten.set(0)
         self._writing = None
         return True
@@ -172,7 +181,6 @@ class Ledger:
                 await connection.execute(
                     row.on_conflict_do_update(index_elements=[usage.c.key_id, usage.c.model, usage.c.day], set_=more)
                 )
-            await connection.execute(sa.update(keys).where(keys.c.id.in_(rows.callers)).values(last_used_at=now))
             await connection.execute(sa.delete(batches).where(batches.c.at < now - KEEP_BATCHES_S))
 
 
@@ -187,6 +195,8 @@ def used_of(cost: Cost) -> Used | None:
     {"prompt_tokens": 9, "completion_tokens": 3}, {"input_tokens": 9, "output_tokens": 3}.
     """
     said = cost.usage
+    if cost.incredible:
+        return None
     if said is None:
         return None if cost.asked and cost.asked.path in STREAMING else Used()
     prompt = said.get("prompt_tokens", said.get("input_tokens"))
@@ -194,11 +204,18 @@ def used_of(cost: Cost) -> Used | None:
     details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
     cached = (details.get("cached_tokens") if isinstance(details, dict) else 0) or 0
     if not plausible(cost, prompt, completion, cached):
+        cost.incredible = True
         metrics.usage_implausible.inc()
         log.warning("the engine's usage cannot be: %s", said)
         return None
     assert isinstance(prompt, int)
     return Used(prompt, cached, completion or 0)
+
+
+def tokens_of_both(cost: Cost) -> int:
+    """Prompt and answer, as far as it is known without asking."""
+    used = used_of(cost) or estimated(cost)
+    return used.prompt_tokens + used.completion_tokens
 
 
 def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
@@ -216,11 +233,11 @@ def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
 
 async def counted(cost: Cost) -> Used:
     """The engine's own count of the prompt, and of the text that came. Raises PenstockError."""
-    asked = cost.asked
-    replicas = cost.pool.replicas if cost.pool else ()
-    replica = next((replica for replica in replicas if replica.usable), None)
-    if replica is None or asked is None:
+    asked, pool = cost.asked, cost.pool
+    if asked is None or pool is None:
         return estimated(cost)
+    while (replica := next((replica for replica in pool.replicas if replica.usable), None)) is None:
+        await asyncio.sleep(LOOK_S)  # the one that has just failed is being looked at
     prompt = len(await tokens_of(asked.path, asked.body, replica))
     if not prompt:
         return estimated(cost)
@@ -232,10 +249,3 @@ def estimated(cost: Cost) -> Used:
     """Four characters a token for the prompt; a piece of a stream is a token, most often."""
     prompt = cost.asked.hint.prompt_tokens if cost.asked else 0
     return Used(prompt, 0, len(cost.text), estimated=1)
-
-
-async def flushed(ledger: Ledger, task: asyncio.Task[None]) -> None:
-    """Ends the ledger's task, with everything written."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

@@ -10,7 +10,8 @@ def listed(names: Sequence[str], created: int, headers: Mapping[bytes, bytes]) -
     if b"anthropic-version" not in headers:
         return {"object": "list", "data": [described(name, created) for name in names]}
     data = [described_for_anthropic(name, created) for name in names]
-    return {"data": data, "first_id": names[0], "last_id": names[-1], "has_more": False}
+    ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+    return {"data": data, **ends, "has_more": False}
 
 
 def described(name: str, created: int) -> dict[str, Any]:

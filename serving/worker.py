@@ -26,6 +26,7 @@ from serving.app import Gateway
 from serving.control import Channel
 from serving.server import Drain, bind, serve, settle
 from serving.stack import Stack, composed
+from serving.state import State, kept
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ async def work(line: socket.socket) -> None:
     )
     try:
         with bind(*orders["address"], shared=True) as listener:
-            await Worker(parent, config, orders).run(listener)
+            async with kept(config) as state:
+                await Worker(parent, config, orders, state).run(listener)
     except StartError as error:
         parent.tell("failed", error.message)
         await parent.close()
@@ -59,10 +61,10 @@ async def work(line: socket.socket) -> None:
 class Worker:
     """`orders`: the parent's first message, as `Workers.orders` writes it."""
 
-    def __init__(self, parent: Channel, config: Config, orders: dict[str, Any]) -> None:
+    def __init__(self, parent: Channel, config: Config, orders: dict[str, Any], state: State) -> None:
         self.parent = parent
         self.config = config
-        self.gateway = Gateway(config)
+        self.gateway = Gateway(config, state.keys, state.ledger)
         self.gateway.began = orders["began"]
         self.gateway.figures = self._all_figures
         self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
@@ -80,7 +82,11 @@ class Worker:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent reads the configuration, and tells
         failed: asyncio.Future[None] = loop.create_future()
         failed.add_done_callback(lambda _: self._drain(Drain()))
-        async with composed(self.config, self.local, failed) as stack, asyncio.TaskGroup() as tasks:
+        async with (
+            composed(self.config, self.local, failed) as stack,
+            self.gateway.admission,
+            asyncio.TaskGroup() as tasks,
+        ):
             self.gateway.stack = stack
             self.parent.tell("listening")
             beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]

@@ -16,10 +16,12 @@ from engine.replica import Replica
 from penstock import metrics
 from penstock.config import Config, Source
 from penstock.meters import Snapshot
+from serving.keys import Keys
 from serving.reload import Reload
 from serving.seat import GONE_S, Seat
 from serving.server import FORCED_AFTER_S, Drain, bound, settle, told_to_stop
 from serving.stack import Engines, engines_here
+from serving.state import governed
 
 COMMAND = (sys.executable, "-P", "-m", "serving.worker")
 SILENT_S = 30.0
@@ -31,15 +33,20 @@ def hold(host: str, port: int) -> socket.socket:
         return bound(host, alone.getsockname()[1], shared=True)
 
 
-async def serve(config: Config, source: Source, address: tuple[str, int], ready: Callable[[], None]) -> None:
+async def serve(config: Config, source: Source, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
     """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. `source` is followed. Raises
     StartError."""
-    async with engines_here(config) as engines:
+    async with governed(config, address) as state, engines_here(config) as engines:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())
         stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
-        reloading = asyncio.create_task(Reload(source, config, workers.apply).run())
-        starting = asyncio.create_task(started(workers, ready))
+
+        def apply(config: Config) -> None:
+            state.keys.configure(config.gateway.keys)
+            workers.apply(config)
+
+        reloading = asyncio.create_task(Reload(source, config, apply, state.moved).run())
+        starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
         try:
             await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
             if stop.done():

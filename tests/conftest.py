@@ -1,5 +1,6 @@
 """What several tests share: the real engine, started once per run the way the README says."""
 
+import asyncio
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 import httpx2
 import hypothesis
 import pytest
+
+from tests.databases import Postgres, running_postgres
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 300
@@ -134,3 +137,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """The event loop of `penstock serve`."""
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for all tests; each takes a database of its own."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state' / 'penstock.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return asyncio.run(server.fresh())

@@ -112,10 +112,10 @@ class Generation:
         """Seconds until the first token."""
         self.core.live.add(self)
         self.core.started += 1
-        self.cached_tokens = sum(map(self.core.cache.hit, self.asked.prompt_ids))
+        self.cached_tokens = sum(self.core.cache.hit(ids, self.asked.salt) for ids in self.asked.prompt_ids)
         self.core.figures.read(self.asked.prompt_tokens, self.cached_tokens)
         for ids in self.asked.prompt_ids:
-            self.core.cache.add(ids)
+            self.core.cache.add(ids, self.asked.salt)
         self.choices = [Choice(index, self.asked, self.core.model) for index in range(len(self.asked.prompts))]
         speed = self.core.speed
         uncached = self.asked.prompt_tokens - self.cached_tokens
@@ -176,4 +176,5 @@ class Generation:
         self.core.completed += 1
         each = len(self.choices) // len(self.asked.prompt_ids)
         for choice in self.choices:
-            self.core.cache.add([*self.asked.prompt_ids[choice.index // each], *(word.id for word in choice.said)])
+            said = [*self.asked.prompt_ids[choice.index // each], *(word.id for word in choice.said)]
+            self.core.cache.add(said, self.asked.salt)

@@ -52,9 +52,11 @@ asyncio.run(main())
 
 def test_help_names_the_commands_and_imports_nothing_that_only_they_need() -> None:
     code = "import sys; sys.argv = ['penstock', '--help']; from penstock.cli import app; app(standalone_mode=False)"
-    heavy = "print({'pydantic', 'yaml', 'httpx2', 'uvicorn', 'rich', 'prometheus_client', 'torch'} & set(sys.modules))"
-    shown = subprocess.run([sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True)
-    for command in ("serve", "chat", "models", "config", "doctor", "train"):
+    heavy = {"pydantic", "yaml", "httpx2", "uvicorn", "rich", "prometheus_client", "sqlalchemy", "fastapi", "torch"}
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{code}; print({heavy} & set(sys.modules))"], capture_output=True, text=True, check=True
+    )
+    for command in ("serve", "chat", "models", "keys", "audit", "config", "doctor", "train"):
         assert command in shown.stdout
     assert shown.stdout.splitlines()[-1] == "set()"
 
@@ -120,8 +122,8 @@ def test_a_port_in_use_is_told_before_an_engine_is_started(scripted: Served) -> 
     assert "choose another with --host and --port" in shown.stderr
 
 
-def test_binding_elsewhere_without_keys_is_refused() -> None:
-    shown = penstock("serve", "--host", "0.0.0.0")
+def test_binding_elsewhere_without_keys_is_refused(tmp_path: Path) -> None:
+    shown = penstock("serve", "--host", "0.0.0.0", "--port", str(free_port()), PENSTOCK_HOME=str(tmp_path))
     assert shown.returncode == 1
     assert "is reachable by others and no key is set" in shown.stderr
 

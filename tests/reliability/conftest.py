@@ -64,7 +64,7 @@ def before(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Behind:
     ) -> AsyncIterator[Gateway]:
         urls = [replica if isinstance(replica, str) else replica.url for replica in replicas]
         engine = {"urls": urls, "routing": routing or {}, "probe": {"interval_s": 0.2, "timeout_s": 1} | (probe or {})}
-        tree = {"engines": {"e": engine}, "models": {"sim": {"engine": "e"}}, "gateway": gateway}
+        tree: dict[str, Any] = {"engines": {"e": engine}, "models": {"sim": {"engine": "e"}}, "gateway": gateway}
         async with run_gateway(hot=True, **tree) as client:
             yield Gateway(str(client.base_url), client)
 

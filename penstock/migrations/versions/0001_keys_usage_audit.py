@@ -6,11 +6,27 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# No slip changes the audit log; who means to can still remove the triggers, which is what its hashes are for.
+REFUSAL = "the audit log is append-only"
+APPEND_ONLY = {
+    "sqlite": [
+        f"CREATE TRIGGER audit_{what.lower()} BEFORE {what} ON audit BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
+        for what in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{REFUSAL}'; END $$",
+        "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+        "FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()",
+    ],
+}
+
 
 def upgrade() -> None:
     op.create_table(
         "keys",
         sa.Column("id", sa.String(8), primary_key=True),
+        sa.Column("holder", sa.String(8), nullable=False),
         sa.Column("name", sa.String(128), nullable=False, index=True),
         sa.Column("tenant", sa.String(128), nullable=False),
         sa.Column("digest", sa.LargeBinary(32), nullable=False),
@@ -25,12 +41,17 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("expires_at", sa.Float),
         sa.Column("revoked_at", sa.Float),
-        sa.Column("last_used_at", sa.Float),
+        sa.Column("change", sa.BigInteger, nullable=False, index=True),
     )
     op.create_table(
         "changes",
         sa.Column("subject", sa.String(32), primary_key=True),
         sa.Column("number", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "marks",
+        sa.Column("name", sa.String(32), primary_key=True),
+        sa.Column("value", sa.String(128), nullable=False),
     )
     op.create_table(
         "usage",
@@ -63,8 +84,12 @@ def upgrade() -> None:
         sa.Column("previous", sa.String(64), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
     )
+    for statement in APPEND_ONLY[op.get_bind().dialect.name]:
+        op.execute(statement)
 
 
 def downgrade() -> None:
-    for table in ("audit", "batches", "usage", "changes", "keys"):
+    for table in ("audit", "batches", "usage", "marks", "changes", "keys"):
         op.drop_table(table)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION refuse_audit_change")

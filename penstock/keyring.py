@@ -1,0 +1,320 @@
+"""API keys as they are made, replaced, withdrawn and listed, for the command line and the admin API alike.
+
+A key is `sk-ps-<id>-<secret>`. Stored are its id and its HMAC under a pepper that is in no database: whoever reads the
+table can neither use a key nor make one. The key itself is told once, to whoever asked for it.
+"""
+
+import difflib
+import hmac
+import os
+import re
+import secrets
+import string
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from penstock import audit
+from penstock.callers import USUAL_SCOPES, Caller, Quota, Scope
+from penstock.errors import BadRequest, Conflict, NotFound, StartError
+from penstock.home import home
+from penstock.store import Store
+from penstock.tables import keys, marks
+
+SUBJECT = "keys"
+PREFIX = "sk-ps-"
+BASE62 = string.ascii_letters + string.digits
+ID_CHARACTERS = 8
+SECRET_CHARACTERS = 43  # 256 bits
+ID = slice(len(PREFIX), len(PREFIX) + ID_CHARACTERS)
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._@+\-]{0,127}$"
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+LONGEST_S = 100 * 365 * 86400
+PEPPER_BYTES = 32
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
+BigCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
+ModelName = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,512}$")]
+
+
+class Wanted(BaseModel):
+    """A key to be made. `expires` is a duration from now."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME)
+    tenant: str | None = Field(None, pattern=NAME)
+    scopes: frozenset[Scope] = Field(USUAL_SCOPES, min_length=1)
+    models: frozenset[ModelName] | None = Field(None, min_length=1)
+    rpm: Count | None = None
+    tpm: Count | None = None
+    concurrent: Count | None = None
+    daily_tokens: BigCount | None = None
+    monthly_tokens: BigCount | None = None
+    priority: int = Field(0, ge=-1000, le=1000, strict=True)
+    expires: str | None = None
+
+    @field_validator("expires")
+    @classmethod
+    def expires_is_a_duration(cls, expires: str | None) -> str | None:
+        if expires is not None and duration_s(expires) == 0:
+            raise ValueError("a key that expires at once is of no use")
+        return expires
+
+
+def wanted(fields: Mapping[str, Any]) -> Wanted:
+    """Raises BadRequest, naming the field."""
+    try:
+        return Wanted(**fields)
+    except ValidationError as error:
+        raise bad(error.errors(include_url=False)[0]) from None
+
+
+def bad(detail: Mapping[str, Any]) -> BadRequest:
+    """What pydantic found, without what was sent."""
+    field = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return BadRequest(f"{field}: {message}" if field else message, param=field or None)
+
+
+def duration_s(text: str) -> int:
+    """`45s`, `90m`, `12h`, `30d`, `2w` -> seconds. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    seconds = int(found[1]) * UNITS_S[found[2]] if found else LONGEST_S + 1
+    if seconds > LONGEST_S:
+        raise ValueError("write a duration as a number and s, m, h, d or w, such as 30d")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A stored key: everything but itself. `change` is the number of the change that wrote it last."""
+
+    id: str
+    digest: bytes
+    caller: Caller
+    created_at: float
+    revoked_at: float | None
+    change: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        quota = Quota(row["rpm"], row["tpm"], row["concurrent"], row["daily_tokens"], row["monthly_tokens"])
+        caller = Caller(
+            row["holder"],
+            row["name"],
+            row["tenant"],
+            frozenset(row["scopes"]),
+            None if row["models"] is None else frozenset(row["models"]),
+            quota,
+            row["priority"],
+            row["expires_at"],
+        )
+        return cls(row["id"], row["digest"], caller, row["created_at"], row["revoked_at"], row["change"])
+
+    def is_live(self, now: float) -> bool:
+        return self.revoked_at is None and (self.caller.expires_at is None or self.caller.expires_at > now)
+
+    @property
+    def state(self) -> Literal["live", "expired", "revoked"]:
+        return "revoked" if self.revoked_at is not None else "live" if self.is_live(time.time()) else "expired"
+
+    def described(self) -> dict[str, Any]:
+        """For a person or a program, as JSON has it."""
+        caller, quota = self.caller, self.caller.quota
+        return {
+            "name": caller.name,
+            "id": self.id,
+            "holder": caller.id,
+            "tenant": caller.tenant,
+            "state": self.state,
+            "scopes": sorted(caller.scopes),
+            "models": None if caller.models is None else sorted(caller.models),
+            "rpm": quota.rpm,
+            "tpm": quota.tpm,
+            "concurrent": quota.concurrent,
+            "daily_tokens": quota.daily_tokens,
+            "monthly_tokens": quota.monthly_tokens,
+            "priority": caller.priority,
+            "created_at": self.created_at,
+            "expires_at": caller.expires_at,
+            "revoked_at": self.revoked_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """`key` is what its holder sends; nothing else has it."""
+
+    key: str
+    stored: Key
+
+
+class Keyring:
+    """Every change of a key, its entry in the audit log and the word to all copies are one transaction."""
+
+    def __init__(self, store: Store, pepper: bytes) -> None:
+        self.store = store
+        self.pepper = pepper
+
+    async def check_pepper(self) -> None:
+        """Raises StartError if the keys in the store were made under another one."""
+        async with self.store.read() as connection:
+            await self._same_pepper(connection)
+
+    async def create(self, wanted: Wanted, actor: str) -> Made:
+        """Raises Conflict while a key of that name is live."""
+        now = time.time()
+        id = drawn(ID_CHARACTERS)
+        row = wanted.model_dump(exclude={"expires"}) | {
+            "holder": id,
+            "tenant": wanted.tenant or wanted.name,
+            "scopes": sorted(wanted.scopes),
+            "models": None if wanted.models is None else sorted(wanted.models),
+            "created_at": now,
+            "expires_at": None if wanted.expires is None else now + duration_s(wanted.expires),
+        }
+        async with self.store.begin() as connection:
+            change = await self.store.changed(connection, SUBJECT)
+            if any(key.is_live(now) for key in await named(connection, wanted.name)):
+                raise Conflict(
+                    f"there is a key named {wanted.name} already: rotate or revoke it, or take another name",
+                    param="name",
+                )
+            made = await self._add(connection, row | {"id": id, "change": change})
+            await self._record(connection, actor, "key.created", made.stored)
+        return made
+
+    async def rotate(self, name: str, overlap_s: float, actor: str) -> Made:
+        """A new key with the rights of the one of this name, which goes on for `overlap_s`. Raises NotFound."""
+        now = time.time()
+        id = drawn(ID_CHARACTERS)
+        async with self.store.begin() as connection:
+            change = await self.store.changed(connection, SUBJECT)
+            live = [key for key in await named(connection, name) if key.is_live(now)]
+            if not live:
+                raise await self._unknown(connection, name)
+            newest = max(live, key=lambda key: key.change)
+            for key in live:
+                end = min(now + overlap_s, key.caller.expires_at or now + overlap_s)
+                await connection.execute(keys.update().where(keys.c.id == key.id).values(expires_at=end, change=change))
+            old = (await connection.execute(sa.select(keys).where(keys.c.id == newest.id))).mappings().one()
+            lasts = newest.caller.expires_at and newest.caller.expires_at - newest.created_at
+            row = dict(old) | {"id": id, "change": change, "created_at": now, "expires_at": lasts and now + lasts}
+            made = await self._add(connection, row)
+            replaced = [key.id for key in live]
+            await self._record(connection, actor, "key.rotated", made.stored, replaces=replaced, overlap_s=overlap_s)
+        return made
+
+    async def revoke(self, name: str, actor: str) -> list[Key]:
+        """Withdraws every key of this name, those of a rotation too. Raises NotFound if none is left to withdraw."""
+        now = time.time()
+        async with self.store.begin() as connection:
+            change = await self.store.changed(connection, SUBJECT)
+            left = [key for key in await named(connection, name) if key.revoked_at is None]
+            if not left:
+                raise await self._unknown(connection, name)
+            ids = [key.id for key in left]
+            await connection.execute(keys.update().where(keys.c.id.in_(ids)).values(revoked_at=now, change=change))
+            await audit.record(self.store, connection, actor, "key.revoked", name, ids=ids)
+        return left
+
+    async def all(self) -> list[Key]:
+        """The oldest first."""
+        query = sa.select(keys).order_by(keys.c.created_at, keys.c.id)
+        async with self.store.read() as connection:
+            return [Key.of(row) for row in (await connection.execute(query)).mappings()]
+
+    async def since(self, change: int) -> list[Key]:
+        """Those that later changes have written, in their order."""
+        query = sa.select(keys).where(keys.c.change > change).order_by(keys.c.change)
+        async with self.store.read() as connection:
+            return [Key.of(row) for row in (await connection.execute(query)).mappings()]
+
+    async def _add(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Made:
+        await connection.execute(
+            self.store.insert(marks).values(name="pepper", value=self._fingerprint()).on_conflict_do_nothing()
+        )
+        await self._same_pepper(connection)
+        key = f"{PREFIX}{row['id']}-{drawn(SECRET_CHARACTERS)}"
+        whole = {**row, "digest": digest(self.pepper, key.encode()), "revoked_at": None}
+        await connection.execute(keys.insert().values(whole))
+        return Made(key, Key.of(whole))
+
+    async def _same_pepper(self, connection: AsyncConnection) -> None:
+        mark = (await connection.execute(sa.select(marks.c.value).where(marks.c.name == "pepper"))).scalar()
+        if mark is not None and not hmac.compare_digest(mark, self._fingerprint()):
+            raise StartError(
+                "the keys in the database were made under another pepper: give every gateway and every "
+                "`penstock keys` the same state.pepper, or the file `pepper` of the home where the first key was made"
+            )
+
+    def _fingerprint(self) -> str:
+        return digest(self.pepper, b"penstock's pepper").hex()
+
+    async def _record(
+        self, connection: AsyncConnection, actor: str, action: audit.Action, key: Key, **more: Any
+    ) -> None:
+        said = key.described()
+        name = said.pop("name")
+        del said["state"]
+        details = {field: value for field, value in said.items() if value is not None} | more
+        await audit.record(self.store, connection, actor, action, name, **details)
+
+    async def _unknown(self, connection: AsyncConnection, name: str) -> NotFound:
+        known = (await connection.execute(sa.select(keys.c.name).where(keys.c.revoked_at.is_(None)))).scalars()
+        near = difflib.get_close_matches(name, set(known), n=1)
+        return NotFound(f"no key is named {name!r}{f', did you mean {near[0]!r}?' if near else ''}", param="name")
+
+
+async def named(connection: AsyncConnection, name: str) -> list[Key]:
+    found = await connection.execute(sa.select(keys).where(keys.c.name == name))
+    return [Key.of(row) for row in found.mappings()]
+
+
+def drawn(characters: int) -> str:
+    return "".join(secrets.choice(BASE62) for _ in range(characters))
+
+
+def digest(pepper: bytes, key: bytes) -> bytes:
+    return hmac.digest(pepper, key, "sha256")
+
+
+def pepper(given: SecretStr | None) -> bytes:
+    """The configured one, else that of the home, which is made when needed. Raises StartError."""
+    if given is not None:
+        return given.get_secret_value().encode()
+    file = home() / "pepper"
+    try:
+        if not file.exists():
+            make_pepper(file)
+        kept = file.read_bytes().strip()
+    except OSError as error:
+        raise StartError(f"the pepper {file} cannot be used: {error.strerror}; set state.pepper instead") from error
+    if len(kept) < PEPPER_BYTES:
+        raise StartError(f"the pepper {file} is damaged: restore it, as no stored key is known without it")
+    return kept
+
+
+def make_pepper(file: Path) -> None:
+    """Of several processes that do this at once one wins, and no one sees half of it."""
+    descriptor, draft = tempfile.mkstemp(dir=file.parent, prefix=".pepper-")  # which is 0600
+    try:
+        with os.fdopen(descriptor, "w") as writing:
+            writing.write(secrets.token_hex(PEPPER_BYTES))
+            writing.flush()
+            os.fsync(writing.fileno())
+        try:
+            os.link(draft, file)
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(draft)

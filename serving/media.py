@@ -1,0 +1,158 @@
+"""Images, audio and video in a body: found wherever an engine would look, counted, and their addresses judged.
+
+An engine fetches what it is given an address of, from inside the network it stands in. So it is given none: media are
+`data:` URLs, or are fetched here first (`serving/fetching.py`), from public addresses.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from penstock.errors import BadRequest
+
+URLS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
+DATA = frozenset({"data", "file_data"})
+# Serialized tensors, which the engine unpacks, and names of media that another request may have brought.
+RAW_PARTS = frozenset({"image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil", "uuid"})
+CALLS = frozenset({"tool_use", "server_tool_use"})  # their `input` is the model's own, and no part
+
+# A dialect that leaves nothing to be read in two ways: no user, no backslash, no control character, no other script.
+URL = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?(/[!-~]*|\?[!-~]*)?", re.I | re.A)
+MAX_URL_CHARS = 8192
+PORTS = {"http": 80, "https": 443}
+FIRST_UNPRIVILEGED_PORT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """`holder[key]` is its URL or its data; `where` is how the caller would write that."""
+
+    holder: dict[str, Any]
+    key: str
+    where: str
+
+    @property
+    def text(self) -> str:
+        text: str = self.holder[self.key]
+        return text
+
+    @property
+    def is_remote(self) -> bool:
+        return self.key not in DATA and not self.text.startswith("data:")
+
+    @property
+    def parts(self) -> int:
+        """A `data:` URL may hold many: frames after commas."""
+        return max(1, self.text.count(",")) if self.key not in DATA else 1
+
+    @property
+    def size_bytes(self) -> int:
+        """About as much as its base64 decodes to."""
+        return len(self.text) * 3 // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a URL leads. `path` is what a server is asked for."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawPart:
+    """Something in a prompt's parts that takes the scope `raw-fields`."""
+
+    name: str
+    where: str
+
+
+def media_in(value: Any, where: str) -> Iterator[Medium | RawPart]:
+    """All that stands in a prompt, however deep: in parts, in results of tools, in documents."""
+    stack = [(value, where)]
+    while stack:
+        node, where = stack.pop()
+        if type(node) is list:
+            stack.extend((item, f"{where}[{index}]") for index, item in enumerate(node) if type(item) in (dict, list))
+            continue
+        kind = node.get("type")
+        if type(kind) is str and kind in RAW_PARTS:
+            yield RawPart(kind, where)
+        for name, inner in node.items():
+            inside = f"{where}.{name}"
+            if name == "input" and type(kind) is str and kind in CALLS:
+                continue
+            if name in RAW_PARTS and inner is not None:
+                yield RawPart(name, inside)
+            elif (name in URLS and type(inner) is str) or (
+                name in DATA and type(inner) is str and kind != "redacted_thinking"
+            ):
+                yield Medium(node, name, inside)
+            elif type(inner) is dict and type(inner.get("url")) is str and (name in URLS or name == "source"):
+                yield Medium(inner, "url", f"{inside}.url")
+            elif type(inner) in (dict, list):
+                stack.append((inner, inside))
+
+
+def address_of(medium: Medium) -> Address:
+    """Raises BadRequest for what is no http or https URL, or could be taken for two."""
+    url = medium.text
+    found = URL.fullmatch(url) if len(url) <= MAX_URL_CHARS and "\\" not in url else None
+    if not found:
+        raise refused(medium, "it must be a data: URL, or https://HOST/PATH in plain ASCII without user or backslash")
+    scheme, host = found[1].lower(), found[2].lower().removesuffix(".")
+    port = int(found[3]) if found[3] else PORTS[scheme]
+    if port != PORTS[scheme] and not FIRST_UNPRIVILEGED_PORT <= port <= 65535:
+        raise refused(medium, f"the port {port} is none that media are fetched from")
+    if is_odd_number(host):
+        raise refused(medium, "an IP address must be written in its usual form")
+    path = found[4] or "/"
+    return Address(scheme, host.strip("[]"), port, path if path.startswith("/") else f"/{path}")
+
+
+def is_odd_number(host: str) -> bool:
+    """Whether some resolver takes it for an IP address that is not written as one: 127.1, 0x7f000001, 2130706433."""
+    if host.startswith("["):
+        return not is_ip(host.strip("[]"))
+    last = host.rpartition(".")[2]
+    return bool(re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last)) and not is_ip(host)
+
+
+def is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def refused(medium: Medium, reason: str) -> BadRequest:
+    return BadRequest(f"{medium.where}: {reason}", param=medium.where)
+
+
+def characters(value: Any) -> int:
+    """How much text there is in a prompt; a token's number is four characters, media are none."""
+    total = 0
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        kind = type(node)
+        if kind is str:
+            total += len(node)
+        elif kind is int:
+            total += 4
+        elif kind is list:
+            stack.extend(node)
+        elif kind is dict:
+            stack.extend(inner for name, inner in node.items() if not is_medium(name, inner))
+    return total
+
+
+def is_medium(name: str, inner: Any) -> bool:
+    if name in DATA or name in URLS:
+        return True
+    return name == "source" and isinstance(inner, Mapping)

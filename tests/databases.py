@@ -1,0 +1,91 @@
+"""Debian's Postgres, started for this run of the tests on a free port, and a fresh database for each test."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+START_S = 60
+USER = "postgres"
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A server that runs, or ran: `stop` and `start` are for the tests that need it gone."""
+
+    binaries: Path
+    data: Path
+    port: int
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
+
+    async def fresh(self) -> str:
+        """The URL of a new database."""
+        name = f"t{uuid.uuid4().hex}"
+        connection = await asyncpg.connect(self.url("postgres"))
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+        return self.url(name)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        self._control("start", "-w", "-t", str(START_S), "-l", str(self.data / "log"), "-o", options)
+
+    def stop(self) -> None:
+        """As a crash: whoever is connected is cut off."""
+        self._control("stop", "-m", "immediate")
+
+    def _control(self, *words: str) -> None:
+        as_postgres([self.binaries / "pg_ctl", "-D", self.data, *words])
+
+
+def as_postgres(words: list[str | Path]) -> None:
+    """Postgres refuses to run as root."""
+    user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*user, *words], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """Skips the test where Postgres is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        pytest.skip("Debian's Postgres is not installed: apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-"))  # pytest's own folders are closed to other users
+    try:
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam(USER)
+            os.chown(folder, owner.pw_uid, owner.pw_gid)
+        server = Postgres(found[-1].parent, folder / "data", unused_port())
+        as_postgres(
+            [server.binaries / "initdb", "-D", server.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        )
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,161 @@
+"""The store, with SQLite and with Postgres: made, brought up to date, shared by processes, gone."""
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+from penstock.errors import StartError
+from penstock.store import UNAVAILABLE, Store, migrated, opened
+from penstock.tables import changes, metadata
+from tests.databases import Postgres
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[Store]:
+    async with opened(SecretStr(database)) as store:
+        yield store
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(store: Store) -> None:
+    def differences(connection: sa.Connection) -> list[object]:
+        from alembic.autogenerate import compare_metadata
+        from alembic.runtime.migration import MigrationContext
+
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with store.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_store_that_is_up_to_date_is_left_alone(database: str) -> None:
+    for _ in range(3):
+        async with opened(database) as store:
+            async with store.begin() as connection:
+                number = await store.changed(connection, "keys")
+    assert number == 3
+
+
+async def test_several_that_open_a_new_store_at_once_make_it_once(database: str) -> None:
+    async def open_and_count() -> int:
+        async with opened(database) as store:
+            async with store.begin() as connection:
+                return await store.changed(connection, "keys")
+
+    assert sorted(await asyncio.gather(*(open_and_count() for _ in range(4)))) == [1, 2, 3, 4]
+
+
+async def test_what_raises_is_rolled_back(store: Store) -> None:
+    async def fail() -> None:
+        async with store.begin() as connection:
+            await store.changed(connection, "keys")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    assert await store.number("keys") == 0
+
+
+async def test_writers_wait_for_each_other_and_lose_nothing(store: Store) -> None:
+    async def write(times: int) -> None:
+        for _ in range(times):
+            async with store.begin() as connection:
+                before = await connection.scalar(sa.select(sa.func.count()).select_from(changes))
+                assert before is not None
+                await store.changed(connection, "keys")
+
+    await asyncio.gather(*(write(10) for _ in range(5)))
+    assert await store.number("keys") == 50
+
+
+async def test_a_reader_does_not_wait_for_a_writer(store: Store) -> None:
+    async with store.begin() as connection:
+        await store.changed(connection, "keys")
+        assert await asyncio.wait_for(store.number("keys"), 2) == 0
+    assert await store.number("keys") == 1
+
+
+async def test_the_audit_log_cannot_be_changed_by_a_slip(store: Store) -> None:
+    from penstock import audit
+
+    await audit.note(store, "me", "config.reloaded", "p.yaml")
+    for statement in ("UPDATE audit SET actor = 'you'", "DELETE FROM audit"):
+        with pytest.raises(UNAVAILABLE, match="append-only"):
+            async with store.begin() as connection:
+                await connection.exec_driver_sql(statement)
+
+
+async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "penstock.db"
+    async with opened(f"sqlite:///{file}"):
+        assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o600}
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://x", "sqlite://", "nonsense", "sqlite:///", "postgresql//secret-word", "://secret-word@"]
+)
+async def test_an_address_of_no_database_is_told_without_repeating_it(url: str) -> None:
+    with pytest.raises(StartError, match=r"state\.database must be") as raised:
+        async with opened(url):
+            pass
+    assert "secret-word" not in str(raised.value)
+
+
+async def test_a_database_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for url in ("postgresql://penstock:secret-word@127.0.0.1:1/penstock", f"sqlite:///{tmp_path}/file/penstock.db"):
+        with pytest.raises(StartError, match="cannot be used") as raised:
+            async with opened(url):
+                pass
+        assert "secret-word" not in str(raised.value)
+
+
+async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("not a database, and long enough to be read as one" * 100)
+    with pytest.raises(StartError, match="not a database"):
+        async with opened(f"sqlite:///{tmp_path / 'x.db'}"):
+            pass
+
+
+async def test_a_password_that_is_wrong_is_told(postgres: Postgres) -> None:
+    with pytest.raises(StartError, match="does not exist"):
+        async with opened(postgres.url("absent")):
+            pass
+
+
+async def test_a_store_whose_server_comes_back_is_used_again(postgres: Postgres) -> None:
+    async with opened(await postgres.fresh()) as store:
+        async with store.begin() as connection:
+            await store.changed(connection, "keys")
+        postgres.stop()
+        try:
+            with pytest.raises(UNAVAILABLE):
+                await store.number("keys")
+        finally:
+            postgres.start()
+        assert await store.number("keys") == 1
+
+
+async def test_the_tables_can_be_taken_down_again(store: Store) -> None:
+    def down(connection: sa.Connection) -> set[str]:
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path("penstock/migrations").absolute()))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        left = set(sa.inspect(connection).get_table_names())
+        migrated(connection)
+        return left
+
+    async with store.begin() as connection:
+        assert await connection.run_sync(down) == {"alembic_version"}
+    assert await store.number("keys") == 0

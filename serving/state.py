@@ -37,7 +37,9 @@ class State:
     async def moved(self, changed: Sequence[str]) -> None:
         """The audit log says that the configuration is another, and in what."""
         try:
-            await audit.note(self.store, audit.this_process(), "config.reloaded", "configuration", changed=list(changed))
+            await audit.note(
+                self.store, audit.this_process(), "config.reloaded", "configuration", changed=list(changed)
+            )
         except UNAVAILABLE as error:
             log.error("the audit log does not say that the configuration has changed: %s", reason(error))
 

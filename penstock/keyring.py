@@ -106,7 +106,7 @@ class Key:
     change: int
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Self:
+    def of(cls, row: Mapping[Any, Any]) -> Self:
         quota = Quota(row["rpm"], row["tpm"], row["concurrent"], row["daily_tokens"], row["monthly_tokens"])
         caller = Caller(
             row["holder"],
@@ -276,6 +276,9 @@ class Keyring:
 
 
 async def named(connection: AsyncConnection, name: str) -> list[Key]:
+    """A name that no key can have is not asked for: Postgres refuses some."""
+    if not re.fullmatch(NAME, name):
+        return []
     found = await connection.execute(sa.select(keys).where(keys.c.name == name))
     return [Key.of(row) for row in found.mappings()]
 

@@ -178,6 +178,8 @@ class Gateway:
         self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
     ) -> None:
         """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
+        if exchange is call.exchange:  # nobody else may have this answer
+            return await self._generated(call, served, body, dialect)
         apart = Call(self, exchange, call.name, call.caller, call.model)
         cut = True
         try:

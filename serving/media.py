@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
+from engine.affinity import CHARS_PER_TOKEN
 from penstock.errors import BadRequest
 
 URLS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
@@ -137,14 +138,19 @@ def refused(medium: Medium, reason: str) -> BadRequest:
 def characters(value: Any) -> int:
     """How much text there is in a prompt; a token's number is four characters, media are none."""
     total = 0
-    stack = [value]
+    stack = []
+    for turn in value if type(value) is list else (value,):
+        if type(turn) is dict and len(turn) == 2 and type(turn.get("content")) is str:
+            total += len(turn["content"])
+        else:
+            stack.append(turn)
     while stack:
         node = stack.pop()
         kind = type(node)
         if kind is str:
             total += len(node)
         elif kind is int:
-            total += 4
+            total += CHARS_PER_TOKEN
         elif kind is list:
             stack.extend(node)
         elif kind is dict:

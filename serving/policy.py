@@ -42,6 +42,7 @@ class Policy:
         unbounded = {name for limit, names in BY_LIMIT.items() if getattr(limits, limit) is None for name in names}
         looked_at = (CHECKS.keys() | fields.WITH_MEDIA) - unbounded
         self._free = {path: fields.plain(path) - looked_at for path in fields.PATHS}
+        self._prompts = {path: sorted(fields.known(path) & fields.PROMPTS) for path in fields.PATHS}
 
     def applied(self, path: str, body: Body, caller: Caller) -> Body:
         """The body that may go on: the same object, unless something had to be added. Raises BadRequest, or Forbidden
@@ -59,7 +60,7 @@ class Policy:
             if value and name not in fields.plain(path):
                 self._refuse_unusual(path, name, caller)
         if self.limits.max_prompt_chars is not None:
-            self._check_size(body, self.limits.max_prompt_chars)
+            self._check_size(path, body, self.limits.max_prompt_chars)
         if media:
             self._check_media(media)
         added = self._added(path, body, caller)
@@ -124,10 +125,10 @@ class Policy:
             near = nearest(shown, sorted(fields.plain(path)))
             raise BadRequest(f"{path} knows no field {shown!r}{near} (policy.unknown_fields)", param=shown)
 
-    def _check_size(self, body: Body, most: int) -> None:
-        for name in body.keys() & fields.PROMPTS:
-            size = characters(body[name])
-            if size > most:
+    def _check_size(self, path: str, body: Body, most: int) -> None:
+        for name in self._prompts[path]:
+            value = body.get(name)
+            if value is not None and (size := characters(value)) > most:
                 raise BadRequest(
                     f"{name}: the prompt has {size} characters, {most} at most (policy.max_prompt_chars)", param=name
                 )
@@ -135,10 +136,14 @@ class Policy:
     def _added(self, path: str, body: Body, caller: Caller) -> Body:
         """What the body lacks: a limit, and whose cache it is."""
         added: Body = {}
-        names = fields.TOKEN_LIMITS.get(path)
-        if names and self.limits.max_tokens is not None and all(body.get(name) is None for name in names):
-            most = self.limits.max_tokens
-            added[names[0]] = min(most, USUAL_COMPLETION_TOKENS) if path == fields.TEXT else most
+        most = self.limits.max_tokens
+        if most is not None and path in fields.TOKEN_LIMITS:
+            names = fields.TOKEN_LIMITS[path]
+            for name in names:
+                if body.get(name) is not None:
+                    break
+            else:
+                added[names[0]] = min(most, USUAL_COMPLETION_TOKENS) if path == fields.TEXT else most
         if caller is not LOCAL and self.limits.cache_salt and path in fields.SALTED:
             added["cache_salt"] = self._salt(caller.tenant, body.get("cache_salt"))
         return added

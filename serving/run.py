@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
@@ -29,7 +30,8 @@ def run(config: Config, source: Source, say: Callable[[str], None]) -> None:
     if config.gateway.workers > 1:
         with workers.hold(host, port) as holder:
             address = holder.getsockname()[:2]
-            uvloop.run(workers.serve(config, source, address, lambda keys: announce(config, keys, address, say)))
+            ready = partial(announce, config, address=address, say=say)
+            uvloop.run(workers.serve(config, source, address, ready))
     else:
         with bind(host, port) as listener:
             uvloop.run(serve_alone(config, source, listener, say))

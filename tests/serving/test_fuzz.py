@@ -167,7 +167,8 @@ def checked(path: str, raw: bytes, policy: Policy, caller: Caller) -> dict[str, 
         body = policy.applied(path, bodies.parse(raw, shape), caller)
         as_json(body)
     except (BadRequest, Forbidden) as error:
-        return short(error)
+        short(error)
+        return None
     hint_of(body)
     is_exact(path, body)
     return body

@@ -2,6 +2,7 @@
 
 import hmac
 import itertools
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -104,9 +105,9 @@ def test_a_key_that_was_revoked_before_this_start_closes_the_gateway_too() -> No
 
 def test_a_key_ends_at_its_time_whatever_the_store_says(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = knowing(stored(expires_at=NOW))
-    monkeypatch.setattr(module.time, "time", lambda: NOW - 0.001)
+    monkeypatch.setattr(time, "time", lambda: NOW - 0.001)
     assert keys.check(headers(sent())).name == "a"
-    monkeypatch.setattr(module.time, "time", lambda: NOW)
+    monkeypatch.setattr(time, "time", lambda: NOW)
     with pytest.raises(InvalidKey, match="has expired"):
         keys.check(headers(sent()))
 

@@ -17,12 +17,14 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from engine.affinity import hint_of
+from engine.sim import simulator
 from penstock.callers import LOCAL, Caller, Scope
 from penstock.config import Policy as Limits
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import fields
 from serving.app import HOT_PATHS
 from serving.policy import Policy
+from tests.serving.conftest import Running
 
 USER = Caller("1", "ada", "ada")
 OTHER = Caller("2", "bob", "bob")
@@ -323,3 +325,34 @@ def test_every_field_of_the_installed_vllm_stands_in_the_table(path: str, folder
 )
 def test_every_field_of_the_official_clients_stands_in_the_table(path: str, params: Any) -> None:
     assert set(params.__annotations__) <= fields.known(path)
+
+
+@pytest.mark.anyio
+async def test_a_key_has_a_salt_of_its_tenant_and_this_machine_has_none(gateway: Running) -> None:
+    key = "sk-0123456789abcdef"
+    async with simulator() as sim:
+        tree = {"engines": {"e": {"urls": [sim.url]}}, "models": {"sim": {"engine": "e"}}}
+        body = {**CHAT, "model": "sim"}
+        async with gateway(**tree) as client:
+            assert (await client.post(fields.CHAT, json=body)).status_code == 200
+            assert sim.requests[-1].body == body
+        async with gateway(**tree, gateway={"keys": [key]}) as client:
+            answers = [await client.post(fields.CHAT, json=body, headers={"x-api-key": key}) for _ in range(2)]
+            salts = {request.body["cache_salt"] for request in list(sim.requests)[-2:] if request.raw}
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len(salts) == 1
+
+
+@pytest.mark.anyio
+async def test_a_refusal_has_the_callers_dialect_and_reaches_no_engine(gateway: Running) -> None:
+    async with simulator() as sim:
+        tree = {"engines": {"e": {"urls": [sim.url]}}, "models": {"sim": {"engine": "e"}}}
+        async with gateway(**tree, policy={"max_tokens": 10}) as client:
+            openais = await client.post(fields.CHAT, json={**CHAT, "model": "sim", "n": 99})
+            anthropics = await client.post(fields.MESSAGES, json={**CHAT, "model": "sim", "max_tokens": 11})
+            bounded = await client.post(fields.CHAT, json={**CHAT, "model": "sim", "ignore_eos": True})
+        assert sim.started == 1
+    assert (openais.status_code, openais.json()["error"]["param"]) == (400, "n")
+    assert anthropics.json()["error"]["type"] == "invalid_request_error"
+    assert "policy.max_tokens" in anthropics.json()["error"]["message"]
+    assert bounded.json()["usage"]["completion_tokens"] == 10

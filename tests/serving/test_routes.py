@@ -189,3 +189,44 @@ async def test_a_user_reaches_only_the_inference_routes_however_a_path_is_spelt(
                 status, _ = await say(url, method, target, USER)
                 assert status < 500, (method, target)
         assert {request.path for request in sim.requests if request.method == "POST"} == {"/v1/chat/completions"}
+
+
+NAMES = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "sim/../other",
+    "file:///etc/passwd",
+    "sim\\u0000",
+    "SIM",
+    " sim",
+    "~/x",
+    "%2e%2e",
+]
+
+
+async def test_a_model_is_a_name_that_is_looked_up_and_never_a_path(gateway: Running) -> None:
+    async with guarded(gateway) as (client, sim):
+        for name in NAMES:
+            body = {"model": name, **BODIES["/v1/chat/completions"]}
+            asked = await client.post("/v1/chat/completions", json=body, headers=KEYS["user"])
+            assert (asked.status_code, asked.json()["error"]["code"]) == (404, "model_not_found")
+        assert not sim.started
+
+
+CREDENTIALS = [
+    "Bearer ' OR '1'='1", "Bearer sk-x'; DROP TABLE keys; --", f"Bearer {USER}' --", "Bearer %", "Bearer *", "Bearer",
+    f"Bearer {USER} {USER}", f"bearer\t{USER}", f"Token {USER}", f"Bearer {USER[:-1]}", f"Bearer {USER.upper()}",
+    f"Bearer sk-\xff{USER}", "Bearer " + "x" * 60_000, "Bearer {\"$ne\": null}", "Basic Og==", "null", "",
+]  # fmt: skip
+
+
+async def test_no_odd_credentials_open_anything(gateway: Running) -> None:
+    body = b'{"model": "sim", "messages": [{"role": "user", "content": "hi"}]}'
+    async with guarded(gateway) as (client, sim):
+        for credentials in CREDENTIALS:
+            for header in ("authorization", "x-api-key"):
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+                async with Caller(str(client.base_url)) as caller:
+                    said = await caller.say(f"{head}{header}: {credentials}\r\n\r\n".encode("latin-1") + body)
+                assert (said.status, said.error and said.error["code"]) == (401, "invalid_api_key"), credentials
+        assert not sim.started

@@ -71,6 +71,7 @@ async def test_a_keys_whole_life_over_http(ring: Keyring) -> None:
     assert made.json()["key"].startswith(f"sk-ps-{made.json()['id']}-")
     assert (listed[0]["name"], listed[0]["rpm"], listed[0]["models"]) == ("team", 9, ["m"])
     assert "key" not in listed[0]
+    assert made.headers["cache-control"] == "no-store"
     assert again.json()["holder"] == made.json()["id"] != again.json()["id"]
     assert set(gone.json()["revoked"]) == {answer.json()["id"] for answer in (made, again, plain)}
     assert (after, len(every)) == ([], 3)

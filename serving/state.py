@@ -73,7 +73,8 @@ async def governed(config: Config, address: tuple[str, int]) -> AsyncIterator[St
             yield state
         finally:
             try:
-                await audit.note(state.store, audit.this_process(), "gateway.stopped", where)
+                async with asyncio.timeout(PATIENCE_S):
+                    await audit.note(state.store, audit.this_process(), "gateway.stopped", where)
             except UNAVAILABLE as error:
                 log.error("the audit log does not say that this gateway has ended: %s", reason(error))
 

@@ -22,7 +22,7 @@ CANARIES = {
     "caller's": "sk-canary-of-the-caller-5e1f",
     "engine's": "canary.of.the.engine.77aa",
     "admin's": "canary-of-the-admin-c0de-91",
-    "pepper": "canary-pepper-0d0d-42",
+    "pepper": "canary-pepper-0d0d-42-that-is-long-enough",
 }
 KEY = CANARIES["caller's"]
 FAULTS: list[list[dict[str, Any]]] = [

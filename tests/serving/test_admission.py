@@ -15,7 +15,8 @@ from penstock.config import Config, Model
 from penstock.errors import OverBudget, Overloaded, RateLimited, StartError
 from penstock.store import opened
 from penstock.tables import usage
-from serving.admission import Admission, Estimate, Ticket, as_duration, check_shared, estimate
+from serving.admission import Admission, Estimate, Ticket, check_shared, estimate
+from serving.limit_headers import as_duration
 
 pytestmark = pytest.mark.anyio
 

@@ -53,7 +53,7 @@ class Gateway:
         **model: Any,
     ) -> None:
         self.shared = SharedLimits(server.url, lost, clock.wall if clock else None)
-        clocks = {"steady": clock.steady, "wall": clock.wall} if clock else {}
+        clocks: dict[str, Any] = {"steady": clock.steady, "wall": clock.wall} if clock else {}
         self.of = Admission(config(**model), self.shared, **clocks)
         self.of.store = store
 

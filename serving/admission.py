@@ -281,8 +281,11 @@ class Admission:
             account.leave(lasted_s)
         if self.shared:
             self.shared.settle(ticket, tokens)
-        if ticket.line and ticket.place:
-            ticket.line.free()
+        line, caller = ticket.line, ticket.caller
+        if line and ticket.place:
+            if ticket.place != ticket.id:  # it has waited, and was charged for its turn
+                line.queue.correct(caller.tenant, caller.priority, sum(ticket.estimate) - tokens)
+            line.free()
 
     def marks(self, caller: Caller) -> Headers:
         """What every answer to a caller with limits a minute bears: OpenAI's x-ratelimit headers."""
@@ -312,15 +315,17 @@ class Admission:
 
     def _sweep(self) -> None:
         """Counts what has come, keeps the leases, forgets who has not been here for long."""
-        for ticket in list(self.live):
-            ticket.count(ticket.progress())
-        if self.shared:
-            self.shared.renew(self.live)
-        self._sweeps += 1
-        if self._sweeps % FORGET_EVERY == 0:
-            now = self.now()
-            self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
-        self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
+        try:
+            for ticket in list(self.live):
+                ticket.count(ticket.progress())
+            if self.shared:
+                self.shared.renew(self.live)
+            self._sweeps += 1
+            if self._sweeps % FORGET_EVERY == 0:
+                now = self.now()
+                self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
+        finally:  # whatever one of them runs into, the leases of all are kept
+            self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
 
     def _error(self, refusal: Refusal, ticket: Ticket | None, line: Line | None) -> PenstockError:
         """`ticket`: whose key's limit it is; None: it is the model's."""

@@ -1,7 +1,7 @@
 """What one key, or one model, has used and holds, and whether its limits leave room for one more request."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from penstock.callers import Quota
 from serving.windows import Budget, Calendar, Window, day_ends_in, month_ends_in
@@ -11,8 +11,7 @@ LIMITS: tuple[Limit, ...] = get_args(Limit)
 NEWEST_WEIGHT = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """Now: by a clock that never goes back, by the clock on the wall, and in the calendar."""
 
     steady: float
@@ -20,16 +19,14 @@ class Moment:
     calendar: Calendar
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Which limit is reached, and in how many seconds it may be so no longer."""
 
     limit: Limit
     retry_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How far a minute's limits are used, and in how many seconds they will not be at all."""
 
     requests: int = 0

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, Protocol, Self
 from engine.affinity import DEFAULT_OUTPUT_TOKENS
 from engine.reading import STREAMING, choices_wanted
 from penstock import metrics
-from penstock.callers import UNLIMITED, Caller, Quota
+from penstock.callers import UNLIMITED, Caller
 from penstock.config import Config, Model, State
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited, StartError
 from penstock.store import Store
 from serving.accounts import Account, Moment, Refusal, Standing
 from serving.exchange import Headers
 from serving.fair_queue import Waiter
+from serving.limit_headers import as_headers
 from serving.lines import Line, Places, in_whole_s, limits_unknown
 from serving.spent import Spent, spent_by_all
 from serving.windows import Calendar
@@ -70,7 +71,20 @@ class Shared(Places, Protocol):
 class Ticket:
     """One request's. `leave` is called once, `count` as often as there is something to count."""
 
-    __slots__ = ("_of", "account", "began", "caller", "came", "estimate", "id", "line", "place", "progress", "reserved")
+    __slots__ = (
+        "_of",
+        "account",
+        "accounts",
+        "began",
+        "caller",
+        "came",
+        "estimate",
+        "id",
+        "line",
+        "place",
+        "progress",
+        "reserved",
+    )
 
     def __init__(
         self,
@@ -86,6 +100,7 @@ class Ticket:
         self.caller = caller
         self.account = account
         self.line = line
+        self.accounts = [one for one in (account, line and line.account) if one]
         self.estimate = estimate
         self.came = 0
         self.reserved = 0
@@ -93,10 +108,6 @@ class Ticket:
         self.began: float | None = None
         self.progress: Callable[[], int] = nothing_came
         """How many tokens of the answer have come."""
-
-    @property
-    def accounts(self) -> Iterable[Account]:
-        return [one for one in (self.account, self.line and self.line.account) if one]
 
     def count(self, came: int) -> None:
         """So many tokens of the answer have come until now."""
@@ -270,8 +281,11 @@ class Admission:
             account.leave(lasted_s)
         if self.shared:
             self.shared.settle(ticket, tokens)
-        if ticket.line and ticket.place:
-            ticket.line.free()
+        line, caller = ticket.line, ticket.caller
+        if line and ticket.place:
+            if ticket.place != ticket.id:  # it has waited, and was charged for its turn
+                line.queue.correct(caller.tenant, caller.priority, sum(ticket.estimate) - tokens)
+            line.free()
 
     def marks(self, caller: Caller) -> Headers:
         """What every answer to a caller with limits a minute bears: OpenAI's x-ratelimit headers."""
@@ -301,15 +315,17 @@ class Admission:
 
     def _sweep(self) -> None:
         """Counts what has come, keeps the leases, forgets who has not been here for long."""
-        for ticket in list(self.live):
-            ticket.count(ticket.progress())
-        if self.shared:
-            self.shared.renew(self.live)
-        self._sweeps += 1
-        if self._sweeps % FORGET_EVERY == 0:
-            now = self.now()
-            self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
-        self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
+        try:
+            for ticket in list(self.live):
+                ticket.count(ticket.progress())
+            if self.shared:
+                self.shared.renew(self.live)
+            self._sweeps += 1
+            if self._sweeps % FORGET_EVERY == 0:
+                now = self.now()
+                self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
+        finally:  # whatever one of them runs into, the leases of all are kept
+            self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
 
     def _error(self, refusal: Refusal, ticket: Ticket | None, line: Line | None) -> PenstockError:
         """`ticket`: whose key's limit it is; None: it is the model's."""
@@ -349,31 +365,6 @@ def estimate(path: str, body: Mapping[str, Any], prompt_tokens: int) -> Estimate
     most = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     output = most if isinstance(most, int) and most > 0 else DEFAULT_OUTPUT_TOKENS
     return Estimate(prompt_tokens, output * choices_wanted(body))
-
-
-def as_headers(quota: Quota, standing: Standing) -> Headers:
-    rows = (
-        (b"requests", quota.rpm, standing.requests, standing.requests_reset_s),
-        (b"tokens", quota.tpm, standing.tokens, standing.tokens_reset_s),
-    )
-    return [
-        header
-        for name, limit, used, reset_s in rows
-        if limit is not None
-        for header in (
-            (b"x-ratelimit-limit-" + name, b"%d" % limit),
-            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, limit - used)),
-            (b"x-ratelimit-reset-" + name, as_duration(reset_s)),
-        )
-    ]
-
-
-def as_duration(seconds: float) -> bytes:
-    """As OpenAI writes them: b"6m0s", b"7.66s", b"120ms"."""
-    if seconds < 1:
-        return b"%dms" % round(max(0.0, seconds) * 1000)
-    minutes, rest = divmod(seconds, 60)
-    return f"{f'{int(minutes)}m' if minutes else ''}{rest:.4g}s".encode()
 
 
 def sharing(state: State) -> Shared | None:

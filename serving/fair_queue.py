@@ -137,6 +137,13 @@ class FairQueue:
         self._left(waiter.priority)
         return True
 
+    def correct(self, tenant: str, priority: int, tokens: int) -> None:
+        """What the tenant was served has come to so many tokens less than its cost."""
+        level = self._levels.get(priority)
+        flow = level.flows.get(tenant) if level else None
+        if flow:
+            flow.finish -= tokens
+
     def ahead_of(self, tenant: str, priority: int) -> int:
         """How many would be served before a new one of this tenant, if all cost the same."""
         ahead = 0

@@ -94,11 +94,11 @@ class SharedLimits:
             await self._redis.aclose()
 
     async def book(self, ticket: Ticket, may_wait: bool) -> Verdict | None:
-        verdict = None
+        verdict, asked = None, self.is_up
         try:
             verdict = await self._verdict(ticket, self._booking(ticket, may_wait))
         finally:
-            if verdict is None and not self.goes_on_without:  # which may be booked all the same
+            if verdict is None and asked and not self.goes_on_without:  # which may be booked all the same
                 self._settle({**self._entry(ticket), "tokens": 0, "again": True})
                 if ticket.line:
                     self.give_back(ticket.line, ticket.id)

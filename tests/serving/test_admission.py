@@ -3,7 +3,6 @@
 import asyncio
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from penstock.config import Config, Model
 from penstock.errors import OverBudget, Overloaded, RateLimited, StartError
 from penstock.store import opened
 from penstock.tables import usage
-from serving.admission import Admission, Estimate, Ticket, as_duration, check_shared, estimate
+from serving.admission import Admission, Estimate, Ticket, check_shared, estimate
+from serving.limit_headers import as_duration
 
 pytestmark = pytest.mark.anyio
 
@@ -182,8 +182,8 @@ async def test_the_budget_of_a_month_is_not() -> None:
         assert refused.value.retry_after_s == int(7.5 * 86400)
 
 
-async def test_a_restart_forgets_no_budget(tmp_path: Path) -> None:
-    async with opened(f"sqlite:///{tmp_path}/p.db") as store:
+async def test_a_restart_forgets_no_budget(database: str) -> None:
+    async with opened(database) as store:
         rows = {"2026-10-31": 1, "2026-11-01": 10, "2026-11-22": 100, "2026-11-23": 1000}
         counts = dict.fromkeys(("requests", "cached_tokens", "completion_tokens", "cut", "abandoned", "estimated"), 0)
         async with store.begin() as connection:

@@ -74,6 +74,19 @@ def test_tenants_that_always_wait_are_served_equally_many_tokens(costs: list[int
     loop.close()
 
 
+def test_one_whose_answer_was_short_is_charged_no_more(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue()
+    for _ in range(100):
+        queue.push(waiter(loop, "flood", cost=5))
+    assert queue.pop()
+    for _ in range(10):
+        quiet = waiter(loop, "quiet", cost=10_000)
+        queue.push(quiet)
+        assert queue.pop() is quiet
+        assert [one.tenant for one in (queue.pop(), queue.pop()) if one] == ["flood", "flood"]
+        queue.correct("quiet", 0, 9_995)
+
+
 def test_one_who_leaves_is_gone_at_once_and_owes_nothing(loop: asyncio.AbstractEventLoop) -> None:
     queue = FairQueue()
     left, stayed, other = waiter(loop, "a", cost=1000), waiter(loop, "a"), waiter(loop, "b")

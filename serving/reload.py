@@ -8,7 +8,7 @@ written is not taken for the whole; replaced by a rename, as editors and Kuberne
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from penstock import metrics
 from penstock.addresses import is_discovered
 from penstock.config import Config, Source
 from penstock.errors import ConfigError, StartError
+from serving.admission import check_shared
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ FIXED: Sequence[Path] = (
     ("gateway", "host"),
     ("gateway", "port"),
     ("gateway", "workers"),
-    ("admin", "host"),
-    ("admin", "port"),
+    ("admin",),
     ("state",),
     ("log",),
 )
@@ -35,12 +35,19 @@ NO_FILE = "SIGHUP: there is no configuration file to read again; `penstock serve
 
 
 class Reload:
-    """`config` is what is served, `apply` takes what is to be served instead."""
+    """`config` is what is served, `apply` takes what is to be served instead, `note` is told what has changed."""
 
-    def __init__(self, source: Source, config: Config, apply: Callable[[Config], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: Config,
+        apply: Callable[[Config], None],
+        note: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+    ) -> None:
         self.source = source
         self.config = config
         self.apply = apply
+        self.note = note
 
     async def run(self) -> NoReturn:
         """Until cancelled."""
@@ -66,7 +73,7 @@ class Reload:
                 return
             if changes:
                 self.apply(config)
-        except ConfigError as error:
+        except StartError as error:
             if not self._is_being_written:
                 self._refused(error.message)
         except Exception as error:
@@ -76,22 +83,26 @@ class Reload:
             self.config = config
             metrics.config_refused.set(0)
             metrics.reloads.inc("applied" if changes else "unchanged")
-            said = ", ".join(".".join(path) for path in changes) or "nothing"
-            log.info("%s was read again; changed: %s", self.source.path, said)
+            names = [".".join(path) for path in changes]
+            log.info("%s was read again; changed: %s", self.source.path, ", ".join(names) or "nothing")
+            if changes and self.note:
+                await self.note(names)
 
     def _read(self) -> tuple[Config, list[Path]]:
-        """What the file says now, and where that differs. Raises ConfigError."""
+        """What the file says now, and where that differs. Raises StartError."""
         config = self.source.load()
         changes = list(differences(self.config.revealed(), config.revealed()))
         if changes and self.source.is_empty:  # at the start that is the demo; now somebody is about to write
             raise ConfigError(f"{self.source.path} is empty")
         if fixed := needing_a_restart(changes, self.config, config):
             raise ConfigError(f"{self.source.path}: only a restart can change {', '.join(fixed)}")
+        try:
+            check_shared(config)
+        except StartError as error:
+            raise ConfigError(f"{self.source.path}: {error.message}") from error
         for url in (url for engine in config.engines.values() for url in engine.urls if is_discovered(url)):
-            try:
-                discovery.check(url)
-            except StartError as error:
-                raise ConfigError(f"{self.source.path}: {error.message}") from error
+            discovery.check(url)
+        check_shared(config)
         return config, changes
 
     @property

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from engine.sim import Simulator, simulator
-from penstock import metrics
+from penstock import audit, metrics
+from penstock.store import opened
 from tests.conftest import Served, children, free_port, running
 from tests.reliability.client import ask
 from tests.reliability.conftest import ASK, STREAM, about, until
@@ -179,6 +180,10 @@ async def test_a_process_moves_at_sighup_and_when_the_file_changes(tmp_path: Pat
             figures = await asyncio.to_thread(lambda: served.client.get("/metrics").text)
             counts = dict(re.findall(r'^penstock_reloads_total\{result="(\w+)"\} (\S+)$', figures, re.MULTILINE))
             assert (counts["applied"], counts["refused"]) == ("2.0", "1.0")
+        async with opened(f"sqlite:///{tmp_path}/penstock.db") as store:
+            changed = [entry for entry in await audit.last(store, 10) if entry.action == "config.reloaded"]
+        assert len(changed) == 2
+        assert "models.more" in changed[0].details
     assert first.aborted == second.aborted == 0
 
 

@@ -284,6 +284,37 @@ async def test_what_needs_a_restart_is_refused_as_a_whole_and_named(
         assert (await ask(here.url, ASK)).status == 200
 
 
+async def test_limits_and_policy_change(tmp_path: Path) -> None:
+    async with simulator(itl_s=0.02) as sim, following(tmp_path, tree_of(sim)) as here:
+        tree = tree_of(sim, policy={"max_n": 1})
+        tree["models"]["sim"] |= {"concurrent": 1, "queue": 0}
+        running = asyncio.create_task(ask(here.url, STREAM))  # which has no ticket, and needs none
+        await until(lambda: sim.running == 1)
+        await here.becomes(tree)
+        limited = asyncio.create_task(ask(here.url, about(1, STREAM)))
+        await until(lambda: sim.started == 2)
+        assert (await ask(here.url, about(2, ASK))).status == 503
+        assert (await ask(here.url, {**ASK, "n": 2})).status == 400
+        await here.becomes(tree_of(sim))
+        assert (await ask(here.url, {**about(3, ASK), "n": 2})).status == 200
+        assert [said.done for said in await asyncio.gather(running, limited)] == [True, True]
+
+
+async def test_limits_that_several_processes_cannot_hold_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree: dict[str, Any] = {"gateway": {"workers": 2}, "engines": {"e": {"kind": "scripted"}}}
+    file = tmp_path / "penstock.yaml"
+    write(file, {**tree, "models": {"m": {"engine": "e"}}})
+    source = Source(file)
+    applied: list[Config] = []
+    reload = Reload(source, source.load(), applied.append)
+    write(file, {**tree, "models": {"m": {"engine": "e", "rpm": 5}}})
+    await reload.again()
+    assert "only with Redis" in caplog.text
+    assert not applied
+
+
 async def test_an_address_that_cannot_be_followed_from_here_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ class Reload:
 
     def _read(self) -> tuple[Config, list[Path]]:
         """What the file says now, and where that differs. Raises StartError."""
-        config = self.source.load()
+        config = self.source.again()
         changes = list(differences(self.config.revealed(), config.revealed()))
         if changes and self.source.is_empty:  # at the start that is the demo; now somebody is about to write
             raise ConfigError(f"{self.source.path} is empty")

@@ -1,6 +1,7 @@
 """A configuration that changes under a gateway at work: what moves, what stays, what is refused and how it is told."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ async def test_scripted_engines_and_fallbacks_change(tmp_path: Path) -> None:
         ("[" * 5000, "cannot be read: RecursionError"),
         ("gateway:\n  prot: 1\n", "penstock.yaml:2: unknown key 'gateway.prot', did you mean 'port'?"),
         ("models:\n  sim:\n    engine: x\n", "penstock.yaml:3: models.sim.engine: unknown engine 'x'"),
+        ('engines: {e: {urls: [http://a], api_key: "a\\r\\nb"}}\nmodels: {m: {engine: e}}', "printable ASCII"),
         ("a: 1\na: 2\n", "penstock.yaml:2: the key 'a' stands here a second time"),
     ],
 )
@@ -372,6 +374,16 @@ def load_text(folder: Path, text: str) -> Config:
     file = folder / "other.yaml"
     file.write_text(text)
     return load(file)
+
+
+async def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with simulator() as sim, following(tmp_path, tree_of(sim)) as here:
+        here.file.unlink()
+        os.mkfifo(here.file)
+        async with asyncio.timeout(5):
+            await here.reload.again()
+        assert "no file that can be read again" in caplog.text
+        assert (await ask(here.url, ASK)).status == 200
 
 
 async def test_a_mounted_configmap_is_another_file_when_its_link_is(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def main(
         if rounds:
             works = (REQUEST, PACED, BURST, Work("latency", rate=rate, times=2))
             runs = in_turn(place, crowd, works, rounds, {DIRECT: mock.urls[0]})
-            show(overhead_table(runs, crowd[-len(gateway)].name if gateway else ""), self_check_table(runs))
+            show(overhead_table(runs, crowd[-len(gateway)].name if gateway else "Penstock"), self_check_table(runs))
             found["overhead"] = runs
         if counts:
             several = [penstock(mock.urls[:count], free_port(), place.folder, str(count)) for count in counts]

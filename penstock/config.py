@@ -127,6 +127,7 @@ class Policy(Section):
     max_pattern_chars: int = Field(512, ge=1)
     max_parts: int = Field(64, ge=1, description="pieces of media in a request")
     max_media_bytes: int = Field(16 * 2**20, ge=0)
+    max_pixels: int = Field(64 * 2**20, ge=1, description="of all images of a request, as they will be unpacked")
     unknown_fields: Literal["pass", "refuse"] = Field("refuse", description="fields that no table here names")
     media_hosts: list[str] = Field([], description="where media may be fetched from, beside `data:` URLs")
     cache_salt: bool = Field(True, description="no tenant can tell from an answer's speed what another has asked")

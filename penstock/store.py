@@ -1,8 +1,11 @@
 """What outlasts a process: SQLite on a laptop, Postgres for many gateways. The same statements for both."""
 
 import logging
+import os
+import sqlite3
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from penstock.tables import changes
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_S = 5
 COMMAND_S = 15
-UNAVAILABLE = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+UNAVAILABLE = (OSError, sqlite3.Error, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What a store raises that cannot be reached or does not answer; asyncpg's own while a connection is made."""
 MIGRATING = 5067_1122  # any number of ours: who holds the lock of this name migrates
 
@@ -61,14 +64,29 @@ async def opened(database: SecretStr | str | None) -> AsyncIterator["Store"]:
 
 
 def engine_of(url: sa.URL) -> AsyncEngine:
-    """Raises OSError where a file cannot be made; it is its owner's alone."""
+    """Raises OSError or sqlite3.Error where a file cannot be made."""
     if url.get_backend_name() == "sqlite":
-        file = Path(url.database or "")
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file.touch(mode=0o600)
+        make_file(Path(url.database or ""))
         return create_async_engine(url, connect_args={"timeout": BUSY_S})
     limits = {"timeout": BUSY_S, "command_timeout": COMMAND_S}
     return create_async_engine(url, pool_pre_ping=True, pool_size=5, pool_timeout=BUSY_S, connect_args=limits)
+
+
+def make_file(file: Path) -> None:
+    """Where there is none, an empty database in WAL mode, its owner's alone. It comes into its place whole: of several
+    that would turn WAL on at once, all but one are refused."""
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, draft = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    os.close(descriptor)
+    try:
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        with suppress(FileExistsError):
+            os.link(draft, file)
+    finally:
+        os.unlink(draft)
 
 
 def reason(error: BaseException) -> str:

@@ -109,19 +109,20 @@ class Ticket:
 
 
 class Admission:
-    """`lines` are the models that have limits. `async with` it where requests are served."""
+    """`lines` are the models that have limits, `store` tells what keys have used before. `async with` it where
+    requests are served."""
 
     def __init__(
         self,
         config: Config,
         shared: Shared | None = None,
+        store: Store | None = None,
         steady: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.shared = shared
         self.process = shared.process if shared else ""
-        self.store: Store | None = None
-        """Where the tokens used before this process are looked up."""
+        self.store = store
         self.lines: dict[str, Line] = {}
         self.live: set[Ticket] = set()
         self._steady = steady
@@ -198,10 +199,13 @@ class Admission:
         """Whether it has its place, too. Raises PenstockError."""
         shared, line, caller = self.shared, ticket.line, ticket.caller
         if shared:
-            full = line.make_room(caller.tenant, caller.priority, deadline) if line and not line.is_free else None
-            verdict = await shared.book(ticket, may_wait=full is None)
+            verdict = await self._ask(shared, ticket, may_wait=line is not None and line.has_room)
+            if verdict and verdict.no_place and line:
+                if full := line.make_room(caller.tenant, caller.priority, deadline):
+                    raise full
+                verdict = await self._ask(shared, ticket, may_wait=True)
             if verdict:
-                return self._as_told(ticket, verdict, full)
+                return self._as_told(ticket, verdict)
             if not shared.goes_on_without:
                 metrics.shed.inc(line.name if line else "", "redis")
                 raise limits_unknown()
@@ -214,13 +218,15 @@ class Admission:
         self._entered(ticket, placed=True)
         return True
 
-    def _as_told(self, ticket: Ticket, verdict: Verdict, full: PenstockError | None) -> bool:
-        if ticket.account:
+    async def _ask(self, shared: Shared, ticket: Ticket, *, may_wait: bool) -> Verdict | None:
+        verdict = await shared.book(ticket, may_wait)
+        if verdict and ticket.account:
             ticket.account.known = verdict.standing
+        return verdict
+
+    def _as_told(self, ticket: Ticket, verdict: Verdict) -> bool:
         if verdict.refusal:
             raise self._error(verdict.refusal, ticket if verdict.of_key else None, ticket.line)
-        if verdict.no_place:
-            raise full or limits_unknown()
         self._entered(ticket, placed=verdict.placed)
         return verdict.placed
 
@@ -365,7 +371,7 @@ def as_headers(quota: Quota, standing: Standing) -> Headers:
 def as_duration(seconds: float) -> bytes:
     """As OpenAI writes them: b"6m0s", b"7.66s", b"120ms"."""
     if seconds < 1:
-        return b"%dms" % math.ceil(max(0.0, seconds) * 1000)
+        return b"%dms" % round(max(0.0, seconds) * 1000)
     minutes, rest = divmod(seconds, 60)
     return f"{f'{int(minutes)}m' if minutes else ''}{rest:.4g}s".encode()
 

@@ -20,7 +20,7 @@ import orjson
 
 from engine.affinity import hint_of
 from penstock import metrics
-from penstock.callers import LOCAL, Caller
+from penstock.callers import LOCAL, UNLIMITED, Caller
 from penstock.callers import Scope as KeyScope
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
@@ -80,7 +80,7 @@ class Gateway:
         self.hot_paths = HOT_PATHS
         self.keys = keys or Keys(config.gateway.keys)
         self.policy = Policy(config.policy, self.keys.pepper)
-        self.admission = Admission(config, sharing(config.state))
+        self.admission = Admission(config, sharing(config.state), ledger.store if ledger else None)
         self.replays = Replays(config)
         self.stack: Stack | None = None
         self.ledger = ledger
@@ -172,6 +172,7 @@ class Gateway:
         """By what was answered before, where the caller or the configuration wants that."""
         if not self.replays.concern(call.exchange, body):
             return self._generated(call, served, body, dialect)
+        self._mark(call)
         generate = partial(self._apart, call, served, body, dialect)
         return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
 
@@ -222,7 +223,14 @@ class Gateway:
     def _is_in(self, call: "Call", ticket: Ticket) -> None:
         call.ticket = ticket
         ticket.progress = call.came
-        call.exchange.marks = [*call.exchange.marks, *self.admission.marks(call.caller)]
+        self._mark(call)
+
+    def _mark(self, call: "Call") -> None:
+        """The answer will tell a limited caller how its limits stand, once."""
+        exchange = call.exchange
+        if call.caller.quota is not UNLIMITED:
+            others = [mark for mark in exchange.marks if not mark[0].startswith(b"x-ratelimit-")]
+            exchange.marks = [*others, *self.admission.marks(call.caller)]
 
     def told(self, call: "Call", error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
@@ -340,7 +348,7 @@ class Gateway:
         exchange.on_gone = nothing
         self._calls.discard(call)
         if call.error and not call.ticket:
-            exchange.marks = [*exchange.marks, *self.admission.marks(call.caller)]
+            self._mark(call)
         self._settle(call, cut=call.error is not None)
         if call.error and not exchange.gone:
             interrupted = exchange.status == 200

@@ -18,6 +18,7 @@ MAX_BAD_WORDS = 128
 MAX_PROMPT_LOGPROBS = 20
 MAX_TEMPLATE_TEXT_CHARS = 1024
 SHOWN_CHARS = 64
+TOOLS_AS_SCHEMAS = 16
 # Others are run by the server that answers: searches, code, files, calls to other servers.
 TOOLS_OF_THE_CALLER = frozenset({"function", "custom", "namespace"})
 
@@ -76,10 +77,14 @@ def check_structured(value: Any, name: str, limits: Policy, caller: Caller) -> N
 
 
 def check_tools(value: Any, name: str, limits: Policy, caller: Caller) -> None:
-    """One by one: a caller may offer many."""
+    """One by one, and together: a call of any of them may be made one grammar."""
+    room = limits.max_schema_bytes * TOOLS_AS_SCHEMAS
     for index, tool in enumerate(value if type(value) is list else ()):
         param = f"{name}[{index}]"
-        check_schema(tool, param, limits)
+        room -= check_schema(tool, param, limits)
+        if room < 0:
+            most = limits.max_schema_bytes * TOOLS_AS_SCHEMAS
+            raise BadRequest(f"{name}: they have more than {most} bytes (policy.max_schema_bytes)", param=name)
         kind = tool.get("type", "function") if type(tool) is dict else "function"
         if "raw-fields" in caller.scopes or "input_schema" in tool or str(kind) in TOOLS_OF_THE_CALLER:
             continue

@@ -9,6 +9,8 @@ import base64
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -19,6 +21,7 @@ from serving.media import Address, Medium, address_of, refused
 FETCH_S = 10.0
 AT_ONCE = 16
 PIECE_BYTES = 2**16
+HEAD_BYTES = 2**14
 MEDIA_TYPE = re.compile(r"(?:image|audio|video)/[\w.+-]{1,64}")
 
 # What is public by its number and yet leads inside, or carries an IPv4 address that might.
@@ -57,17 +60,23 @@ async def resolved(host: str, port: int) -> Sequence[str]:
 
 async def connected(ip: str, address: Address) -> Streams:
     """A connection to this IP address, for this host's name."""
-    context = ssl.create_default_context() if address.scheme == "https" else None
+    context = trusted() if address.scheme == "https" else None
     return await asyncio.open_connection(
         ip, address.port, ssl=context, server_hostname=address.host if context else None, limit=PIECE_BYTES
     )
+
+
+@lru_cache(maxsize=1)
+def trusted() -> ssl.SSLContext:
+    """Whom to believe; read once, since it takes milliseconds."""
+    return ssl.create_default_context()
 
 
 class Fetch:
     """Puts `data:` URLs in the place of addresses."""
 
     def __init__(self, max_bytes: int, resolve: Resolve | None = None, connect: Connect | None = None) -> None:
-        """`max_bytes`: what one may have."""
+        """`max_bytes`: what all of a request may have together."""
         self._max_bytes = max_bytes
         self._resolve = resolve or resolved
         self._connect = connect or connected
@@ -75,18 +84,19 @@ class Fetch:
 
     async def __call__(self, media: Sequence[Medium]) -> None:
         """All at once. Raises BadRequest for the first that cannot be had."""
+        room = Room(self._max_bytes + len(media) * HEAD_BYTES)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for medium in media:
-                    tasks.create_task(self._replace(medium))
+                    tasks.create_task(self._replace(medium, room))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def _replace(self, medium: Medium) -> None:
+    async def _replace(self, medium: Medium, room: "Room") -> None:
         address = address_of(medium)
         try:
             async with self._slots, asyncio.timeout(FETCH_S):
-                kind, body = await self._fetched(address)
+                kind, body = await self._fetched(address, room)
         except TimeoutError as error:
             raise refused(medium, f"{address.host} did not answer within {FETCH_S:g} s") from error
         except CannotFetch as error:
@@ -95,19 +105,29 @@ class Fetch:
             raise refused(medium, f"{address.host} cannot be reached") from error
         medium.holder[medium.key] = f"data:{kind};base64,{base64.b64encode(body).decode()}"
 
-    async def _fetched(self, address: Address) -> tuple[str, bytes]:
+    async def _fetched(self, address: Address, room: "Room") -> tuple[str, bytes]:
         found = await self._resolve(address.host, address.port)
         if not found or not all(map(is_public, found)):
             raise CannotFetch("is not on the public internet")
         reader, writer = await self._connect(found[0], address)
         try:
             writer.write(request_for(address))
-            answer = Answer(self._max_bytes)
+            answer = Answer()
             while not answer.complete and (piece := await reader.read(PIECE_BYTES)):
+                room.bytes -= len(piece)
+                if room.bytes < 0:
+                    raise CannotFetch(f"and the others have more than {self._max_bytes} bytes (policy.max_media_bytes)")
                 answer.feed(piece)
             return answer.end()
         finally:
             writer.transport.abort()
+
+
+@dataclass(slots=True)
+class Room:
+    """What may still be read, of all the answers for a request."""
+
+    bytes: int
 
 
 def request_for(address: Address) -> bytes:
@@ -126,9 +146,8 @@ def request_for(address: Address) -> bytes:
 class Answer:
     """What came, as the parser tells it. Raises CannotFetch as soon as it is none that is wanted."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self) -> None:
         self.complete = False
-        self._max_bytes = max_bytes
         self._parser: Any = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._body = bytearray()
@@ -166,8 +185,6 @@ class Answer:
 
     def on_body(self, piece: bytes) -> None:
         self._body += piece
-        if len(self._body) > self._max_bytes:
-            self._why_not = f"answers with more than {self._max_bytes} bytes (policy.max_media_bytes)"
 
     def on_message_complete(self) -> None:
         self.complete = True

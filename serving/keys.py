@@ -52,6 +52,10 @@ class Keys:
             else:
                 self._stored.pop(key.id.encode(), None)
 
+    def limited(self) -> list[str]:
+        """The names of the stored keys that have limits."""
+        return [caller.name for _, caller in self._stored.values() if not caller.quota.is_unlimited]
+
     def any_may(self, scope: Scope) -> bool:
         """Whether a stored key has the scope."""
         return any(scope in caller.scopes for _, caller in self._stored.values())

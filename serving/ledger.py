@@ -7,9 +7,10 @@ counted as such. A kill -9 loses what was noted since the last batch; an ordinar
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -81,6 +82,19 @@ class Rows:
             self.sums[caller.id, model, day] = used
         else:
             sum_.add(used)
+
+    def as_parameters(self) -> Iterator[dict[str, Any]]:
+        """In one order, or two gateways might wait for each other."""
+        for (key, model, day), used in sorted(self.sums.items(), key=itemgetter(0)):
+            caller = self.callers[key]
+            yield {
+                "key_id": key,
+                "model": model,
+                "day": day,
+                "tenant": caller.tenant,
+                "name": caller.name,
+                **{name: getattr(used, name) for name in FIGURES},
+            }
 
 
 class Ledger:
@@ -171,16 +185,12 @@ class Ledger:
             )
             if not known.rowcount:
                 return  # it was written; only the word that it was got lost
-            for (key, model, day), used in sorted(rows.sums.items()):  # in one order, or two gateways may block
-                caller = rows.callers[key]
-                counts = {name: getattr(used, name) for name in FIGURES}
-                row = self.store.insert(usage).values(
-                    key_id=key, model=model, day=day, tenant=caller.tenant, name=caller.name, **counts
-                )
-                more = {name: usage.c[name] + count for name, count in counts.items()}
-                await connection.execute(
-                    row.on_conflict_do_update(index_elements=[usage.c.key_id, usage.c.model, usage.c.day], set_=more)
-                )
+            insert = self.store.insert(usage)
+            more = {name: usage.c[name] + insert.excluded[name] for name in FIGURES}
+            where = [usage.c.key_id, usage.c.model, usage.c.day]
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=where, set_=more), [*rows.as_parameters()]
+            )
             await connection.execute(sa.delete(batches).where(batches.c.at < now - KEEP_BATCHES_S))
 
 

@@ -59,6 +59,11 @@ class Line:
         """Whether a request need not wait, as far as this process knows."""
         return self.places is None or (not self.queue and self.running < self.places)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self.queue) < self.most_waiting
+
     def wait_s(self, tenant: str, priority: int) -> float:
         """How long a new one would wait, as things go."""
         return (self.queue.ahead_of(tenant, priority) + 1) * self.account.lasts_s / (self.places or 1)
@@ -69,7 +74,7 @@ class Line:
         wait_s = self.wait_s(tenant, priority)
         if now + wait_s >= deadline:
             return self._refused("deadline", wait_s)
-        if len(self.queue) < self.most_waiting:
+        if self.has_room:
             return None
         doomed = min(self.queue, key=lambda waiter: waiter.deadline, default=None)
         if doomed is None or doomed.deadline > now + self.account.lasts_s:
@@ -83,6 +88,8 @@ class Line:
     async def wait(self, waiter: Waiter) -> str:
         """Returns its place. Raises Overloaded, DeadlineOver; who is cancelled is gone from the queue at once."""
         waiter.since = asyncio.get_running_loop().time()
+        if waiter.since + (wait_s := self.wait_s(waiter.tenant, waiter.priority)) >= waiter.deadline:
+            raise self._refused("deadline", wait_s)
         until = min(waiter.since + self.patience_s, waiter.deadline)
         self.queue.push(waiter)
         self._shown()
@@ -192,4 +199,4 @@ def limits_unknown() -> Overloaded:
 
 def in_whole_s(seconds: float) -> int:
     """As Retry-After wants it: no sooner, and not at once."""
-    return max(1, math.ceil(seconds))
+    return max(1, math.ceil(round(seconds, 3)))

@@ -12,11 +12,13 @@ from typing import Any
 
 from engine.affinity import CHARS_PER_TOKEN
 from penstock.errors import BadRequest
+from serving.pixels import pixels_of
 
 URLS = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 DATA = frozenset({"data", "file_data"})
 # Serialized tensors, which the engine unpacks, and names of media that another request may have brought.
 RAW_PARTS = frozenset({"image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil", "uuid"})
+SCHEMAS = frozenset({"input_schema", "parameters"})
 CALLS = frozenset({"tool_use", "server_tool_use"})  # their `input` is the model's own, and no part
 
 # A dialect that leaves nothing to be read in two ways: no user, no backslash, no control character, no other script.
@@ -33,6 +35,7 @@ class Medium:
     holder: dict[str, Any]
     key: str
     where: str
+    is_image: bool = False
 
     @property
     def text(self) -> str:
@@ -53,6 +56,17 @@ class Medium:
         """About as much as its base64 decodes to."""
         return len(self.text) * 3 // 4
 
+    @property
+    def pixels(self) -> int | None:
+        """Of an image, and of the images that a video may be; None where it cannot be told."""
+        spec, _, data = ("", "", self.text) if self.key in DATA else self.text.partition(",")
+        if self.is_image:
+            return pixels_of(data) if self.key in DATA or spec.endswith(";base64") else None
+        if not spec.startswith("data:video/jpeg"):
+            return 0
+        frames = [pixels_of(frame) for frame in data.split(",")]
+        return None if None in frames else sum(filter(None, frames))
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -72,31 +86,48 @@ class RawPart:
     where: str
 
 
-def media_in(value: Any, where: str) -> Iterator[Medium | RawPart]:
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a tool takes that is offered in the middle of a conversation."""
+
+    value: Any
+    where: str
+
+
+Found = Medium | RawPart | Schema
+
+
+def found_in(value: Any, where: str) -> Iterator[Found]:
     """All that stands in a prompt, however deep: in parts, in results of tools, in documents."""
     stack = [(value, where)]
     while stack:
         node, where = stack.pop()
         if type(node) is list:
             stack.extend((item, f"{where}[{index}]") for index, item in enumerate(node) if type(item) in (dict, list))
-            continue
-        kind = node.get("type")
-        if type(kind) is str and kind in RAW_PARTS:
-            yield RawPart(kind, where)
-        for name, inner in node.items():
-            inside = f"{where}.{name}"
-            if name == "input" and type(kind) is str and kind in CALLS:
-                continue
-            if name in RAW_PARTS and inner is not None:
-                yield RawPart(name, inside)
-            elif (name in URLS and type(inner) is str) or (
-                name in DATA and type(inner) is str and kind != "redacted_thinking"
-            ):
-                yield Medium(node, name, inside)
-            elif type(inner) is dict and type(inner.get("url")) is str and (name in URLS or name == "source"):
-                yield Medium(inner, "url", f"{inside}.url")
-            elif type(inner) in (dict, list):
-                stack.append((inner, inside))
+        elif type(node) is dict:
+            yield from found_at(node, where, stack)
+
+
+def found_at(node: dict[str, Any], where: str, stack: list[tuple[Any, str]]) -> Iterator[Found]:
+    """What one object holds itself; what it holds deeper goes on the stack."""
+    kind = node["type"] if type(node.get("type")) is str else ""
+    if kind in RAW_PARTS:
+        yield RawPart(kind, where)
+    for name, inner in node.items():
+        inside = f"{where}.{name}"
+        if name in RAW_PARTS and inner is not None:
+            yield RawPart(name, inside)
+        elif type(inner) is str:
+            if name in URLS or (name in DATA and kind != "redacted_thinking"):
+                yield Medium(node, name, inside, name == "image_url")
+        elif type(inner) is dict and (name in URLS or name == "source"):
+            for key in ("url", "data"):
+                if type(inner.get(key)) is str:
+                    yield Medium(inner, key, f"{inside}.{key}", name == "image_url" or kind == "image")
+        elif type(inner) in (dict, list) and not (name == "input" and kind in CALLS):
+            if name in SCHEMAS:
+                yield Schema(inner, inside)
+            stack.append((inner, inside))
 
 
 def address_of(medium: Medium) -> Address:

@@ -15,7 +15,8 @@ from penstock.errors import BadRequest, Forbidden
 from serving import fields
 from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS
 from serving.fetching import Fetch
-from serving.media import Medium, address_of, characters, media_in, refused
+from serving.media import Medium, Schema, address_of, characters, found_in, refused
+from serving.schemas import check_schema
 
 Body = dict[str, Any]
 
@@ -75,13 +76,15 @@ class Policy:
         return dict(body)
 
     def _media(self, name: str, value: Any, caller: Caller) -> list[Medium]:
-        """Raises Forbidden for parts that reach into the engine."""
+        """Raises Forbidden for parts that reach into the engine, BadRequest for tools whose grammars are too large."""
         if type(value) not in (dict, list):
             return []
         media: list[Medium] = []
-        for found in media_in(value, name):
+        for found in found_in(value, name):
             if isinstance(found, Medium):
                 media.append(found)
+            elif isinstance(found, Schema):
+                check_schema(found.value, found.where, self.limits)
             elif "raw-fields" not in caller.scopes:
                 raise Forbidden(
                     f"{found.where}: {found.name} reaches into the engine and is for keys with the scope raw-fields",
@@ -99,6 +102,15 @@ class Policy:
         if size > self.limits.max_media_bytes:
             most = self.limits.max_media_bytes
             raise BadRequest(f"{size} bytes of media, {most} at most (policy.max_media_bytes)", param=where)
+        pixels = 0
+        for medium in media:
+            more = 0 if medium.is_remote else medium.pixels
+            if more is None:
+                raise refused(medium, "it is no PNG, JPEG, GIF, WebP or BMP in base64")
+            pixels += more
+        if pixels > self.limits.max_pixels:
+            most = self.limits.max_pixels
+            raise BadRequest(f"{pixels} pixels of images, {most} at most (policy.max_pixels)", param=where)
 
     def _with_media(self, body: Body, media: list[Medium], caller: Caller) -> Body:
         """Raises BadRequest for addresses that are not to be fetched."""

@@ -96,6 +96,10 @@ class Reload:
             raise ConfigError(f"{self.source.path} is empty")
         if fixed := needing_a_restart(changes, self.config, config):
             raise ConfigError(f"{self.source.path}: only a restart can change {', '.join(fixed)}")
+        try:
+            check_shared(config)
+        except StartError as error:
+            raise ConfigError(f"{self.source.path}: {error.message}") from error
         for url in (url for engine in config.engines.values() for url in engine.urls if is_discovered(url)):
             discovery.check(url)
         check_shared(config)

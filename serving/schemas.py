@@ -16,8 +16,9 @@ PATTERNS = frozenset({"pattern", "regex", "whitespace_pattern"})
 WRITTEN = frozenset({"json", "structural_tag"})  # in structured_outputs: documents, or documents written as text
 
 
-def check_schema(value: Any, param: str, limits: Policy) -> None:
-    """`param`: what the caller calls it. Linear in its size. Raises BadRequest for what is beyond the limits."""
+def check_schema(value: Any, param: str, limits: Policy) -> int:
+    """`param`: what the caller calls it. Returns its bytes, in linear time. Raises BadRequest for what is beyond the
+    limits."""
     too_deep = f"it is nested more than {limits.max_schema_depth} levels deep (policy.max_schema_depth)"
     stack = [(value, 1)]
     while stack:
@@ -42,6 +43,7 @@ def check_schema(value: Any, param: str, limits: Policy) -> None:
         raise BadRequest(
             f"{param}: it has {size} bytes, {limits.max_schema_bytes} at most (policy.max_schema_bytes)", param=param
         )
+    return size
 
 
 def patterns_of(node: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,5 @@
--- Limits that all gateways share, each operation atomic. ARGV: what to do, the time in ms (or Redis' own), a document.
+-- Limits that all gateways share: a list of operations, all at one moment. ARGV: the time in ms, or '' for Redis' own;
+-- a document of the operations, the process they are of, and how long a lease lasts.
 --
 -- An account (a key or a model) is a hash at its base with the sums `requests`, `tokens` and `reserved`, beside it
 --   :requests :tokens   lists of "slot:count", a slot being 100 ms, oldest first
@@ -11,8 +12,8 @@ local SLOTS = 600
 local SEEN_MS = 1000
 local KEEP_MS = 3600000
 
-local operation, given, asked = ARGV[1], ARGV[2], cjson.decode(ARGV[3])
-local now = tonumber(given)
+local now, document = tonumber(ARGV[1]), cjson.decode(ARGV[2])
+local process, lease_ms = document.process, document.lease_ms
 if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -98,7 +99,7 @@ local function release(base, ticket)
 end
 
 local function hold(base, ticket, reserved, counted)
-  redis.call('ZADD', base .. ':held', now + asked.lease_ms, ticket)
+  redis.call('ZADD', base .. ':held', now + lease_ms, ticket)
   redis.call('HSET', base .. ':tickets', ticket, string.format('%d:%d', reserved, counted))
   redis.call('HINCRBY', base, 'reserved', reserved)
   for _, key in ipairs({base, base .. ':held', base .. ':tickets'}) do redis.call('PEXPIRE', key, KEEP_MS) end
@@ -112,7 +113,7 @@ end
 -- Places
 
 local function take_place(base, place)
-  redis.call('ZADD', base .. ':places', now + asked.lease_ms, place)
+  redis.call('ZADD', base .. ':places', now + lease_ms, place)
   redis.call('PEXPIRE', base .. ':places', KEEP_MS)
 end
 
@@ -127,7 +128,7 @@ local function is_free(base, places, urgency, since)
     theirs, began = tonumber(theirs), tonumber(began)
     if tonumber(seen) < now - SEEN_MS then
       redis.call('HDEL', base .. ':turns', turns[i])
-    elseif turns[i] ~= asked.process and (theirs > urgency or (theirs == urgency and began < since)) then
+    elseif turns[i] ~= process and (theirs > urgency or (theirs == urgency and began < since)) then
       free = free - 1
     end
   end
@@ -171,7 +172,7 @@ local function standing(account)
 end
 
 -- {whose limit, which, retry in ms, whether it has its place, the key's standing}
-local function book()
+local function book(asked)
   local line = asked.line
   for _, account in ipairs(asked.accounts) do
     local limit, retry_ms = refusal(account)
@@ -187,9 +188,9 @@ local function book()
   return {'', '', 0, placed and 1 or 0, standing(asked.accounts[1])}
 end
 
-local function take()
+local function take(asked)
   local turns = asked.base .. ':turns'
-  local mine = redis.call('HGET', turns, asked.process)
+  local mine = redis.call('HGET', turns, process)
   local since = mine and tonumber(string.match(mine, ':(%d+):')) or now
   local free = is_free(asked.base, asked.places, asked.urgency, since)
   if free then
@@ -197,16 +198,16 @@ local function take()
     since = now
   end
   if free and not asked.more then
-    redis.call('HDEL', turns, asked.process)
+    redis.call('HDEL', turns, process)
   else
-    redis.call('HSET', turns, asked.process, string.format('%d:%d:%d', asked.urgency, since, now))
+    redis.call('HSET', turns, process, string.format('%d:%d:%d', asked.urgency, since, now))
     redis.call('PEXPIRE', turns, KEEP_MS)
   end
   return free and 1 or 0
 end
 
-local function step_back()
-  return redis.call('HDEL', asked.base .. ':turns', asked.process)
+local function step_back(asked)
+  return redis.call('HDEL', asked.base .. ':turns', process)
 end
 
 local function spend(account, count)
@@ -217,7 +218,7 @@ local function spend(account, count)
   end
 end
 
-local function renew()
+local function renew(asked)
   for _, one in ipairs(asked.tickets) do
     for _, account in ipairs(one.accounts) do
       local counted = release(account.base, one.ticket) or one.came
@@ -229,7 +230,7 @@ local function renew()
   return #asked.tickets
 end
 
-local function settle()
+local function settle(asked)
   for _, one in ipairs(asked.tickets) do
     for _, account in ipairs(one.accounts) do
       local counted = release(account.base, one.ticket)
@@ -240,7 +241,7 @@ local function settle()
   return #asked.tickets
 end
 
-local function remember()
+local function remember(asked)
   for _, period in ipairs(asked.periods) do
     redis.call('SET', asked.base .. ':' .. period.name, period.used, 'NX', 'EX', period.keep_s)
   end
@@ -250,4 +251,6 @@ end
 local operations = {
   book = book, take = take, step_back = step_back, renew = renew, settle = settle, remember = remember,
 }
-return operations[operation]()
+local answers = {}
+for _, asked in ipairs(document.operations) do answers[#answers + 1] = operations[asked.operation](asked) end
+return answers

@@ -1,7 +1,8 @@
 """Limits that hold across processes and gateways: the accounts of `serving/accounts.py`, kept in one Redis.
 
-Every operation is one script (`shared_limits.lua`), so one round trip and atomic, and times are Redis' own. What is
-under way is leased and renewed each second: of a gateway that is killed, everything is free again after LEASE_S.
+Everything is asked by one script (`shared_limits.lua`), so in one round trip and atomically, and times are Redis' own.
+While a call is under way, what else is to be asked collects for the next: the more requests, the less each costs.
+What runs is leased, and renewed each second: of a gateway that is killed, everything is free again after LEASE_S.
 
 A request waits at most PATIENCE_S for Redis. After FAILURES in a row nobody asks any more until it has answered a
 probe, one a second; then what runs is leased anew. One Redis, or one with replicas, but no cluster.
@@ -13,11 +14,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 import orjson
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -35,15 +36,25 @@ from serving.windows import Calendar, day_ends_in, month_ends_in
 log = logging.getLogger(__name__)
 
 SCRIPT = (Path(__file__).parent / "shared_limits.lua").read_text(encoding="utf-8")
-PATIENCE_S = 0.05
-CONNECTIONS = 16
+PATIENCE_S = 0.045
+LEAST_S = 0.005
+"""What a call is given at least, whatever those who ask have waited for the one before."""
 FAILURES = 3
 PROBE_S = 1.0
+PROBED_WITHIN_S = 0.5
 LEASE_S = 6.0
-AT_ONCE = 200
+AT_ONCE = 100
+LATE_S = 0.01
+"""An event loop that is later than this was busy, and Redis may have answered long ago."""
 MOST_UNSETTLED = 20_000
 KEEP_DAY_S = 2 * 86400
 KEEP_MONTH_S = 33 * 86400
+
+
+class Asked(NamedTuple):
+    document: dict[str, Any]
+    answer: asyncio.Future[Any]
+    since: float
 
 
 class SharedLimits:
@@ -56,30 +67,29 @@ class SharedLimits:
         self._clock = clock
         self._store: Store | None = None
         self._calendar = Calendar()
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
-        self._redis = Redis.from_pool(pool)
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
         self._failures = 0
+        self._asked: list[Asked] = []
         self._unsettled: list[dict[str, Any]] = []
         self._to_renew: list[Ticket] = []
         self._live: Iterable[Ticket] = ()
-        self._writing: asyncio.Task[None] | None = None
+        self._talking: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
 
     async def open(self, store: Store | None) -> None:
         self._store = store
         metrics.limits_shared.set(1)
-        if await self._call("renew", {"tickets": []}) is None:
-            log.warning("Redis does not answer: limits %s", self._meanwhile)
+        if not await self._answers():
+            self._give_up("to the first question")
 
     async def close(self) -> None:
-        if self._probing:
-            self._probing.cancel()
-        if self._writing:
-            await asyncio.wait([self._writing], timeout=1)
-            self._writing.cancel()
+        tasks = [task for task in (self._talking, self._probing) if task]
+        if self._talking:
+            await asyncio.wait([self._talking], timeout=1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -185,13 +195,13 @@ class SharedLimits:
         self._live = tickets
         if self.is_up and not self._to_renew:
             self._to_renew = list(tickets)
-            self._write()
+            self._talk()
 
     def _settle(self, entry: dict[str, Any]) -> None:
         if len(self._unsettled) < MOST_UNSETTLED:
             self._unsettled.append(entry)
         if self.is_up:
-            self._write()
+            self._talk()
 
     def _entry(self, ticket: Ticket) -> dict[str, Any]:
         periods = [name for _, name, _ in self._periods(ticket.caller.quota)]
@@ -203,83 +213,116 @@ class SharedLimits:
             entry["place"] = {"base": line_base(ticket.line), "name": ticket.place}
         return entry
 
-    def _write(self) -> None:
-        if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write_all())
-
-    async def _write_all(self) -> None:
-        """One call after the other, so that what has ended is not renewed behind it."""
-        try:
-            while self.is_up and (self._unsettled or self._to_renew):
-                await (self._settle_some() if self._unsettled else self._renew_some())
-        finally:
-            self._writing = None
-
-    async def _settle_some(self) -> None:
-        some = self._unsettled[:AT_ONCE]
-        if await self._call("settle", {"tickets": some}) is not None:
-            del self._unsettled[: len(some)]
-        for entry in self._unsettled[:AT_ONCE]:
-            entry["again"] = True  # what may have been settled is not counted twice
-
-    async def _renew_some(self) -> None:
-        some, self._to_renew = self._to_renew[:AT_ONCE], self._to_renew[AT_ONCE:]
-        live = set(self._live)
-        entries = [{**self._entry(ticket), "reserved": ticket.reserved} for ticket in some if ticket in live]
-        await self._call("renew", {"tickets": entries})
-
     async def _call(self, operation: str, document: dict[str, Any]) -> Any:
         """What Redis answers; None if it does not, or is not asked."""
         if not self.is_up:
             return None
-        document |= {"lease_ms": round(LEASE_S * 1000), "process": self.process}
-        now = b"" if self._clock is None else b"%d" % round(self._clock() * 1000)
+        loop = asyncio.get_running_loop()
+        asked = Asked({**document, "operation": operation}, loop.create_future(), loop.time())
+        self._asked.append(asked)
+        self._talk()
+        return await asked.answer
+
+    def _talk(self) -> None:
+        if self._talking is None:
+            self._talking = asyncio.get_running_loop().create_task(self._talk_on())
+
+    async def _talk_on(self) -> None:
+        """One call after the other, so that what has ended is not renewed behind it."""
         try:
-            answer = await soon(self._script(args=[operation, now, orjson.dumps(document)]))
+            while self.is_up and (self._asked or self._unsettled or self._to_renew):
+                await self._talk_once()
+        finally:
+            self._talking = None
+            self._unanswered(self._asked)
+
+    async def _talk_once(self) -> None:
+        asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
+        settled = self._unsettled[:AT_ONCE]
+        renewed, self._to_renew = self._to_renew[:AT_ONCE], self._to_renew[AT_ONCE:]
+        live = set(self._live)
+        renewals = [{**self._entry(ticket), "reserved": ticket.reserved} for ticket in renewed if ticket in live]
+        operations = [
+            {"operation": "settle", "tickets": settled},
+            {"operation": "renew", "tickets": renewals},
+            *(one.document for one in asked),
+        ]
+        waited_s = asyncio.get_running_loop().time() - asked[0].since if asked else 0.0
+        try:
+            _, _, *answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
         except (RedisError, OSError) as error:  # TimeoutError is one
             self._failed(error)
-            return None
+            for entry in settled:
+                entry["again"] = True  # what may have been settled is not counted twice
+            self._unanswered(asked)
+            self._unanswered(self._asked)
+            return
+        except BaseException:
+            self._unanswered(asked)
+            raise
         self._failures = 0
-        return answer
+        del self._unsettled[: len(settled)]
+        for one, answer in zip(asked, answers, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(answer)
+
+    def _run(self, operations: Sequence[Any]) -> Awaitable[Any]:
+        document = {"operations": operations, "process": self.process, "lease_ms": round(LEASE_S * 1000)}
+        now = b"" if self._clock is None else b"%d" % round(self._clock() * 1000)
+        return self._script(args=[now, orjson.dumps(document)])
+
+    def _unanswered(self, asked: list["Asked"]) -> None:
+        for one in asked:
+            if not one.answer.done():
+                one.answer.set_result(None)
+        asked.clear()
 
     def _failed(self, error: Exception) -> None:
         metrics.redis_failures.inc()
         self._failures += 1
         if self._failures >= FAILURES and self.is_up:
-            self.is_up = False
-            metrics.limits_shared.set(0)
-            log.error("Redis does not answer (%s): limits %s", type(error).__name__, self._meanwhile)
-            self._probing = asyncio.get_running_loop().create_task(self._probe())
+            self._give_up(type(error).__name__)
 
-    @property
-    def _meanwhile(self) -> str:
-        if self.goes_on_without:
-            return "hold in each process by itself until it does"
-        return "cannot be checked, and what they are of is refused until it does"
+    def _give_up(self, why: str) -> None:
+        self.is_up = False
+        metrics.limits_shared.set(0)
+        meanwhile = (
+            "hold in each process by itself"
+            if self.goes_on_without
+            else "cannot be checked, and whatever has any is refused"
+        )
+        log.error("Redis does not answer (%s): limits %s until it does", why, meanwhile)
+        self._probing = asyncio.get_running_loop().create_task(self._probe())
 
     async def _probe(self) -> None:
-        while True:
+        while not await self._answers():
             await asyncio.sleep(PROBE_S)
-            with suppress(RedisError, OSError):
-                await soon(self._redis.ping())
-                break
         self.is_up, self._failures, self._probing = True, 0, None
         metrics.limits_shared.set(1)
         log.warning("Redis answers again: limits are shared")
         self.renew(self._live)
 
+    async def _answers(self) -> bool:
+        """Whether it does, to who has time."""
+        try:
+            await soon(self._run([]), PROBED_WITHIN_S)
+        except (RedisError, OSError):
+            return False
+        return True
+
     def _now(self) -> float:
         return time.time() if self._clock is None else self._clock()
 
 
-async def soon(answer: Awaitable[Any]) -> Any:
-    """Raises TimeoutError for what has not come within PATIENCE_S; not where it is this process that was late."""
+async def soon(answer: Awaitable[Any], within_s: float) -> Any:
+    """Raises TimeoutError for what has not come in time; not where it is this process that was late."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + within_s
     task = asyncio.ensure_future(answer)
     try:
-        await asyncio.wait([task], timeout=PATIENCE_S)
-        for _ in range(2):
-            if not task.done():
-                await asyncio.sleep(0)
+        await asyncio.wait([task], timeout=within_s)
+        if not task.done() and loop.time() > due + LATE_S:
+            await asyncio.wait([task], timeout=LATE_S)
         if not task.done():
             raise TimeoutError
         return task.result()

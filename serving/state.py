@@ -18,6 +18,7 @@ from penstock.errors import StartError
 from penstock.keyring import Keyring, pepper
 from penstock.store import UNAVAILABLE, Store, opened, reason
 from serving import admin
+from serving.admission import check_shared
 from serving.keys import Keys
 from serving.ledger import Ledger
 
@@ -50,12 +51,13 @@ async def kept(config: Config) -> AsyncIterator[State]:
     async with opened(config.state.database) as store:
         keyring = Keyring(store, pepper(config.state.pepper))
         keys = Keys(config.gateway.keys, keyring.pepper)
-        copy = Copy(keyring, keys)
+        copy = Copy(keyring, keys, config)
         try:
             await keyring.check_pepper()
             await copy.refresh()
         except UNAVAILABLE as error:
             raise StartError(f"the keys cannot be read from the database: {reason(error)}") from error
+        check_shared(config, keys.limited())
         if config.gateway.host not in LOOPBACK:
             refuse_to_be_open(config.gateway.host, keys)
             keys.closed = True  # nor will it be open later
@@ -80,7 +82,8 @@ async def governed(config: Config, address: tuple[str, int]) -> AsyncIterator[St
             yield state
         finally:
             try:
-                await audit.note(state.store, audit.this_process(), "gateway.stopped", where)
+                async with asyncio.timeout(PATIENCE_S):
+                    await audit.note(state.store, audit.this_process(), "gateway.stopped", where)
             except UNAVAILABLE as error:
                 log.error("the audit log does not say that this gateway has ended: %s", reason(error))
 
@@ -88,17 +91,20 @@ async def governed(config: Config, address: tuple[str, int]) -> AsyncIterator[St
 class Copy:
     """`keys`, brought up to date with the store."""
 
-    def __init__(self, keyring: Keyring, keys: Keys) -> None:
+    def __init__(self, keyring: Keyring, keys: Keys, config: Config) -> None:
         self.keyring = keyring
         self.keys = keys
+        self.config = config
         self._change = 0
         self._lost = False
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
+        """Whether anything has changed."""
         changed = await self.keyring.since(self._change)
         if changed:
             self.keys.learn(changed)
             self._change = changed[-1].change
+        return bool(changed)
 
     async def follow(self) -> NoReturn:
         """Whatever goes wrong, the next look may succeed: without this task no revocation would ever be known."""
@@ -106,7 +112,10 @@ class Copy:
             await asyncio.sleep(POLL_S)
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    await self.refresh()
+                    if await self.refresh():
+                        check_shared(self.config, self.keys.limited())
+            except StartError as error:  # not now: this gateway runs
+                log.error("until then each worker holds them by itself: %s", error)
             except Exception as error:
                 self._failed(error)
             else:

@@ -48,6 +48,13 @@ class Postgres:
         """As a crash: whoever is connected is cut off."""
         self._control("stop", "-m", "immediate")
 
+    def signal(self, number: int) -> None:
+        """To every process of it: SIGSTOP makes it hang."""
+        leader = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+        for pid in (leader, *map(int, children)):
+            os.kill(pid, number)
+
     def _control(self, *words: str) -> None:
         as_postgres([self.binaries / "pg_ctl", "-D", self.data, *words])
 

@@ -56,7 +56,7 @@ class RedisServer:
         finally:
             os.kill(self._process.pid, signal.SIGCONT)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         with redis.Redis.from_url(self.url) as client:
             return sorted(key.decode() for key in client.scan_iter())
 

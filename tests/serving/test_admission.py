@@ -45,7 +45,7 @@ def config(workers: int = 1, redis: str | None = None, **model: Any) -> Config:
     )
 
 
-def key(name: str = "k", priority: int = 0, tenant: str | None = None, **quota: int) -> Caller:
+def key(name: str = "k", priority: int = 0, tenant: str | None = None, **quota: Any) -> Caller:
     return Caller(name, name, tenant or name, quota=Quota(**quota), priority=priority)
 
 

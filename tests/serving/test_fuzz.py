@@ -29,15 +29,16 @@ from serving.relay import as_json
 from tests.reliability.client import Caller as Client
 from tests.reliability.client import post
 from tests.serving.conftest import Running
+from tests.serving.test_media import PNG
 from tests.serving.test_policy import LEAST
 
 BODIES_A_ROUTE = 2000
-SENT_A_ROUTE = 250
+SENT_A_ROUTE = 500
 SOON_S = 5.0
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+IMAGE = {"type": "image_url", "image_url": {"url": PNG}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG.partition(",")[2]}}
 # Whole requests of every kind, from which mutations take pieces.
 RICH: dict[str, dict[str, Any]] = {
     fields.CHAT: {

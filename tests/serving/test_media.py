@@ -2,29 +2,33 @@
 
 import asyncio
 import base64
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.sim import simulator
 from penstock.callers import Caller
-from penstock.config import Policy as Limits
 from penstock.errors import BadRequest
 from serving import fetching, fields
-from serving.fetching import Fetch, Resolve, Streams, is_public
-from serving.media import Address, Medium, media_in
-from serving.policy import Policy, Unfetched
+from serving.fetching import Fetch, Resolve, Streams, connected, is_public
+from serving.media import Address, Medium, found_in
+from serving.policy import Unfetched
 from tests.serving.conftest import Running
+from tests.serving.test_pixels import PICTURE, image, policy
 from tests.upstream import Say, answers
 
 pytestmark = pytest.mark.anyio
 
 USER = Caller("1", "ada", "ada")
 ANY = replace(USER, scopes=USER.scopes | {"any-media"})
-PNG = "data:image/png;base64,iVBORw0KGgo="
+PNG = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 PUBLIC = "93.184.216.34"
 
 # The names of a server on this machine or in its network, in whatever spelling a resolver or a library might take.
@@ -102,14 +106,6 @@ PARTS: list[tuple[str, Callable[[str], dict[str, Any]], str]] = [
         "messages[0].content[0].image_url.url",
     ),
 ]  # fmt: skip
-
-
-def policy(fetch: Fetch | None = None, **limits: Any) -> Policy:
-    return Policy(Limits(**{"cache_salt": False} | limits), fetch=fetch)
-
-
-def image(url: str) -> dict[str, Any]:
-    return {"model": "sim", **PARTS[0][1](url)}
 
 
 async def fetched(url: str, fetch: Fetch | None = None, caller: Caller = ANY, **limits: Any) -> str:
@@ -228,7 +224,7 @@ async def public(say: Say) -> AsyncIterator[Public]:
         await asyncio.gather(*filter(None, answering))
 
 
-def picture(body: bytes = b"picture", kind: bytes = b"image/png", more: bytes = b"") -> Say:
+def picture(body: bytes = PICTURE, kind: bytes = b"image/png", more: bytes = b"") -> Say:
     async def say(writer: Any) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (kind, len(body), more)
         writer.write(head + body)
@@ -239,7 +235,7 @@ def picture(body: bytes = b"picture", kind: bytes = b"image/png", more: bytes = 
 async def test_a_public_picture_reaches_the_engine_as_data() -> None:
     async with public(picture(kind=b"image/png; x=y")) as there:
         given = await fetched("http://images.example:8080/a.png?b=c", there.fetch)
-    assert given == "data:image/png;base64," + base64.b64encode(b"picture").decode()
+    assert given == "data:image/png;base64," + base64.b64encode(PICTURE).decode()
     assert (there.ips, there.names) == ([PUBLIC], ["images.example"])
     head = there.heads[0].lower()
     assert head.startswith(b"get /a.png?b=c http/1.1\r\n")
@@ -274,7 +270,8 @@ async def test_the_name_is_asked_for_once_and_what_was_judged_is_connected_to() 
         (answers(404, b"{}"), "answers 404"),
         (picture(kind=b"text/html"), "no image, audio or video"),
         (picture(kind=b"image/png,<x>"), "no image, audio or video"),
-        (picture(body=b"x" * 2000), "more than 1000 bytes"),
+        (picture(body=b"x" * 20_000), "more than 1000 bytes"),
+        (picture(more=b"x: y\r\n" * 10_000), "more than 1000 bytes"),
         (picture(more=b"content-encoding: gzip\r\n"), "compressed"),
     ],
 )
@@ -321,7 +318,7 @@ async def test_parts_bytes_and_frames_are_counted_together() -> None:
 
 
 async def test_fetched_media_are_counted_with_the_others() -> None:
-    async with public(picture(b"x" * 900)) as there:
+    async with public(picture(PICTURE + b"x" * 900)) as there:
         body = {"model": "m", "messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": f"http://images.example/{number}"}} for number in range(3)
         ]}]}  # fmt: skip
@@ -332,11 +329,21 @@ async def test_fetched_media_are_counted_with_the_others() -> None:
             await rules.fetched(unfetched)
 
 
+async def test_many_media_have_no_more_room_than_one() -> None:
+    async with public(picture(PICTURE + b"x" * 90_000)) as there:
+        parts = [{"type": "image_url", "image_url": {"url": f"http://images.example/{n}"}} for n in range(10)]
+        rules = policy(Fetch(100_000, there.resolve, there.connect), max_media_bytes=100_000)
+        unfetched = rules.applied(fields.CHAT, {"model": "m", "messages": [{"role": "user", "content": parts}]}, ANY)
+        assert isinstance(unfetched, Unfetched)
+        with pytest.raises(BadRequest, match="have more than 100000 bytes"):
+            await rules.fetched(unfetched)
+
+
 async def test_media_nested_as_deep_as_json_goes_are_found() -> None:
     part: Any = {"type": "image_url", "image_url": {"url": "file:///x"}}
     for _ in range(400):
         part = {"type": "tool_result", "content": [part]}
-    found = [medium for medium in media_in([part], "messages") if isinstance(medium, Medium)]
+    found = [medium for medium in found_in([part], "messages") if isinstance(medium, Medium)]
     assert [medium.text for medium in found] == ["file:///x"]
 
 
@@ -359,3 +366,37 @@ async def test_through_the_gateway_the_engine_sees_data_and_never_an_address(
     assert taken.status_code == 200
     assert seen.body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content[0].image_url.url")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+async def test_over_tls_the_host_must_be_who_the_url_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+    names = ["-addext", "subjectAltName=DNS:images.example", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)  # noqa: ASYNC221
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    asked: list[str | None] = []
+    context.sni_callback = lambda connection, name, _: asked.append(name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    fetching.trusted.cache_clear()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await picture()(writer)
+            await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        async def connect(ip: str, address: Address) -> Streams:
+            assert ip == PUBLIC
+            return await connected("127.0.0.1", replace(address, port=port))
+
+        fetch = Fetch(1000, found([PUBLIC]), connect)
+        assert (await fetched("https://images.example/", fetch)).startswith("data:image/png")
+        with pytest.raises(BadRequest, match="cannot be reached"):
+            await fetched("https://other.example/", fetch)
+    fetching.trusted.cache_clear()
+    assert asked == ["images.example", "other.example"]

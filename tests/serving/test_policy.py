@@ -72,6 +72,10 @@ def deep(levels: int) -> dict[str, Any]:
 
 
 SLOW = {"type": "string", "pattern": "(a+)+$" * 17_000}
+ADDED = {
+    "type": "tool_addition",
+    "tool": {"type": "tool_definition", "definition": {"name": "f", "input_schema": SLOW}},
+}
 LONG_PATTERNS: list[tuple[str, dict[str, Any]]] = [
     (fields.CHAT, {"tools": [tool({"properties": {"a": SLOW}})]}),
     (fields.CHAT, {"tools": [tool({"patternProperties": {SLOW["pattern"]: {}}})]}),
@@ -85,6 +89,7 @@ LONG_PATTERNS: list[tuple[str, dict[str, Any]]] = [
     (fields.MESSAGES, {"tools": [{"name": "f", "input_schema": SLOW}]}),
     (fields.MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": SLOW}}}),
     (fields.COUNT_TOKENS, {"tools": [{"name": "f", "input_schema": SLOW}]}),
+    (fields.MESSAGES, {"messages": [{"role": "system", "content": [ADDED]}]}),
     (fields.TOKENIZE, {"tools": [tool(SLOW)]}),
 ]
 
@@ -126,6 +131,7 @@ def test_a_pattern_within_the_bounds_passes_and_costs_no_more_for_being_slow() -
         (fields.MESSAGES, {"stop_sequences": ["a" * 257]}, "stop_sequences"),
         (fields.CHAT, {"tools": [tool({}), tool(deep(40))]}, "tools[1]"),
         (fields.CHAT, {"tools": [tool({"enum": ["a" * 70_000]})]}, "tools[0]"),
+        (fields.CHAT, {"tools": [tool({"enum": ["a" * 60_000]})] * 20}, "tools"),
         (fields.CHAT, {"structured_outputs": {"grammar": "a" * 70_000}}, "structured_outputs"),
         (fields.CHAT, {"structured_outputs": {"choice": ["a"] * 70_000}}, "structured_outputs"),
         (fields.CHAT, {"structured_outputs": {"json": "{"}}, "structured_outputs.json"),

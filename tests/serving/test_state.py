@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from penstock.errors import StartError
 from penstock.keyring import ID, Keyring, digest, wanted
 from penstock.store import opened
 from penstock.tables import keys
+from serving import state as state_module
 from serving.state import governed, kept
 from tests.databases import Postgres
 from tests.serving.conftest import run_gateway
@@ -233,6 +235,46 @@ async def test_keys_go_on_while_the_database_is_gone_and_changes_are_known_when_
     lost = [record for record in caplog.records if "the database does not answer" in record.getMessage()]
     assert len(lost) == 2  # one of each gateway
     assert all(record.exc_info is None for record in lost)
+
+
+async def test_keys_go_on_while_the_database_hangs_and_the_end_does_not_wait_for_it(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state_module, "PATIENCE_S", 0.5)
+    database = await postgres.fresh()
+    async with opened(database) as store:
+        key = await made(Keyring(store, PEPPER.encode()))
+    try:
+        async with governed(Config(**tree(database)), ("127.0.0.1", 8000)) as state:
+            postgres.signal(signal.SIGSTOP)
+            await asyncio.sleep(4)  # SQLAlchemy takes two seconds more to give a connection up
+            assert state.keys.check({b"x-api-key": key.encode()}).name == "k"
+            began = time.monotonic()
+        assert time.monotonic() - began < 6
+    finally:
+        postgres.signal(signal.SIGCONT)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "the database does not answer",
+        "the audit log does not say that this gateway has ended: TimeoutError",
+    ]
+
+
+async def test_a_stream_goes_on_when_its_key_is_revoked_and_the_next_request_is_refused(
+    database: str, ring: Keyring
+) -> None:
+    key = await made(ring)
+    answer = " ".join(f"word{number}" for number in range(20))
+    slow = Scripted([answer], pace_s=0.1)
+    async with run_gateway({"slow": slow}, hot=True, stored=True, **tree(database)) as client:
+        body = {**ask("slow"), "stream": True}
+        async with client.stream("POST", CHAT, json=body, headers=bearing(key)) as stream:
+            lines = stream.aiter_lines()
+            await anext(lines)
+            await ring.revoke("k", "test")
+            await becomes(401, client, key)
+            rest = [line async for line in lines]
+    assert any("word19" in line for line in rest)
+    assert "data: [DONE]" in rest
 
 
 async def test_start_and_end_stand_in_the_audit_log(database: str) -> None:

@@ -270,7 +270,7 @@ async def test_no_secret_of_a_bad_file_is_told(tmp_path: Path, caplog: pytest.Lo
             f"engines:\n  e: {{urls: [http://a], api_key: [{secret}]}}\nmodels: {{m: {{engine: e}}}}\n",
         ):
             await here.becomes(text)
-        await here.becomes(tree_of(sim, gateway={"keys": [secret]}))
+        await here.becomes(tree_of(sim, f"http://me:{secret}@127.0.0.1:9", gateway={"keys": [secret]}))
         assert len(caplog.get_records("call")) >= 5
         assert secret not in caplog.text
 
@@ -429,7 +429,7 @@ def config(**engine: Any) -> Config:
         ({"model": "demo"}, {"model": "demo", "routing": FOLLOWED}, ["engines.e.routing.kv_events"]),
         ({"urls": ["http://a"]}, {"urls": ["http://b"], "api_key": "k", "stop_s": 1}, []),
         ({"urls": ["http://a"]}, {"urls": ["http://a"], "routing": FOLLOWED}, ["engines.e.routing.kv_events"]),
-        ({"urls": ["http://a"]}, {"model": "demo"}, ["engines.e.model", "engines.e.urls.http://a"]),
+        ({"urls": ["http://a"]}, {"model": "demo"}, ["engines.e.model", "engines.e.urls"]),
         ({"urls": ["http://a"]}, {"kind": "scripted"}, []),
     ],
 )

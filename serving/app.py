@@ -93,13 +93,14 @@ class Gateway:
     def apply(self, config: Config) -> None:
         """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
         `config` can be served is known (`serving/reload.py`)."""
+        if self.stack:
+            self.stack.change(config)
         before, self.config = self.config, config
-        self.keys.configure(config.gateway.keys)
+        if config.gateway.keys != before.gateway.keys:
+            self.keys.configure(config.gateway.keys)
         if config.policy != before.policy:
             self.policy = Policy(config.policy, self.keys.pepper)
         self.admission.change(config.models)
-        if self.stack:
-            self.stack.change(config)
         self.replays.change(before, config)
 
     def end_requests(self) -> None:

@@ -83,14 +83,14 @@ class Reload:
             self.config = config
             metrics.config_refused.set(0)
             metrics.reloads.inc("applied" if changes else "unchanged")
-            names = [".".join(path) for path in changes]
+            names = names_of(changes)
             log.info("%s was read again; changed: %s", self.source.path, ", ".join(names) or "nothing")
             if changes and self.note:
                 await self.note(names)
 
     def _read(self) -> tuple[Config, list[Path]]:
         """What the file says now, and where that differs. Raises StartError."""
-        config = self.source.load()
+        config = self.source.again()
         changes = list(differences(self.config.revealed(), config.revealed()))
         if changes and self.source.is_empty:  # at the start that is the demo; now somebody is about to write
             raise ConfigError(f"{self.source.path} is empty")
@@ -118,7 +118,12 @@ class Reload:
 
 def needing_a_restart(paths: Iterable[Path], before: Config, after: Config) -> list[str]:
     """Of the settings that differ those that a running gateway cannot change, each by its name."""
-    return [".".join(path) for path in paths if is_fixed(path, before, after)]
+    return names_of(path for path in paths if is_fixed(path, before, after))
+
+
+def names_of(paths: Iterable[Path]) -> list[str]:
+    """As a person writes them, each once. Not the addresses in `urls`: there may be a password in one."""
+    return list(dict.fromkeys(".".join(path[:3] if path[2:3] == ("urls",) else path) for path in paths))
 
 
 def is_fixed(path: Path, before: Config, after: Config) -> bool:

@@ -2,8 +2,11 @@
 
 import asyncio
 import random
+import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from penstock.used import used
 from serving.ledger import Ledger
 from tests.reliability.client import Caller, ask, post
 from tests.reliability.conftest import about
+from tests.reliability.test_processes import serving, simulated
 from tests.serving.conftest import run_gateway
 
 pytestmark = pytest.mark.anyio
@@ -67,3 +71,21 @@ async def left(url: str, body: dict[str, Any]) -> None:
     async with Caller(url) as caller:
         await caller.send(post(body))
         await caller.head()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+async def test_what_was_used_outlasts_the_gateway(tmp_path: Path, number: signal.Signals) -> None:
+    answered: list[float] = []
+    with simulated() as (_, url):
+        async with serving([url], tmp_path) as served:
+            until = time.monotonic() + 2.5
+            while time.monotonic() < until:
+                await ask(served.url, about(len(answered), STREAM))
+                answered.append(time.monotonic())
+            served.process.send_signal(number)
+            await asyncio.to_thread(served.process.wait)
+            ended = time.monotonic()
+            async with opened(f"sqlite:///{served.home}/penstock.db") as store:
+                (row,) = await used(store, [])
+    least = len(answered) if number == signal.SIGTERM else sum(at < ended - 1 for at in answered)
+    assert 0 < least <= row["requests"] <= len(answered)

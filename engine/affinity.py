@@ -31,14 +31,16 @@ class Hint:
     key: str | None = None
     token_ids: Sequence[int] = field(default=())
     prompt_tokens: int = 0
+    salt: str = ""
 
 
 def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     """`session` is the caller's session header, which stands above the body's `prompt_cache_key`."""
     links: list[int] = []
     chars = 0
-    salt = body.get("cache_salt")
-    link = hash(salt) if isinstance(salt, str) else 0  # what no engine takes for equal, shares nothing here either
+    given = body.get("cache_salt")
+    salt = given if isinstance(given, str) else ""
+    link = hash(salt) if salt else 0  # what no engine takes for equal, shares nothing here either
     for part in parts(body):
         size = len(part)
         chars += size
@@ -53,7 +55,9 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     output = max(0, min(wanted, MOST_OUTPUT_TOKENS)) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
     key = session.decode("latin-1") if session else body.get("prompt_cache_key")
     prompt_tokens = chars // CHARS_PER_TOKEN
-    return Hint(links[:MAX_LINKS], prompt_tokens + output, key if isinstance(key, str) else None, (), prompt_tokens)
+    return Hint(
+        links[:MAX_LINKS], prompt_tokens + output, key if isinstance(key, str) else None, (), prompt_tokens, salt
+    )
 
 
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:

@@ -117,7 +117,7 @@ class Pool:
         if hint.key:
             return next((slot for slot in self._ring.walk(hint.key) if costs[slot] <= ceiling), least_loaded)
         if hint.token_ids:
-            slot = self._precise(hint.token_ids, costs, ceiling)
+            slot = self._precise(hint, costs, ceiling)
             if slot is not None:
                 return slot
         mask = self.index.longest(hint.chain)
@@ -126,12 +126,12 @@ class Pool:
         slots = [slot for slot in bits(mask) if costs[slot] <= ceiling]
         return min(slots, key=costs.__getitem__) if slots else least_loaded
 
-    def _precise(self, token_ids: Sequence[int], costs: list[float], ceiling: float) -> int | None:
+    def _precise(self, hint: Hint, costs: list[float], ceiling: float) -> int | None:
         """The slot whose engine says that it holds the most of these tokens."""
         best, most = None, 0
         for slot, replica in enumerate(self._slots):
             if replica and replica.cached and costs[slot] <= ceiling:
-                held = replica.cached.matched(token_ids)
+                held = replica.cached.matched(hint.token_ids, hint.salt)
                 if held > most:
                     best, most = slot, held
         return best

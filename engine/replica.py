@@ -21,7 +21,7 @@ DRAIN_POLL_S = 0.05
 class Holdings(Protocol):
     """What an engine says that it has in its prefix cache."""
 
-    def matched(self, tokens: Sequence[int]) -> int:
+    def matched(self, tokens: Sequence[int], salt: str = "") -> int:
         """How many of the first tokens."""
 
 

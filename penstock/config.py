@@ -207,6 +207,13 @@ class Engine(Section):
                 raise ValueError(f"{url!r}: a weight is a number above 0")
         return {plain(url): weight for url, weight in urls.items()}
 
+    @field_validator("api_key")
+    @classmethod
+    def api_key_fits_into_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
+            raise ValueError("a key is of printable ASCII characters")
+        return key
+
     @model_validator(mode="after")
     def is_one_kind(self) -> Self:
         if self.kind == "scripted":
@@ -345,6 +352,14 @@ class Source:
     def load(self) -> Config:
         """As `load` below."""
         self.read_at = self.stamp()
+        return load(self.path, self.overrides)
+
+    def again(self) -> Config:
+        """The same once more. Raises ConfigError, also for what can be read only once, such as a pipe: its reader would
+        wait without end."""
+        self.read_at = self.stamp()
+        if self.path is None or not self.path.is_file():
+            raise ConfigError(f"{self.path} is not there, or no file that can be read again")
         return load(self.path, self.overrides)
 
     @property

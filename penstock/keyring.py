@@ -40,6 +40,9 @@ UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LONGEST_S = 100 * 365 * 86400
 PEPPER_BYTES = 32
 
+# Made once: it is run all the time, and to make it costs more than to run it.
+SINCE = sa.select(keys).where(keys.c.change > sa.bindparam("after")).order_by(keys.c.change)
+
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 BigCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 ModelName = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,512}$")]
@@ -235,9 +238,8 @@ class Keyring:
 
     async def since(self, change: int) -> list[Key]:
         """Those that later changes have written, in their order."""
-        query = sa.select(keys).where(keys.c.change > change).order_by(keys.c.change)
         async with self.store.read() as connection:
-            return [Key.of(row) for row in (await connection.execute(query)).mappings()]
+            return [Key.of(row) for row in (await connection.execute(SINCE, {"after": change})).mappings()]
 
     async def _add(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Made:
         await connection.execute(

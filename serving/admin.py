@@ -144,7 +144,13 @@ class Guarded:
         async def receive_again() -> dict[str, Any]:
             return given.pop() if given else await receive()
 
-        await self.app({**scope, "state": {"actor": actor}}, receive_again, send)
+        async def send_for_one(message: dict[str, Any]) -> None:
+            """Nothing on the way keeps an answer, which may hold a key."""
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"cache-control", b"no-store")]
+            await send(message)
+
+        await self.app({**scope, "state": {"actor": actor}}, receive_again, send_for_one)
 
 
 async def whole(receive: Receive) -> bytes:

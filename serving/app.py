@@ -43,10 +43,9 @@ from serving.admission import Admission, Estimate, Ticket, estimate, sharing
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
-from serving.ledger import Cost, Ledger, tokens_of_both
+from serving.ledger import Ledger, tokens_of_both
 from serving.models import described, described_for_anthropic, listed
 from serving.policy import Policy, Unfetched
-from serving.recording import Recording
 from serving.relay import DEADLINE, Relay, Relayed, deadline_of
 from serving.replays import Replays
 from serving.stack import Served, Stack
@@ -94,12 +93,14 @@ class Gateway:
     def apply(self, config: Config) -> None:
         """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
         `config` can be served is known (`serving/reload.py`)."""
-        before, self.config = self.config, config
-        self.keys.configure(config.gateway.keys)
-        self.policy = Policy(config.policy, self.keys.pepper)
-        self.admission.change(config.models)
         if self.stack:
             self.stack.change(config)
+        before, self.config = self.config, config
+        if config.gateway.keys != before.gateway.keys:
+            self.keys.configure(config.gateway.keys)
+        if config.policy != before.policy:
+            self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission.change(config.models)
         self.replays.change(before, config)
 
     def end_requests(self) -> None:
@@ -150,12 +151,8 @@ class Gateway:
         if route.control:
             return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
-        if self.replays.concern(exchange, body):
-            return self._replayed(call, served, body, route.dialect)
-        if isinstance(body, Unfetched):
-            return self._with_media(call, served, body, route)
-        if not isinstance(served, Relay):
-            return self._served(call, served, body, route.dialect)
+        if not isinstance(served, Relay) or isinstance(body, Unfetched) or self.replays.concern(exchange, body):
+            return self._answered(call, served, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
         if self.admission.limits(call.caller, call.model):
             tokens = estimate(exchange.path, body, relayed.asked.hint.prompt_tokens)
@@ -168,6 +165,40 @@ class Gateway:
             return None
         call.relayed = None
         return relayed.run()
+
+    def _answered(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """By what was answered before, where the caller or the configuration wants that."""
+        if not self.replays.concern(call.exchange, body):
+            return self._generated(call, served, body, dialect)
+        self._mark(call)
+        generate = partial(self._apart, call, served, body, dialect)
+        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
+
+    async def _apart(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
+    ) -> None:
+        """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
+        if exchange is call.exchange:  # nobody else may have this answer
+            return await self._generated(call, served, body, dialect)
+        apart = Call(self, exchange, call.name, call.caller, call.model)
+        cut = True
+        try:
+            await self._generated(apart, served, body, dialect)
+            cut = False
+        except asyncio.CancelledError:  # they have all left
+            exchange.gone, cut = True, False
+            raise
+        finally:
+            self._settle(apart, cut=cut)
+
+    def _generated(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        if isinstance(body, Unfetched):
+            return self._with_media(call, served, body, dialect)
+        return self._served(call, served, body, dialect)
 
     def _served(
         self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
@@ -255,40 +286,11 @@ class Gateway:
             return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
-        if self.replays.concern(exchange, body):
-            await self._replayed(call, served, body, route.dialect)
-        elif isinstance(body, Unfetched):
-            await self._with_media(call, served, body, route)
-        else:
-            await self._served(call, served, body, route.dialect)
+        await self._answered(call, served, body, route.dialect)
 
-    async def _with_media(self, call: "Call", served: Served, body: Unfetched, route: Route) -> None:
+    async def _with_media(self, call: "Call", served: Served, body: Unfetched, dialect: Dialect) -> None:
         """The engine is given the media that the body only has the addresses of."""
-        await self._served(call, served, await self.policy.fetched(body), route.dialect)
-
-    def _replayed(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
-    ) -> Coroutine[Any, Any, None]:
-        """By what was answered before, else by a generation that may outlive the call which began it."""
-
-        async def generate(inner: Exchange) -> None:
-            asked = await self.policy.fetched(body) if isinstance(body, Unfetched) else body
-            if not self.admission.limits(call.caller, call.model):
-                return await served(inner, asked, dialect)
-            tokens = estimate(inner.path, asked, hint_of(asked).prompt_tokens)
-            ticket = await self.admission.enter(call.caller, call.model, tokens)
-            ticket.progress = lambda: inner.source.came if inner.source else 0
-            try:
-                await served(inner, asked, dialect)
-            finally:
-                ticket.leave(tokens_of_both(inner.cost) if inner.cost else 0)
-
-        def charge(exchange: Recording, abandoned: bool) -> None:
-            if exchange.cost and (exchange.status == 200 or abandoned):
-                self._note(call, exchange.cost, gone=abandoned, cut=exchange.error is not None)
-
-        self._mark(call)
-        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate, charge)
+        await self._served(call, served, await self.policy.fetched(body), dialect)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -345,12 +347,9 @@ class Gateway:
         exchange = call.exchange
         exchange.on_gone = nothing
         self._calls.discard(call)
-        cost, exchange.cost = exchange.cost, None
-        asked = cost if exchange.status == 200 or exchange.gone else None
-        if call.ticket:
-            call.ticket.leave(tokens_of_both(asked) if asked else 0)
-        elif call.error:
+        if call.error and not call.ticket:
             self._mark(call)
+        self._settle(call, cut=call.error is not None)
         if call.error and not exchange.gone:
             interrupted = exchange.status == 200
             refuse(exchange, dialect_of(exchange), call.error)
@@ -359,8 +358,6 @@ class Gateway:
                 with logged_as(exchange):
                     log.error("stream ended in an error event: %s", call.error)
         metrics.in_flight.inc(by=-1)
-        if asked:
-            self._note(call, asked, gone=exchange.gone, cut=call.error is not None)
         access.ended(
             exchange.request_id,
             exchange.method,
@@ -373,10 +370,15 @@ class Gateway:
             exchange.gone,
         )
 
-    def _note(self, call: "Call", cost: Cost, *, gone: bool, cut: bool) -> None:
-        """What was generated is charged to who asked for it; what was given again has no cost."""
-        if self.ledger:
-            self.ledger.note(call.caller, call.model, cost, gone=gone, cut=cut)
+    def _settle(self, call: "Call", *, cut: bool) -> None:
+        """Its place is free, and what it has cost is known. What was given again has cost nothing."""
+        exchange = call.exchange
+        cost, exchange.cost = exchange.cost, None
+        asked = cost if exchange.status == 200 or exchange.gone else None
+        if call.ticket:
+            call.ticket.leave(tokens_of_both(asked) if asked else 0)
+        if self.ledger and asked:
+            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
 
     async def health(self, call: "Call") -> None:
         """Whether this process answers; it does if this runs."""

@@ -67,6 +67,7 @@ _FIELDS: Mapping[str, str] = {
 }
 _PLAIN: Mapping[str, frozenset[str]] = {path: frozenset({"model", *names.split()}) for path, names in _FIELDS.items()}
 
+# vLLM's, then SGLang's and TensorRT-LLM's, which are refused also where unknown fields pass.
 RAW: Mapping[str, str] = {
     "cache_salt": "it decides with whom the prefix cache is shared",
     "chat_template": "it is a program that the engine runs",
@@ -91,6 +92,19 @@ RAW: Mapping[str, str] = {
     "routed_experts_prompt_start": "it makes the engine return what it computed inside",
     "session_id": "it names a session inside the engine: the header x-session-id is for that",
     "vllm_xargs": "it is passed to the engine's extensions",
+    "bootstrap_host": "it tells the engine where to read from",
+    "bootstrap_port": "it tells the engine where to read from",
+    "bootstrap_room": "it tells the engine where to read from",
+    "custom_logit_processor": "it is code that the engine runs",
+    "custom_params": "it is passed to code in the engine",
+    "disaggregated_params": "it tells the engine where to read from",
+    "extra_key": "it decides with whom the prefix cache is shared",
+    "input_embeds": "it goes past the chat template",
+    "lora_path": "it names a file that the engine loads",
+    "lora_request": "it names a file that the engine loads",
+    "return_hidden_states": "it makes the engine return what it computed inside",
+    "rid": "it names the request inside the engine: the header x-request-id is for that",
+    "session_params": "it names a session inside the engine: the header x-session-id is for that",
 }
 
 _STRUCTURED = "use structured_outputs: {{{}}}, or response_format"

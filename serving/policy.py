@@ -39,6 +39,7 @@ class Policy:
         self._fetch = fetch or Fetch(limits.max_media_bytes)
         self._secret = hmac.digest(secret, b"whose prefix cache", "sha256")
         self._salts: dict[str, str] = {}
+        self._salted = fields.SALTED if limits.cache_salt else frozenset()
         self._hosts = frozenset(host.lower() for host in limits.media_hosts)
         unbounded = {name for limit, names in BY_LIMIT.items() if getattr(limits, limit) is None for name in names}
         looked_at = (CHECKS.keys() | fields.WITH_MEDIA) - unbounded
@@ -64,9 +65,10 @@ class Policy:
             self._check_size(path, body, self.limits.max_prompt_chars)
         if media:
             self._check_media(media)
-        added = self._added(path, body, caller)
-        if added:
-            body = {**body, **added}
+        if self.limits.max_tokens is not None and path in fields.TOKEN_LIMITS:
+            body = limited(path, body, self.limits.max_tokens)
+        if caller is not LOCAL and path in self._salted:
+            body = {**body, "cache_salt": self._salt(caller.tenant, body.get("cache_salt"))}
         return self._with_media(body, media, caller) if media else body
 
     async def fetched(self, body: Unfetched) -> Body:
@@ -145,21 +147,6 @@ class Policy:
                     f"{name}: the prompt has {size} characters, {most} at most (policy.max_prompt_chars)", param=name
                 )
 
-    def _added(self, path: str, body: Body, caller: Caller) -> Body:
-        """What the body lacks: a limit, and whose cache it is."""
-        added: Body = {}
-        most = self.limits.max_tokens
-        if most is not None and path in fields.TOKEN_LIMITS:
-            names = fields.TOKEN_LIMITS[path]
-            for name in names:
-                if body.get(name) is not None:
-                    break
-            else:
-                added[names[0]] = min(most, USUAL_COMPLETION_TOKENS) if path == fields.TEXT else most
-        if caller is not LOCAL and self.limits.cache_salt and path in fields.SALTED:
-            added["cache_salt"] = self._salt(caller.tenant, body.get("cache_salt"))
-        return added
-
     def _salt(self, tenant: str, given: Any) -> str:
         """Of this tenant, and of whatever it has divided itself into: never another's, whatever that has given."""
         if type(given) is str:
@@ -173,6 +160,15 @@ class Policy:
 
     def _made(self, said: str) -> str:
         return base64.urlsafe_b64encode(hmac.digest(self._secret, said.encode(), "sha256")[:SALT_BYTES]).decode()
+
+
+def limited(path: str, body: Body, most: int) -> Body:
+    """The body with a limit for its answer, where it has none."""
+    names = fields.TOKEN_LIMITS[path]
+    for name in names:
+        if body.get(name) is not None:
+            return body
+    return {**body, names[0]: min(most, USUAL_COMPLETION_TOKENS) if path == fields.TEXT else most}
 
 
 def is_text(turns: Any) -> bool:

@@ -5,8 +5,9 @@ further ahead than its quickest reader can follow, and what is too large to be k
 """
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ BATCH_BYTES = 2**16
 PIECE_BYTES = 48
 RECORD_BYTES = 1024
 REQUEST_ID = b"request-id"
-OF_THE_FIRST = frozenset({REQUEST_ID, b"x-penstock-cache"})
+OF_THE_FIRST = re.compile(rb"request-id|x-penstock-cache|x-ratelimit-.*")
 """Headers that are true of one answer, and not when it is given again."""
 Over = Callable[["Recording"], None]
 
@@ -37,7 +38,7 @@ class Recorded:
     async def give(self, exchange: Exchange, dialect: Dialect, marks: Headers) -> None:
         """The same answer again; `marks` say so."""
         begin(exchange, marks)
-        headers = own(self.headers, exchange, dialect, OF_THE_FIRST)
+        headers = own(self.headers, exchange, dialect, again=True)
         if self.at_once:
             return exchange.send(self.status, headers, b"".join(self.pieces))
         exchange.start(self.status, headers)
@@ -113,20 +114,18 @@ class Recording(Exchange):
         reader = Reader()
         self._readers.add(reader)
         try:
-            await self._give(reader, exchange, dialect, marks, OF_THE_FIRST if again else {REQUEST_ID})
+            await self._give(reader, exchange, dialect, marks, again=again)
         finally:
             self._readers.discard(reader)
             if not self._readers and not self.response_complete and self._task:
                 self._task.cancel()
 
-    async def _give(
-        self, reader: Reader, exchange: Exchange, dialect: Dialect, marks: Headers, without: Collection[bytes]
-    ) -> None:
+    async def _give(self, reader: Reader, exchange: Exchange, dialect: Dialect, marks: Headers, *, again: bool) -> None:
         while True:
             news = self._news
             if self.status is not None and exchange.status is None:
                 begin(exchange, marks)
-                headers = own(self._headers, exchange, dialect, without)
+                headers = own(self._headers, exchange, dialect, again=again)
                 if self._at_once:
                     return exchange.send(self.status, headers, b"".join(self._said))
                 exchange.start(self.status, headers)
@@ -205,9 +204,10 @@ def begin(exchange: Exchange, marks: Headers) -> None:
     exchange.marks = [*exchange.marks, *marks]
 
 
-def own(headers: Headers, exchange: Exchange, dialect: Dialect, without: Collection[bytes]) -> Headers:
+def own(headers: Headers, exchange: Exchange, dialect: Dialect, *, again: bool) -> Headers:
     """The recorded headers, with those of this request in place of those of another."""
-    return [*(line for line in headers if line[0] not in without), *dialect.headers(exchange.request_id)]
+    others = [line for line in headers if line[0] != REQUEST_ID and not (again and OF_THE_FIRST.fullmatch(line[0]))]
+    return [*others, *dialect.headers(exchange.request_id)]
 
 
 def batch(pieces: Sequence[bytes], start: int) -> tuple[int, bytes]:

@@ -8,7 +8,7 @@ written is not taken for the whole; replaced by a rename, as editors and Kuberne
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -27,8 +27,7 @@ FIXED: Sequence[Path] = (
     ("gateway", "host"),
     ("gateway", "port"),
     ("gateway", "workers"),
-    ("admin", "host"),
-    ("admin", "port"),
+    ("admin",),
     ("state",),
     ("log",),
 )
@@ -36,12 +35,19 @@ NO_FILE = "SIGHUP: there is no configuration file to read again; `penstock serve
 
 
 class Reload:
-    """`config` is what is served, `apply` takes what is to be served instead."""
+    """`config` is what is served, `apply` takes what is to be served instead, `note` is told what has changed."""
 
-    def __init__(self, source: Source, config: Config, apply: Callable[[Config], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: Config,
+        apply: Callable[[Config], None],
+        note: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+    ) -> None:
         self.source = source
         self.config = config
         self.apply = apply
+        self.note = note
 
     async def run(self) -> NoReturn:
         """Until cancelled."""
@@ -67,7 +73,7 @@ class Reload:
                 return
             if changes:
                 self.apply(config)
-        except ConfigError as error:
+        except StartError as error:
             if not self._is_being_written:
                 self._refused(error.message)
         except Exception as error:
@@ -77,12 +83,14 @@ class Reload:
             self.config = config
             metrics.config_refused.set(0)
             metrics.reloads.inc("applied" if changes else "unchanged")
-            said = ", ".join(".".join(path) for path in changes) or "nothing"
-            log.info("%s was read again; changed: %s", self.source.path, said)
+            names = names_of(changes)
+            log.info("%s was read again; changed: %s", self.source.path, ", ".join(names) or "nothing")
+            if changes and self.note:
+                await self.note(names)
 
     def _read(self) -> tuple[Config, list[Path]]:
-        """What the file says now, and where that differs. Raises ConfigError."""
-        config = self.source.load()
+        """What the file says now, and where that differs. Raises StartError."""
+        config = self.source.again()
         changes = list(differences(self.config.revealed(), config.revealed()))
         if changes and self.source.is_empty:  # at the start that is the demo; now somebody is about to write
             raise ConfigError(f"{self.source.path} is empty")
@@ -93,10 +101,8 @@ class Reload:
         except StartError as error:
             raise ConfigError(f"{self.source.path}: {error.message}") from error
         for url in (url for engine in config.engines.values() for url in engine.urls if is_discovered(url)):
-            try:
-                discovery.check(url)
-            except StartError as error:
-                raise ConfigError(f"{self.source.path}: {error.message}") from error
+            discovery.check(url)
+        check_shared(config)
         return config, changes
 
     @property
@@ -112,7 +118,12 @@ class Reload:
 
 def needing_a_restart(paths: Iterable[Path], before: Config, after: Config) -> list[str]:
     """Of the settings that differ those that a running gateway cannot change, each by its name."""
-    return [".".join(path) for path in paths if is_fixed(path, before, after)]
+    return names_of(path for path in paths if is_fixed(path, before, after))
+
+
+def names_of(paths: Iterable[Path]) -> list[str]:
+    """As a person writes them, each once. Not the addresses in `urls`: there may be a password in one."""
+    return list(dict.fromkeys(".".join(path[:3] if path[2:3] == ("urls",) else path) for path in paths))
 
 
 def is_fixed(path: Path, before: Config, after: Config) -> bool:

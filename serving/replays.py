@@ -50,7 +50,6 @@ OUTSIDE_OF_RESPONSES = ("previous_response_id", "conversation", "background", "p
 FETCHED = re.compile(rb'"[a-z_]*url":"(?!data:)')
 
 Work = Callable[[Exchange], Coroutine[Any, Any, None]]
-Charge = Callable[[Recording, bool], None]
 
 
 class Once:
@@ -64,9 +63,7 @@ class Once:
         self._again = again
         self._running: dict[Key, tuple[bytes, Recording]] = {}
 
-    async def answer(
-        self, key: Key, asked: bytes, exchange: Exchange, dialect: Dialect, work: Work, charge: Charge
-    ) -> None:
+    async def answer(self, key: Key, asked: bytes, exchange: Exchange, dialect: Dialect, work: Work) -> None:
         """`asked`: the digest of all that matters of the request. Raises KeyReused where that is another than the
         key's."""
         if kept := self.shelf.find(key):
@@ -78,10 +75,10 @@ class Once:
             same(running[0], asked)
             metrics.replays.inc(self._of)
             return await running[1].give(exchange, dialect, self._again, again=True)
-        recording = self._begun(key, asked, exchange, work, charge)
+        recording = self._begun(key, asked, exchange, work)
         await recording.give(exchange, dialect, self._first, again=False)
 
-    def _begun(self, key: Key, asked: bytes, exchange: Exchange, work: Work, charge: Charge) -> Recording:
+    def _begun(self, key: Key, asked: bytes, exchange: Exchange, work: Work) -> Recording:
         headers = {name: value for name, value in exchange.headers.items() if name != DEADLINE}  # each has its own
         recording = Recording(exchange.path, headers, exchange.request_id, self.shelf.max_bytes)
 
@@ -90,7 +87,6 @@ class Once:
                 del self._running[key]
             if recording.good:
                 self.shelf.keep(key, asked, recording.recorded())
-            charge(recording, not recording.response_complete and recording.error is None)
 
         self._running[key] = asked, recording
         recording.begin(work(recording), over)
@@ -115,25 +111,24 @@ class Replays:
         return self._cache is not None and is_deterministic(exchange.path, body)
 
     async def serve(
-        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work, charge: Charge
+        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work
     ) -> None:
-        """`work` generates; `charge` is told, of each exchange on which it did, whether everybody had left by then.
-        Raises PenstockError."""
+        """`work` generates, on an exchange that is for all who ask the same. Raises PenstockError."""
         cache = self._cache
         if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body)):
             key, generate = (tenant, name), work
-            work = lambda inner: cache.answer(key, name, inner, dialect, generate, charge)  # noqa: E731
+            work = lambda inner: cache.answer(key, name, inner, dialect, generate)  # noqa: E731
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         try:
             async with asyncio.timeout_at(deadline if deadline < math.inf else None) as patience:
-                await self._kept_to(exchange, tenant, body, dialect, work, charge)
+                await self._kept_to(exchange, tenant, body, dialect, work)
         except TimeoutError:
             if patience.expired():
                 raise DeadlineOver from None
             raise
 
     async def _kept_to(
-        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work, charge: Charge
+        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work
     ) -> None:
         given = exchange.headers.get(IDEMPOTENCY_KEY)
         if given is None:
@@ -141,7 +136,7 @@ class Replays:
         if not 0 < len(given) <= LONGEST_KEY:
             raise BadRequest(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
         asked = digest(exchange.path, as_json(body, orjson.OPT_SORT_KEYS))
-        await self._keys.answer((tenant, given), asked, exchange, dialect, work, charge)
+        await self._keys.answer((tenant, given), asked, exchange, dialect, work)
 
 
 def cache_of(config: Config) -> Once | None:

@@ -45,7 +45,7 @@ async def serve_alone(config: Config, source: Source, listener: socket.socket, s
         async with running(config) as stack, gateway.admission, asyncio.TaskGroup() as tasks:
             gateway.stack = stack
             stop = tasks.create_task(told_to_stop(lambda: gateway.config.gateway, stack.failed))
-            reloading = tasks.create_task(Reload(source, config, gateway.apply).run())
+            reloading = tasks.create_task(Reload(source, config, gateway.apply, state.moved).run())
             starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
             try:
                 await serve(gateway, listener, stop)

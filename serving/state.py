@@ -7,7 +7,7 @@ the copy goes on serving, and the log says so once.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -34,6 +34,15 @@ class State:
     keyring: Keyring
     keys: Keys
     ledger: Ledger
+
+    async def moved(self, changed: Sequence[str]) -> None:
+        """The audit log says that the configuration is another, and in what."""
+        try:
+            await audit.note(
+                self.store, audit.this_process(), "config.reloaded", "configuration", changed=list(changed)
+            )
+        except UNAVAILABLE as error:
+            log.error("the audit log does not say that the configuration has changed: %s", reason(error))
 
 
 @asynccontextmanager

@@ -40,7 +40,12 @@ async def serve(config: Config, source: Source, address: tuple[str, int], ready:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())
         stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
-        reloading = asyncio.create_task(Reload(source, config, workers.apply).run())
+
+        def apply(config: Config) -> None:
+            state.keys.configure(config.gateway.keys)
+            workers.apply(config)
+
+        reloading = asyncio.create_task(Reload(source, config, apply, state.moved).run())
         starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
         try:
             await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)

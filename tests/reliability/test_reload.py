@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from engine.sim import Simulator, simulator
-from penstock import metrics
+from penstock import audit, metrics
+from penstock.store import opened
 from tests.conftest import Served, children, free_port, running
 from tests.reliability.client import ask
 from tests.reliability.conftest import ASK, STREAM, about, until
@@ -80,6 +81,7 @@ async def test_two_hundred_reloads_under_load_fail_no_request_and_cut_no_stream(
             for task in calling:
                 task.cancel()
             answered = sum(await asyncio.gather(*calling))
+            await until(lambda: len(asyncio.all_tasks()) < 30)  # nothing is left of what was let go
         applied, refused = (after - before for after, before in zip(counted(), before, strict=True))
         print(f"{answered} answers during {applied} reloads and {refused} refusals")
         assert (refused, applied >= TIMES // 2 - 1) == (TIMES // 2, True)
@@ -179,6 +181,10 @@ async def test_a_process_moves_at_sighup_and_when_the_file_changes(tmp_path: Pat
             figures = await asyncio.to_thread(lambda: served.client.get("/metrics").text)
             counts = dict(re.findall(r'^penstock_reloads_total\{result="(\w+)"\} (\S+)$', figures, re.MULTILINE))
             assert (counts["applied"], counts["refused"]) == ("2.0", "1.0")
+        async with opened(f"sqlite:///{tmp_path}/penstock.db") as store:
+            changed = [entry for entry in await audit.last(store, 10) if entry.action == "config.reloaded"]
+        assert len(changed) == 2
+        assert "models.more" in changed[0].details
     assert first.aborted == second.aborted == 0
 
 

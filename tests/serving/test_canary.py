@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ CANARIES = {
     "pepper": "canary-pepper-0d0d-42-that-is-long-enough",
 }
 KEY = CANARIES["caller's"]
+INSIDE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1"}}
 FAULTS: list[list[dict[str, Any]]] = [
     *([{"kind": kind}] for kind in ("status", "reset", "garbage", "truncated", "nan", "hang", "empty", "html")),
     *([{"kind": kind, "after": 2}] for kind in ("cut", "error_event", "bad_json")),
@@ -49,12 +51,21 @@ def config(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         yield file, url
 
 
-def ways_to_fail() -> list[tuple[str, str, dict[str, Any]]]:
+def a_stored_key(file: Path, home: Path) -> str:
+    """Told once, by the command that makes it."""
+    command = [*PENSTOCK, "keys", "create", "--name", "canary", "-c", str(file)]
+    env = {**os.environ, "PENSTOCK_HOME": str(home)}
+    made = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env)
+    (key,) = re.findall(r"sk-ps-\w{8}-\w{43}", made.stdout + made.stderr)
+    return str(key)
+
+
+def ways_to_fail(key: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Requests that bear the key, each refused or failed by another part of the gateway."""
-    bearer = {"authorization": f"Bearer {KEY}"}
+    bearer = {"authorization": f"Bearer {key}"}
     bodies: list[Any] = [
         b"{", b"\xff", {}, {"model": "other"}, ASK | {"n": 99}, ASK | {"chat_template": "{{"}, ASK | {"zzz": 1},
-        ASK | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1"}}]}]},
+        ASK | {"messages": [{"role": "user", "content": [INSIDE]}]},
         ASK | {"stop": ["x"] * 9}, ASK, STREAM,
     ]  # fmt: skip
     requests: list[tuple[str, str, dict[str, Any]]] = [
@@ -62,11 +73,11 @@ def ways_to_fail() -> list[tuple[str, str, dict[str, Any]]]:
         for body in bodies
     ]
     for headers in (
-        {"authorization": f"Bearer {KEY}x"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"},
-        {"x-api-key": KEY}, {"x-api-key": KEY[:-1]}, {"cookie": f"key={KEY}"}, {"proxy-authorization": f"Bearer {KEY}"},
+        {"authorization": f"Bearer {key}x"}, {"authorization": key}, {"authorization": f"Basic {key}"},
+        {"x-api-key": key}, {"x-api-key": key[:-1]}, {"cookie": f"key={key}"}, {"proxy-authorization": f"Bearer {key}"},
     ):  # fmt: skip
         requests += [("POST", CHAT, {"json": ASK, "headers": headers}), ("GET", "/metrics", {"headers": headers})]
-    for path in ("/nope", "/v1/models/none", f"/metrics?key={KEY}", f"/v1/models?api_key={KEY}", CHAT):
+    for path in ("/nope", "/v1/models/none", f"/metrics?key={key}", f"/v1/models?api_key={key}", CHAT):
         requests += [("GET", path, {"headers": bearer}), ("PUT", path, {"headers": bearer})]
     return [
         *requests,
@@ -74,21 +85,21 @@ def ways_to_fail() -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-async def provoked(served: Served, engine_url: str) -> str:
+async def provoked(served: Served, engine_url: str, key: str) -> str:
     """All that the gateway answers, while its engine goes wrong in every way."""
     said = []
     async with httpx2.AsyncClient(base_url=served.url, timeout=10, trust_env=False) as client:
         for faults in FAULTS:
             async with httpx2.AsyncClient(base_url=engine_url, trust_env=False) as engine:
                 assert (await engine.put("/sim/faults", json=faults)).status_code == 200
-            requests = ways_to_fail()
+            requests = ways_to_fail(key)
             for method, path, request in requests if not faults else requests[-1:] + requests[9:11]:
                 with suppress(httpx2.HTTPError):
                     answer = await client.request(method, path, **request)
                     said.append(f"{answer.status_code} {dict(answer.headers)} {answer.text}")
-        said.append((await client.get("/metrics", headers={"x-api-key": KEY})).text)
+        said.append((await client.get("/metrics", headers={"x-api-key": key})).text)
     async with Caller(served.url) as caller:  # what is no HTTP
-        broken = await caller.say(f"GET / HTTP/1.1\r\nauthorization: Bearer {KEY}\r\n{KEY}\r\n\r\n".encode())
+        broken = await caller.say(f"GET / HTTP/1.1\r\nauthorization: Bearer {key}\r\n{key}\r\n\r\n".encode())
         said.append(f"{broken.headers} {broken.body!r}")
     return "\n".join(said)
 
@@ -97,9 +108,11 @@ def test_secrets_are_found_nowhere(config: tuple[Path, str], tmp_path: Path) -> 
     file, engine_url = config
     home = tmp_path / "home"
     home.mkdir()
+    canaries = {**CANARIES, "holder's": a_stored_key(file, home)}
+    canaries["holder's secret"] = canaries["holder's"].rpartition("-")[2]
     port = free_port()
     with running([*PENSTOCK, "serve", "-c", str(file), "--port", str(port)], port, home) as served:
-        answers = asyncio.run(provoked(served, engine_url))
+        answers = "\n".join(asyncio.run(provoked(served, engine_url, canaries[of])) for of in ("caller's", "holder's"))
         processes = [served.process.pid, *children(served.process.pid)]
         assert len(processes) == 3
         proc = [Path(f"/proc/{pid}/{name}").read_text() for pid in processes for name in ("cmdline", "environ")]
@@ -113,7 +126,7 @@ def test_secrets_are_found_nowhere(config: tuple[Path, str], tmp_path: Path) -> 
     places |= {str(path): path.read_text(errors="replace") for path in home.rglob("*") if path.is_file()}
     assert any("log" in place for place in places)
     for place, text in places.items():
-        for whose, canary in CANARIES.items():
+        for whose, canary in canaries.items():
             assert canary not in text, f"the {whose} canary is in {place}"
 
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from penstock.callers import LOCAL, Caller, Scope
@@ -81,6 +83,18 @@ def test_a_refusal_does_not_say_whether_the_id_is_known(key: str) -> None:
     with pytest.raises(InvalidKey) as raised:
         knowing(stored()).check(headers(key))
     assert raised.value.message == module.UNKNOWN
+
+
+@given(st.binary(max_size=80))
+def test_whatever_is_sent_as_a_key_is_only_refused(sent: bytes) -> None:
+    keys = knowing(stored(), configured=[CONFIGURED])
+    for sends in (
+        {b"authorization": b"Bearer " + sent},
+        {b"x-api-key": b"sk-ps-abcd1234-" + sent},
+        {b"x-api-key": sent},
+    ):
+        with pytest.raises(InvalidKey):
+            keys.check(sends)
 
 
 def test_a_stored_and_a_configured_key_are_known_beside_each_other() -> None:

@@ -223,6 +223,7 @@ def test_an_unknown_field_names_the_nearest_or_passes_as_configured() -> None:
     assert error.param == "temprature"
     assert "did you mean 'temperature'?" in error.message
     assert applied(body, unknown_fields="pass") is body
+    assert refused({**CHAT, "custom_logit_processor": "gASV"}, unknown_fields="pass").status == 403
     assert refused({**CHAT, "x" * 2**20: 1}).param == "x" * 64
 
 

@@ -1,6 +1,7 @@
 """A configuration that changes under a gateway at work: what moves, what stays, what is refused and how it is told."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ async def test_scripted_engines_and_fallbacks_change(tmp_path: Path) -> None:
         ("[" * 5000, "cannot be read: RecursionError"),
         ("gateway:\n  prot: 1\n", "penstock.yaml:2: unknown key 'gateway.prot', did you mean 'port'?"),
         ("models:\n  sim:\n    engine: x\n", "penstock.yaml:3: models.sim.engine: unknown engine 'x'"),
+        ('engines: {e: {urls: [http://a], api_key: "a\\r\\nb"}}\nmodels: {m: {engine: e}}', "printable ASCII"),
         ("a: 1\na: 2\n", "penstock.yaml:2: the key 'a' stands here a second time"),
     ],
 )
@@ -268,7 +270,7 @@ async def test_no_secret_of_a_bad_file_is_told(tmp_path: Path, caplog: pytest.Lo
             f"engines:\n  e: {{urls: [http://a], api_key: [{secret}]}}\nmodels: {{m: {{engine: e}}}}\n",
         ):
             await here.becomes(text)
-        await here.becomes(tree_of(sim, gateway={"keys": [secret]}))
+        await here.becomes(tree_of(sim, f"http://me:{secret}@127.0.0.1:9", gateway={"keys": [secret]}))
         assert len(caplog.get_records("call")) >= 5
         assert secret not in caplog.text
 
@@ -282,6 +284,37 @@ async def test_what_needs_a_restart_is_refused_as_a_whole_and_named(
         assert "only a restart can change gateway.port, state.database, log.level" in caplog.text
         assert KEY not in caplog.text
         assert (await ask(here.url, ASK)).status == 200
+
+
+async def test_limits_and_policy_change(tmp_path: Path) -> None:
+    async with simulator(itl_s=0.02) as sim, following(tmp_path, tree_of(sim)) as here:
+        tree = tree_of(sim, policy={"max_n": 1})
+        tree["models"]["sim"] |= {"concurrent": 1, "queue": 0}
+        running = asyncio.create_task(ask(here.url, STREAM))  # which has no ticket, and needs none
+        await until(lambda: sim.running == 1)
+        await here.becomes(tree)
+        limited = asyncio.create_task(ask(here.url, about(1, STREAM)))
+        await until(lambda: sim.started == 2)
+        assert (await ask(here.url, about(2, ASK))).status == 503
+        assert (await ask(here.url, {**ASK, "n": 2})).status == 400
+        await here.becomes(tree_of(sim))
+        assert (await ask(here.url, {**about(3, ASK), "n": 2})).status == 200
+        assert [said.done for said in await asyncio.gather(running, limited)] == [True, True]
+
+
+async def test_limits_that_several_processes_cannot_hold_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree: dict[str, Any] = {"gateway": {"workers": 2}, "engines": {"e": {"kind": "scripted"}}}
+    file = tmp_path / "penstock.yaml"
+    write(file, {**tree, "models": {"m": {"engine": "e"}}})
+    source = Source(file)
+    applied: list[Config] = []
+    reload = Reload(source, source.load(), applied.append)
+    write(file, {**tree, "models": {"m": {"engine": "e", "rpm": 5}}})
+    await reload.again()
+    assert "only with Redis" in caplog.text
+    assert not applied
 
 
 async def test_an_address_that_cannot_be_followed_from_here_is_refused(
@@ -343,6 +376,16 @@ def load_text(folder: Path, text: str) -> Config:
     return load(file)
 
 
+async def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with simulator() as sim, following(tmp_path, tree_of(sim)) as here:
+        here.file.unlink()
+        os.mkfifo(here.file)
+        async with asyncio.timeout(5):
+            await here.reload.again()
+        assert "no file that can be read again" in caplog.text
+        assert (await ask(here.url, ASK)).status == 200
+
+
 async def test_a_mounted_configmap_is_another_file_when_its_link_is(tmp_path: Path) -> None:
     """Kubernetes swaps a link to a folder; the file's own path stays."""
     for version, shutdown_s in (("one", 1), ("two", 2)):
@@ -386,7 +429,7 @@ def config(**engine: Any) -> Config:
         ({"model": "demo"}, {"model": "demo", "routing": FOLLOWED}, ["engines.e.routing.kv_events"]),
         ({"urls": ["http://a"]}, {"urls": ["http://b"], "api_key": "k", "stop_s": 1}, []),
         ({"urls": ["http://a"]}, {"urls": ["http://a"], "routing": FOLLOWED}, ["engines.e.routing.kv_events"]),
-        ({"urls": ["http://a"]}, {"model": "demo"}, ["engines.e.model", "engines.e.urls.http://a"]),
+        ({"urls": ["http://a"]}, {"model": "demo"}, ["engines.e.model", "engines.e.urls"]),
         ({"urls": ["http://a"]}, {"kind": "scripted"}, []),
     ],
 )

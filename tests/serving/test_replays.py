@@ -270,7 +270,7 @@ async def test_tenants_never_share(headers: dict[bytes, bytes]) -> None:
     async def ask(tenant: str) -> bytes:
         exchange = Heard(headers)
         assert replays.concern(exchange, GREEDY)
-        await replays.serve(exchange, tenant, GREEDY, OPENAI, generate, lambda recording, abandoned: None)
+        await replays.serve(exchange, tenant, GREEDY, OPENAI, generate)
         return exchange.said
 
     assert [await ask(tenant) for tenant in ("a", "b", "a", "b")] == [b"answer 1", b"answer 2"] * 2

@@ -11,19 +11,20 @@ import httpx2
 import pytest
 
 from engine.sim import Simulator, simulator
+from penstock.keyring import Keyring, pepper, wanted
+from penstock.store import opened
 from serving.app import ROUTES
 from tests.reliability.client import Caller
 from tests.serving.conftest import Running
 
 pytestmark = pytest.mark.anyio
 
-USER = "sk-user-0123456789abcdef"
-ADMIN = "sk-admin-0123456789abcdef"  # the admin API's own, which opens nothing on this port
-KEYS: dict[str, dict[str, str]] = {
-    "none": {},
-    "wrong": {"authorization": f"Bearer {USER}x"},
-    "user": {"authorization": f"Bearer {USER}"},
-    "admin": {"authorization": f"Bearer {ADMIN}"},
+CONFIGURED = "sk-of-the-configuration-0123456789abcdef"
+SCOPED: dict[str, dict[str, Any]] = {
+    "user": {"scopes": ["generate"]},
+    "metrics": {"scopes": ["metrics"]},
+    "admin": {"scopes": ["admin"]},
+    "elsewhere": {"scopes": ["generate"], "models": ["other"]},
 }
 TURNS = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -39,26 +40,28 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": TURNS},
 }
 
-# Method and path, then the status without a key, with a wrong one, with a user's, with the admin API's.
+# Method and path, then the status without a key, with a wrong one, one that was revoked, one of the configuration, and
+# the stored ones above.
 TABLE = """
-GET     /health                     200 200 200 200
-GET     /ready                      200 200 200 200
-GET     /metrics                    401 401 200 401
-GET     /v1/models                  401 401 200 401
-GET     /v1/models/sim              401 401 200 401
-GET     /v1/models/other            401 401 404 401
-POST    /v1/chat/completions        401 401 200 401
-POST    /v1/completions             401 401 200 401
-POST    /v1/embeddings              401 401 200 401
-POST    /v1/rerank                  401 401 400 401
-POST    /v1/score                   401 401 400 401
-POST    /tokenize                   401 401 200 401
-POST    /detokenize                 401 401 200 401
-POST    /v1/responses               401 401 200 401
-POST    /v1/messages                401 401 200 401
-POST    /v1/messages/count_tokens   401 401 200 401
+                                    none wrong revoked config user metrics admin elsewhere
+GET     /health                     200  200   200     200    200  200     200   200
+GET     /ready                      200  200   200     200    200  200     200   200
+GET     /metrics                    401  401   401     200    403  200     403   403
+GET     /v1/models                  401  401   401     200    200  200     200   200
+GET     /v1/models/sim              401  401   401     200    200  200     200   403
+GET     /v1/models/other            401  401   401     404    404  404     404   404
+POST    /v1/chat/completions        401  401   401     200    200  403     403   403
+POST    /v1/completions             401  401   401     200    200  403     403   403
+POST    /v1/embeddings              401  401   401     200    200  403     403   403
+POST    /v1/rerank                  401  401   401     400    400  403     403   403
+POST    /v1/score                   401  401   401     400    400  403     403   403
+POST    /tokenize                   401  401   401     200    200  403     403   403
+POST    /detokenize                 401  401   401     200    200  403     403   403
+POST    /v1/responses               401  401   401     200    200  403     403   403
+POST    /v1/messages                401  401   401     200    200  403     403   403
+POST    /v1/messages/count_tokens   401  401   401     200    200  403     403   403
 """
-ROWS = [line.split() for line in TABLE.strip().splitlines()]
+KINDS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
 # What else vLLM 0.32 answers to: adapters and weights from anywhere, remote calls, sleep, other requests' answers.
@@ -78,30 +81,44 @@ NOWHERE = ["/", "/docs", "/openapi.json", "/redoc", "/v1", "/v1/", "/admin", "/k
 REACHED = {*BODIES, "/health", "/v1/models", "/metrics"}
 
 
+Headers = dict[str, dict[str, str]]
+
+
+async def made() -> Headers:
+    """What each kind of caller sends, the keys of which are in the database of the test's own home."""
+    async with opened(None) as store:
+        ring = Keyring(store, pepper(None))
+        keys = {name: (await ring.create(wanted({"name": name, **of}), "the test")).key for name, of in SCOPED.items()}
+        keys["revoked"] = (await ring.create(wanted({"name": "revoked"}), "the test")).key
+        await ring.revoke("revoked", "the test")
+    keys |= {"config": CONFIGURED, "wrong": keys["user"][:-1] + "_"}
+    return {kind: {"authorization": f"Bearer {keys[kind]}"} if kind in keys else {} for kind in KINDS}
+
+
 @asynccontextmanager
-async def guarded(gateway: Running) -> AsyncIterator[tuple[httpx2.AsyncClient, Simulator]]:
+async def guarded(gateway: Running) -> AsyncIterator[tuple[httpx2.AsyncClient, Simulator, Headers]]:
+    headers = await made()
     async with simulator() as sim:
         tree = {
             "engines": {"e": {"urls": [sim.url], "probe": {"interval_s": 60}}},
             "models": {"sim": {"engine": "e"}},
-            "gateway": {"keys": [USER]},
-            "admin": {"key": ADMIN},
+            "gateway": {"keys": [CONFIGURED]},
         }
-        async with gateway(**tree) as client:
-            yield client, sim
+        async with gateway(**tree, stored=True) as client:
+            yield client, sim, headers
             assert {request.path for request in sim.requests} <= REACHED
 
 
 async def test_every_route_gives_each_key_what_is_written(gateway: Running) -> None:
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, keys):
         for method, path, *expected in ROWS:
-            for (kind, headers), status in zip(KEYS.items(), expected, strict=True):
+            for (kind, headers), status in zip(keys.items(), expected, strict=True):
                 before = len(sim.requests)
                 body = {"model": "sim", **BODIES[path]} if path in BODIES else None
                 answer = await client.request(method, path, json=body, headers=headers)
                 assert answer.status_code == int(status), (method, path, kind, answer.text)
                 reached = [request.path for request in list(sim.requests)[before:] if request.method == "POST"]
-                assert reached == ([path] if path in BODIES and kind == "user" else []), (path, kind)
+                assert reached == ([path] if path in BODIES and int(status) < 401 else []), (path, kind)
 
 
 def test_every_route_is_written_down() -> None:
@@ -111,20 +128,20 @@ def test_every_route_is_written_down() -> None:
 
 
 async def test_every_other_method_is_refused(gateway: Running) -> None:
-    async with guarded(gateway) as (client, _):
+    async with guarded(gateway) as (client, _, keys):
         for right, path, *_ in ROWS:
             for method in METHODS:
                 if method == right:
                     continue
-                answer = await client.request(method, path, headers=KEYS["user"])
+                answer = await client.request(method, path, headers=keys["user"])
                 assert answer.status_code == 405, (method, path)
                 assert answer.headers["allow"] == right
 
 
 async def test_no_other_path_is_served_to_anybody(gateway: Running) -> None:
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, keys):
         for path in [*ENGINES_OWN, *NOWHERE]:
-            for headers in KEYS.values():
+            for headers in keys.values():
                 for method in ("GET", "POST", "DELETE", "OPTIONS"):
                     answer = await client.request(method, path, headers=headers)
                     assert (answer.status_code, "there is no route" in answer.text) == (404, True), (method, path)
@@ -159,34 +176,35 @@ http://127.0.0.1/metrics https://x@y/metrics http://127.0.0.1//metrics /v1/model
 /v1/chat/completions?x=/metrics /health?/../metrics""".split()
 
 
-async def say(url: str, method: str, target: str, key: str | None) -> tuple[int, bytes]:
+async def say(url: str, method: str, target: str, headers: dict[str, str]) -> tuple[int, bytes]:
     """The status and the body."""
     body = b'{"model": "sim", "messages": [{"role": "user", "content": "hi"}]}' if method == "POST" else b""
     head = f"{method} {target} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n"
-    head += f"authorization: Bearer {key}\r\n" if key else ""
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     async with Caller(url) as caller:
         await caller.send(head.encode() + b"\r\n" + body)
-        status, headers = await caller.head()
-        return status, await caller.body(headers) if "content-length" in headers else await caller.until_closed()
+        status, answered = await caller.head()
+        return status, await caller.body(answered) if "content-length" in answered else await caller.until_closed()
 
 
 async def test_no_spelling_of_a_path_reaches_what_its_key_may_not(gateway: Running) -> None:
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, keys):
         url = str(client.base_url)
         for target in SPELLINGS:
             for method in ("GET", "POST"):
-                for key in (None, ADMIN, f"{USER}x"):
-                    status, body = await say(url, method, target, key)
-                    assert status in (400, 401, 404, 405) or body == b'{"status":"ok"}', (method, target)
+                for kind in ("none", "wrong", "revoked", "admin"):
+                    status, body = await say(url, method, target, keys[kind])
+                    assert b"penstock_" not in body, (method, target, kind)
+                    assert status in (400, 401, 403, 404, 405) or body == b'{"status":"ok"}', (method, target)
         assert not [request for request in sim.requests if request.method == "POST"]
 
 
 async def test_a_user_reaches_only_the_inference_routes_however_a_path_is_spelt(gateway: Running) -> None:
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, keys):
         url = str(client.base_url)
         for target in SPELLINGS:
             for method in ("GET", "POST"):
-                status, _ = await say(url, method, target, USER)
+                status, _ = await say(url, method, target, keys["user"])
                 assert status < 500, (method, target)
         assert {request.path for request in sim.requests if request.method == "POST"} == {"/v1/chat/completions"}
 
@@ -205,24 +223,26 @@ NAMES = [
 
 
 async def test_a_model_is_a_name_that_is_looked_up_and_never_a_path(gateway: Running) -> None:
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, keys):
         for name in NAMES:
             body = {"model": name, **BODIES["/v1/chat/completions"]}
-            asked = await client.post("/v1/chat/completions", json=body, headers=KEYS["user"])
+            asked = await client.post("/v1/chat/completions", json=body, headers=keys["user"])
             assert (asked.status_code, asked.json()["error"]["code"]) == (404, "model_not_found")
         assert not sim.started
 
 
+KEY = CONFIGURED
 CREDENTIALS = [
-    "Bearer ' OR '1'='1", "Bearer sk-x'; DROP TABLE keys; --", f"Bearer {USER}' --", "Bearer %", "Bearer *", "Bearer",
-    f"Bearer {USER} {USER}", f"bearer\t{USER}", f"Token {USER}", f"Bearer {USER[:-1]}", f"Bearer {USER.upper()}",
-    f"Bearer sk-\xff{USER}", "Bearer " + "x" * 60_000, "Bearer {\"$ne\": null}", "Basic Og==", "null", "",
-]  # fmt: skip
+    *("Bearer ' OR '1'='1", "Bearer sk-x'; DROP TABLE keys; --", f"Bearer {KEY}' --", "Bearer %", "Bearer *", "Bearer"),
+    *("Bearer sk-ps-' OR '1'='1", "Bearer sk-ps-", "Bearer sk-ps-%%%%%%%%-x", 'Bearer {"$ne": null}', "Basic Og=="),
+    *(f"Bearer {KEY} {KEY}", f"bearer\t{KEY}", f"Token {KEY}", f"Bearer {KEY[:-1]}", f"Bearer {KEY.upper()}", ""),
+    *(f"Bearer sk-\xff{KEY}", "Bearer " + "x" * 60_000, "null"),
+]
 
 
 async def test_no_odd_credentials_open_anything(gateway: Running) -> None:
     body = b'{"model": "sim", "messages": [{"role": "user", "content": "hi"}]}'
-    async with guarded(gateway) as (client, sim):
+    async with guarded(gateway) as (client, sim, _):
         for credentials in CREDENTIALS:
             for header in ("authorization", "x-api-key"):
                 head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"

@@ -61,10 +61,11 @@ class Seen:
 async def test_three_gateways_and_ten_thousand_requests_exceed_no_limit(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """All of it within a minute, so that what a key is let in is what its minute holds."""
+    """All of it within a minute, so that what a key is let in is what its minute holds. While this machine is too busy
+    for Redis to answer in time, requests are refused, not let in uncounted."""
     with ExitStack() as stack:
         redis = stack.enter_context(running_redis(tmp_path_factory.mktemp("redis")))
-        state = {"database": f"sqlite:///{tmp_path}/p.db", "pepper": PEPPER, "redis": redis.url}
+        state = {"database": f"sqlite:///{tmp_path}/p.db", "pepper": PEPPER, "redis": redis.url, "redis_lost": "closed"}
         async with opened(state["database"]) as store, simulator(itl_s=0.002) as sim:
             ring = Keyring(store, pepper(SecretStr(PEPPER)))
             limits = [{"concurrent": CONCURRENT, **LIMITS[number % 3]} for number in range(KEYS)]
@@ -84,12 +85,12 @@ async def test_three_gateways_and_ten_thousand_requests_exceed_no_limit(
     assert sum(one.let_in + one.others.total() for one in seen) == REQUESTS // CLIENTS * CLIENTS
     assert most == CONCURRENT
     for limit, one in zip(limits, seen, strict=True):
-        assert set(one.others) <= {"rate_limit_exceeded"}
-        assert one.let_in > 50
+        assert set(one.others) <= {"rate_limit_exceeded", "overloaded"}
+        unanswered = one.others["overloaded"]
         if "rpm" in limit:
-            assert one.let_in == limit["rpm"]
+            assert limit["rpm"] - unanswered <= one.let_in <= limit["rpm"]
         if "tpm" in limit:
-            assert limit["tpm"] <= one.tokens < limit["tpm"] + one.largest
+            assert limit["tpm"] - unanswered * one.largest <= one.tokens < limit["tpm"] + one.largest
 
 
 def started(stack: ExitStack, sim: Simulator, state: dict[str, str], folder: Path) -> list[str]:

@@ -172,7 +172,6 @@ class Gateway:
         """By what was answered before, where the caller or the configuration wants that."""
         if not self.replays.concern(call.exchange, body):
             return self._generated(call, served, body, dialect)
-        self._mark(call)
         generate = partial(self._apart, call, served, body, dialect)
         return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
 

@@ -27,6 +27,7 @@ BENCH = ".venv/bin/python -m engine.vllm_cli bench serve"
 MEASURES = ".venv/bin/python -m benchmarks."  # minutes each: what they are made of is tried in tests/benchmarks
 TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training
 SERVES = ".venv/bin/penstock serve"
+KEEPS = (".venv/bin/penstock keys", ".venv/bin/penstock usage", ".venv/bin/penstock audit")
 SIMULATES = ".venv/bin/penstock sim"
 SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
@@ -52,7 +53,17 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, *MAKES)), command
+        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, *KEEPS, *MAKES)), command
+
+
+def test_keys_are_made_shown_replaced_and_withdrawn(tmp_path: Path) -> None:
+    kept = [command for command in commands() if command.startswith(KEEPS)]
+    env = {**os.environ, "PENSTOCK_HOME": str(tmp_path)}
+    for command in kept:
+        words = shlex.split(command.replace(".venv/bin", str(BIN)))
+        done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, bool(done.stdout)) == (0, True), (command, done.stderr)
+    assert len(kept) == 6
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import cast
@@ -34,25 +34,27 @@ class Tally:
 
 @dataclass
 class Requests:
-    """What is sent: `bodies` in turn. `events` is how many each stream must have; 0: as many as it likes."""
+    """What is sent: `bodies` and `keys` in turn. `events` is how many each stream must have; 0: as many as it likes."""
 
     host: str
     bodies: list[bytes]
     stream: bool = False
     events: int = 0
+    keys: Sequence[bytes] = (b"sk-none-at-all-0123",)
     numbers: "count[int]" = field(default_factory=count)
 
     def __post_init__(self) -> None:
-        self.head = (
+        head = (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\n"
             b"Content-Type: application/json\r\nUser-Agent: OpenAI/Python 3.54.0\r\n"
-            b"Authorization: Bearer sk-none-at-all-0123\r\nContent-Length: "
-        ) % self.host.encode()
+            b"Authorization: Bearer %s\r\nContent-Length: "
+        )
+        self.heads = [head % (self.host.encode(), key) for key in self.keys]
 
     def next(self) -> bytes:
         number = next(self.numbers)
         body = self.bodies[number % len(self.bodies)].replace(NUMBER, b"%012d" % number)
-        return b"%s%d\r\n\r\n%s" % (self.head, len(body), body)
+        return b"%s%d\r\n\r\n%s" % (self.heads[number % len(self.heads)], len(body), body)
 
 
 class Client(asyncio.Protocol):

@@ -1,6 +1,8 @@
 """The gateways that are compared: what each is started with, and when it is ready."""
 
+import asyncio
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -9,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import httpx2
 
 from benchmarks.processes import started
+from penstock.keyring import Keyring, Wanted
+from penstock.store import opened
 
 START_S = 120
 POLL_S = 0.1
@@ -64,6 +68,7 @@ class Contestant:
     url: str
     env: Mapping[str, str] = field(default_factory=dict)
     model: str = "m"
+    key: str = "sk-none-at-all-0123"
 
 
 def given(text: str, places: Mapping[str, str]) -> Contestant:
@@ -112,6 +117,26 @@ def penstock(
     return Contestant(name, command, f"http://127.0.0.1:{port}", {"PENSTOCK_HOME": str(folder), **env}, model)
 
 
+def penstock_for(keys: int, upstream: str, port: int, folder: Path) -> tuple[Contestant, Path]:
+    """The same with so many keys in its database, each with limits that are never reached, and the file of the keys."""
+    home = folder / f"keys-{keys}"
+    home.mkdir()
+    env = {"PENSTOCK_HOME": str(home), "PENSTOCK_STATE__PEPPER": secrets.token_hex(32)}
+    file = home / "keys.txt"
+    sent = asyncio.run(made(keys, home, env["PENSTOCK_STATE__PEPPER"]))
+    file.write_text("\n".join(sent))
+    name = f"Penstock, {keys:,} {'key' if keys == 1 else 'keys'}"
+    return replace(penstock([upstream], port, home, name, env=env), key=sent[0]), file
+
+
+async def made(count: int, home: Path, pepper: str) -> list[str]:
+    """So many keys, as the command line would make them one by one."""
+    async with opened(f"sqlite:///{home / 'penstock.db'}") as store:
+        keyring = Keyring(store, pepper.encode())
+        wanted = [Wanted(name=f"team-{number}", rpm=10**6, tpm=10**9, concurrent=10**4) for number in range(count)]
+        return [(await keyring.create(one, "benchmark")).key for one in wanted]
+
+
 def nginx(upstream: str, port: int, folder: Path) -> Contestant:
     """A plain reverse proxy, one worker, streams unbuffered. Raises LookupError where it is not installed."""
     path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -135,7 +160,8 @@ def until_it_answers(contestant: Contestant, process: subprocess.Popen[bytes], l
     body = {"model": contestant.model, "max_tokens": 2, "messages": [{"role": "user", "content": "Are you there?"}]}
     deadline = time.monotonic() + START_S
     said = "nothing"
-    with httpx2.Client(base_url=contestant.url, timeout=START_S, trust_env=False) as client:
+    headers = {"authorization": f"Bearer {contestant.key}"}
+    with httpx2.Client(base_url=contestant.url, timeout=START_S, trust_env=False, headers=headers) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 answer = client.post("/v1/chat/completions", json=body)

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.contestants import Contestant, free_port, given, nginx, penstock, places, running
+from benchmarks.contestants import Contestant, free_port, given, nginx, penstock, penstock_for, places, running
 from benchmarks.figures import markdown
 from benchmarks.gateway_report import DIRECT, memory_table, overhead_table, replica_table, self_check_table
 from benchmarks.processes import end_in_order, started
@@ -62,6 +62,7 @@ def main(
     prompt_bytes: int = 600,
     unix: Annotated[bool, typer.Option(help="Penstock once more, with the engine on a Unix socket")] = False,
     replicas: Annotated[str, typer.Option(help="Penstock before so many replicas, such as 2,8,32,64")] = "",
+    keys: Annotated[str, typer.Option(help="Penstock with so many keys, each with limits, such as 1,10000")] = "",
     memory: Annotated[int, typer.Option(help="Memory over so many requests, such as 200000")] = 0,
     profile: Annotated[Path | None, typer.Option(help="Where Penstock's time goes, as folded stacks (py-spy)")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Every figure of every round")] = None,
@@ -78,10 +79,14 @@ def main(
         spin_pid = stack.enter_context(kept_busy(CLIENT_CORE))
         place = Range(mock.pid, spin_pid, Path(name), prompt_bytes, clients, seconds)
         crowd = contestants(gateway or [], mock, place.folder, unix=unix)
+        for count in [int(word) for word in keys.split(",") if word]:
+            one, file = penstock_for(count, mock.urls[0], free_port(), place.folder)
+            place.keys[one.url] = file
+            crowd.insert(len(crowd) - len(gateway or []), one)
         if rounds:
             works = (REQUEST, PACED, BURST, Work("latency", rate=rate, times=2))
             runs = in_turn(place, crowd, works, rounds, {DIRECT: mock.urls[0]})
-            show(overhead_table(runs, crowd[-len(gateway)].name if gateway else ""), self_check_table(runs))
+            show(overhead_table(runs, crowd[-len(gateway)].name if gateway else "Penstock"), self_check_table(runs))
             found["overhead"] = runs
         if counts:
             several = [penstock(mock.urls[:count], free_port(), place.folder, str(count)) for count in counts]

@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -165,6 +165,7 @@ def summed(crowd: Crowd, before: Clock, after: Clock) -> Load:
 def main(
     url: str,
     bodies: Annotated[Path, typer.Option(help="A JSON body on each line; 000000000000 becomes the request's number")],
+    keys: Annotated[Path | None, typer.Option(help="API keys, one a line, sent in turn")] = None,
     stream: bool = False,
     events: Annotated[int, typer.Option(help="How many events each stream must have; 0: as many as it likes")] = 0,
     clients: int = 32,
@@ -177,6 +178,8 @@ def main(
 ) -> None:
     """Prints what was counted."""
     given = Requests(urlsplit(url).netloc, bodies.read_bytes().splitlines(), stream, events)
+    if keys:
+        given = replace(given, keys=keys.read_bytes().splitlines())
 
     async def run() -> Load:
         gc.disable()  # what clients leave behind is freed by its count of references

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load import Load
@@ -59,7 +59,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Range:
-    """Where measurements are taken: the mock engine and what keeps its core busy (processes), the bodies, how long."""
+    """Where measurements are taken: the mock engine and what keeps its core busy (processes), the bodies, how long.
+    `keys`: files of API keys, for the addresses that ask for one."""
 
     mock_pid: int
     spin_pid: int
@@ -68,6 +69,7 @@ class Range:
     clients: int
     seconds: float
     warm_s: float = 0.5
+    keys: dict[str, Path] = field(default_factory=dict)
 
     def measure(self, url: str, pid: int | None, work: Work) -> Sample:
         """`pid` is the gateway's; none: `url` is the engine's own, and its CPU time is what counts as the gateway's."""
@@ -95,6 +97,7 @@ class Range:
         command = [sys.executable, "-m", "benchmarks.load", url, *extra]
         command += ["--bodies", str(work.write(self.folder, self.size_bytes)), "--clients", str(self.clients)]
         command += ["--stream", "--events", str(work.events)] if work.stream else []
+        command += ["--keys", str(self.keys[url])] if url in self.keys else []
         command += ["--rate", str(work.rate), "--times"] if work.rate else []
         for watched in (pid, self.mock_pid, self.spin_pid):
             command += ["--watch", str(watched)] if watched else []

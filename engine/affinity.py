@@ -23,19 +23,24 @@ MOST_OUTPUT_TOKENS = 1024
 
 @dataclass(slots=True)
 class Hint:
-    """What of a request decides where it goes: its chain, its size in tokens (estimated), and the caller's own key."""
+    """What of a request decides where it goes: its chain, its size in tokens (estimated, with the answer and for the
+    prompt alone), and the caller's own key."""
 
     chain: Sequence[int] = ()
     tokens: int = DEFAULT_OUTPUT_TOKENS
     key: str | None = None
     token_ids: Sequence[int] = field(default=())
+    prompt_tokens: int = 0
+    salt: str = ""
 
 
 def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     """`session` is the caller's session header, which stands above the body's `prompt_cache_key`."""
     links: list[int] = []
     chars = 0
-    link = 0
+    given = body.get("cache_salt")
+    salt = given if isinstance(given, str) else ""
+    link = hash(salt) if salt else 0  # what no engine takes for equal, shares nothing here either
     for part in parts(body):
         size = len(part)
         chars += size
@@ -49,13 +54,16 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     wanted = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     output = max(0, min(wanted, MOST_OUTPUT_TOKENS)) if isinstance(wanted, int) else DEFAULT_OUTPUT_TOKENS
     key = session.decode("latin-1") if session else body.get("prompt_cache_key")
-    return Hint(links[:MAX_LINKS], chars // CHARS_PER_TOKEN + output, key if isinstance(key, str) else None)
+    prompt_tokens = chars // CHARS_PER_TOKEN
+    return Hint(
+        links[:MAX_LINKS], prompt_tokens + output, key if isinstance(key, str) else None, (), prompt_tokens, salt
+    )
 
 
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:
     """The prompt from its beginning: tools, the system's words, then turn after turn."""
     turns = body.get("messages")
-    if turns and not body.get("tools") and not body.get("system"):
+    if type(turns) is list and turns and not body.get("tools") and not body.get("system"):
         return [text_of(turn) for turn in turns]
     return other_parts(body)
 

@@ -60,7 +60,10 @@ class Asked:
 
 
 class Source(Protocol):
-    """Whatever an answer comes from, as far as its speed is concerned."""
+    """Whatever an answer comes from, as far as its speed is concerned. `came`: how many pieces of it have."""
+
+    @property
+    def came(self) -> int: ...
 
     def pause(self) -> None: ...
 

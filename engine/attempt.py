@@ -1,7 +1,7 @@
 """One try of one request at one replica: sends it, holds the answer back until it has content, then passes it on.
 
-Until the first content nothing has left this process, so whatever goes wrong is an exception that another try can
-mend. From then on what is good is given to the receiver as it comes, and what is not ends the try.
+Until the first content nothing has left this process, so whatever goes wrong is an error that another try can mend.
+From then on what is good is given to the receiver as it comes, and what is not ends the try.
 """
 
 import asyncio
@@ -136,6 +136,10 @@ class Attempt:
         replica.give_back(self.asked.hint.tokens)
 
     @property
+    def came(self) -> int:
+        return len(self.reading.text) if self.reading else 0
+
+    @property
     def heard(self) -> bool:
         """Whether the replica has answered anything, and may be working on it still."""
         return self._status != 0 and not self._forsaken
@@ -147,16 +151,18 @@ class Attempt:
         client = self.replica.client
         try:
             connection = await client.connect()
+            if self._tell:
+                self._ask(connection)
+            else:  # given up meanwhile: the next may have it
+                client.keep(connection)
         except EngineError as error:
             self._suspicious = True
-            return self._fail(error)
-        if self._tell is None:  # given up meanwhile: the next may have it
-            return client.keep(connection)
-        try:
-            self._ask(connection)
-        except Exception as error:  # nobody awaits this task
-            log.exception("a request could not be sent")
-            self._fail(EngineError(f"the request could not be sent: {error}"))
+            self._fail(error)
+        except Exception as error:  # nobody awaits this task: without an end the request would wait for ever
+            failure = EngineError("the request could not be sent to the engine")
+            failure.__cause__ = error
+            log.error("%s: %s", self.replica.name, failure, exc_info=error)
+            self._fail(failure)
 
     def _ask(self, connection: Connection) -> None:
         asked = self.asked

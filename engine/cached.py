@@ -40,16 +40,22 @@ class Cached:
         return len(self._blocks)
 
     def stored(
-        self, block_hashes: Sequence[BlockHash], parent: BlockHash | None, tokens: Sequence[int], block_size: int
+        self,
+        block_hashes: Sequence[BlockHash],
+        parent: BlockHash | None,
+        tokens: Sequence[int],
+        block_size: int,
+        salt: str = "",
     ) -> None:
-        """Blocks that follow each other, and `parent` (None: a prompt's begin); `tokens` fills them exactly.
+        """Blocks that follow each other, and `parent` (None: a prompt's begin, for those with this salt); `tokens`
+        fills them exactly.
 
         All blocks of a cache have one size: the first stored decides it, others are left out.
         """
         assert len(tokens) == len(block_hashes) * block_size
         if not self._blocks:
             self.block_size = block_size
-        before = self._blocks.get(parent) if parent is not None else Block(b"")
+        before = self._blocks.get(parent) if parent is not None else Block(root(salt))
         if before is None or block_size != self.block_size:
             return
         for name, link in zip(block_hashes, links(tokens, block_size, before.link), strict=True):
@@ -76,16 +82,22 @@ class Cached:
         self._blocks.clear()
         self._held.clear()
 
-    def matched(self, tokens: Sequence[int]) -> int:
-        """How many leading tokens of a prompt are cached: whole blocks, of prompts without adapter, salt or image."""
+    def matched(self, tokens: Sequence[int], salt: str = "") -> int:
+        """How many leading tokens of a prompt with this salt are cached: whole blocks, of prompts without adapter or
+        image."""
         if not self._blocks or not self.block_size:
             return 0
         count = 0
-        for link in links(tokens, self.block_size):
+        for link in links(tokens, self.block_size, root(salt)):
             if link not in self._held:
                 break
             count += self.block_size
         return count
+
+
+def root(salt: str) -> bytes:
+    """What a prompt's first link follows: prompts of different salts have none in common."""
+    return blake2b(salt.encode(), digest_size=LINK_BYTES).digest() if salt else b""
 
 
 def links(tokens: Sequence[int], block_size: int, link: bytes = b"") -> Iterator[bytes]:

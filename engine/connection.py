@@ -36,7 +36,7 @@ class ConnectionBroke(EngineError):
 
 
 class Sink(Protocol):
-    """Takes one answer. Of the last two exactly one is called, once, and nothing after it."""
+    """Takes one answer. Of the last two exactly one is called, once, and nothing after it; neither after `abort`."""
 
     def answered(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head; header names are in lower case."""
@@ -227,14 +227,18 @@ class Client:
         self.port = parts.port or (443 if self.secure else 80)
         self._base = parts.path.rstrip("/").encode()
         # Asked for no compression, since bytes are passed on as they come.
-        self._fixed = b"host: " + parts.netloc.rpartition("@")[2].encode() + b"\r\naccept-encoding: identity\r\n"
-        if api_key:
-            self._fixed += b"authorization: Bearer " + api_key.encode("latin-1") + b"\r\n"
-        self._heads: dict[tuple[str, str], bytes] = {}
+        self._usual = b"host: " + parts.netloc.rpartition("@")[2].encode() + b"\r\naccept-encoding: identity\r\n"
+        self.use_key(api_key)
         self._tls = ssl.create_default_context() if self.secure else None
         self._waiting: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._closed = False
+
+    def use_key(self, api_key: str | None) -> None:
+        """From the next request on."""
+        key = b"authorization: Bearer " + api_key.encode("latin-1") + b"\r\n" if api_key else b""
+        self._fixed = self._usual + key
+        self._heads: dict[tuple[str, str], bytes] = {}
 
     def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> bytes:
         """The bytes of a request; `headers` are whole lines."""

@@ -29,6 +29,12 @@ async def watch(address: str, apply: Apply, interval_s: float = INTERVAL_S) -> N
         await Endpoints(Cluster.of_pod(os.environ), place).watch(apply)
 
 
+def check(address: str) -> None:
+    """Raises StartError for what `watch` could never follow from here."""
+    if not isinstance(parse(address), DnsName):
+        Cluster.of_pod(os.environ)
+
+
 async def resolve(host: str, port: int) -> Sequence[str]:
     """The addresses that the system's resolver gives, IPv4 and IPv6. Raises OSError, or UnicodeError for no name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

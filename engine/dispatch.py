@@ -48,10 +48,11 @@ class Dispatch:
         self._began: float | None = None
 
     def start(self, tell: Told) -> bool:
-        """Makes the first try, if it can be made without waiting for anything but its answer; False if not.
+        """Makes the first try, if nothing has to be waited for but its answer: a replica is free, and no second one
+        is to be asked beside it; else False.
 
         `tell` is told how it ended: a whole answer, None after a stream, or an error, in which case `run` may still
-        answer. It costs a third of what a task does that waits for the same.
+        answer.
         """
         replica = None if self.pool.routing.hedge_after_s is not None else self.pool.choose(self.asked.hint)
         if replica is None:
@@ -60,7 +61,11 @@ class Dispatch:
         self._tried.append(replica)
         self._tell = tell
         self._first = Attempt(self.asked, replica, self.receiver, self.limits)
-        self._first.start(self._told)
+        try:
+            self._first.start(self._told)
+        except BaseException:
+            self.cancel()
+            raise
         return True
 
     def _told(self, attempt: Attempt, answer: Answer | None, error: PenstockError | None) -> None:
@@ -68,10 +73,9 @@ class Dispatch:
         tell, self._tell = self._tell, None
         self._first = None
         self._note(attempt)
+        self._leave(error)
         if attempt.begun and error:
-            self._winner = attempt
-        if not isinstance(error, EngineError):  # else it is for `run`
-            self._leave(error)
+            self._winner = attempt  # `run` may go on with its stream
         if tell:
             tell(answer, error)
 
@@ -105,12 +109,11 @@ class Dispatch:
         return await self._after(failure)
 
     def _enter(self) -> None:
-        if self._began is None:
-            self._began = time.monotonic()
-            self.pool.active += 1
+        self._began = self._began or time.monotonic()
+        self.pool.active += 1
 
     def _leave(self, error: BaseException | None) -> None:
-        """It is answered, or nobody waits for it."""
+        """It is answered, or nobody waits for it, or nobody does yet: between a first try and `run`."""
         pool = self.pool
         pool.active -= 1
         if error is None and self._began:

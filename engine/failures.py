@@ -26,6 +26,9 @@ TOO_LONG = re.compile(r"(?i)maximum context length|context length|max_model_len|
 MAX_MESSAGE_CHARS = 2000
 MAX_DIGITS = 9
 VLLM_PARAMETER = re.compile(r" \(parameter=[^()]*\)$")
+MEMORY_ADDRESS = re.compile(
+    r"\b0x[0-9a-fA-F]{6,16}\b"
+)  # Python's `<... object at 0x...>`, of use to who looks for a way in
 
 
 def from_answer(status: int, body: bytes, retry_after: str | None = None) -> PenstockError:
@@ -42,6 +45,7 @@ def from_document(status: int, document: Any, retry_after_s: int | None = None) 
     """The same for a parsed body or for the error event of a stream, whose own code stands above `status`."""
     error = error_of(document)
     message = VLLM_PARAMETER.sub("", str(error.get("message") or "the engine gave no reason"))[:MAX_MESSAGE_CHARS]
+    message = MEMORY_ADDRESS.sub("0x...", message)
     code = error.get("code")
     if isinstance(code, int) and 400 <= code < 600:
         status = code

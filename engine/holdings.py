@@ -21,8 +21,8 @@ class Ranks:
     def __init__(self, caches: Sequence[Cached]) -> None:
         self.caches = caches
 
-    def matched(self, tokens: Sequence[int]) -> int:
-        return max((cached.matched(tokens) for cached in self.caches), default=0)
+    def matched(self, tokens: Sequence[int], salt: str = "") -> int:
+        return max((cached.matched(tokens, salt) for cached in self.caches), default=0)
 
 
 async def keep_holdings(replica: Replica) -> NoReturn:

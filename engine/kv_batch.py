@@ -32,12 +32,22 @@ class BlockStored(msgspec.Struct, tag=True):
         return self.block_size > 0 and len(self.token_ids) == len(self.block_hashes) * self.block_size
 
     @property
+    def salt(self) -> str:
+        """The salt of a prompt that begins here, where that is all that its first block depends on beside its tokens:
+        [[["cache_salt", "..."]], None]."""
+        match self.extra_keys:
+            case [[["cache_salt", str(salt)]], *_] if self.parent_block_hash is None:
+                return salt
+        return ""
+
+    @property
     def plain_blocks(self) -> int:
-        """How many, from the first, depend on tokens alone: no adapter, salt or image before their end."""
+        """How many, from the first, depend on tokens and a salt alone: no adapter or image before their end."""
         if self.lora_id is not None or self.lora_name is not None:
             return 0
         keys = self.extra_keys or []
-        return next((number for number, key in enumerate(keys) if key), len(self.block_hashes))
+        salted = 1 if self.salt else 0
+        return next((salted + number for number, key in enumerate(keys[salted:]) if key), len(self.block_hashes))
 
 
 class BlockRemoved(msgspec.Struct, tag=True):

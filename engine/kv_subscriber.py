@@ -125,7 +125,8 @@ class Subscriber:
             case BlockStored() if event.fills_blocks and self._counts(event):
                 count = event.plain_blocks
                 tokens = event.token_ids[: count * event.block_size]
-                self.cached.stored(event.block_hashes[:count], event.parent_block_hash, tokens, event.block_size)
+                names, parent = event.block_hashes[:count], event.parent_block_hash
+                self.cached.stored(names, parent, tokens, event.block_size, event.salt)
             case BlockRemoved() if is_near(event) and event.group_idx == self._group:
                 self.cached.removed(event.block_hashes)
 

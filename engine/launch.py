@@ -28,7 +28,8 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELIS
 
 @dataclass(frozen=True)
 class Launch:
-    """A replica about to be started: its command, what is added to its environment, how to tell that it lives."""
+    """A replica about to be started: its command, what is added to its environment, how to tell that it lives, by
+    which names it is asked."""
 
     name: str
     argv: Sequence[str]
@@ -36,6 +37,7 @@ class Launch:
     socket: Path
     probe_path: str
     probe_body: Mapping[str, Any] = field(default_factory=dict)
+    served: Sequence[str] = ()
 
 
 def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, socket: Path) -> Launch:
@@ -56,7 +58,7 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     argv = [sys.executable, "-P", "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
     probe_path, probe_body = probe(served[0], options)
-    return Launch(name, argv, env, socket, probe_path, probe_body)
+    return Launch(name, argv, env, socket, probe_path, probe_body, served)
 
 
 def chosen_device(engine: Engine, machine: Machine) -> str:

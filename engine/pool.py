@@ -21,6 +21,7 @@ NEVER = math.inf
 # Among the equally loaded the one that was given the least: small enough never to outweigh a token outstanding.
 EVENNESS = 1e-9
 SMOOTHING = 0.1
+IDLE_POLL_S = 0.05
 
 
 class NoReplica(EngineUnavailable):
@@ -54,6 +55,24 @@ class Pool:
     def ready(self) -> bool:
         return self._ready.is_set()
 
+    def change(self, wait_s: float, routing: Routing) -> None:
+        """From the next request on."""
+        self.wait_s = wait_s
+        self.routing = routing
+        for replica in self._numbers:
+            self._settle(replica)
+
+    def reweigh(self, replica: Replica, weight: float) -> None:
+        """It stays level with the others, or it would get everything until it has caught up."""
+        replica.given_tokens *= weight / replica.weight
+        replica.weight = weight
+        self._loaded(replica)
+
+    async def idle(self) -> None:
+        """Returns when no request waits or runs here."""
+        while self.active:
+            await asyncio.sleep(IDLE_POLL_S)
+
     def add(self, replica: Replica) -> None:
         slot = self._slots.index(None) if None in self._slots else len(self._slots)
         self._slots[slot : slot + 1] = [replica]
@@ -61,8 +80,7 @@ class Pool:
         # A newcomer starts level with the others, or all requests would be its until it has caught up.
         replica.given_tokens = min((r.given_tokens / r.weight for r in self._numbers), default=0) * replica.weight
         self._numbers[replica] = slot
-        replica.breaker.opens_at = self.routing.breaker_failures
-        replica.breaker.open_s = self.routing.breaker_open_s
+        self._settle(replica)
         replica.changed = self._changed
         replica.loaded = self._loaded
         replica.restarted = self._restarted
@@ -99,7 +117,7 @@ class Pool:
         if hint.key:
             return next((slot for slot in self._ring.walk(hint.key) if costs[slot] <= ceiling), least_loaded)
         if hint.token_ids:
-            slot = self._precise(hint.token_ids, costs, ceiling)
+            slot = self._precise(hint, costs, ceiling)
             if slot is not None:
                 return slot
         mask = self.index.longest(hint.chain)
@@ -108,12 +126,12 @@ class Pool:
         slots = [slot for slot in bits(mask) if costs[slot] <= ceiling]
         return min(slots, key=costs.__getitem__) if slots else least_loaded
 
-    def _precise(self, token_ids: Sequence[int], costs: list[float], ceiling: float) -> int | None:
+    def _precise(self, hint: Hint, costs: list[float], ceiling: float) -> int | None:
         """The slot whose engine says that it holds the most of these tokens."""
         best, most = None, 0
         for slot, replica in enumerate(self._slots):
             if replica and replica.cached and costs[slot] <= ceiling:
-                held = replica.cached.matched(token_ids)
+                held = replica.cached.matched(hint.token_ids, hint.salt)
                 if held > most:
                     best, most = slot, held
         return best
@@ -159,6 +177,10 @@ class Pool:
     def _until_half_open_s(self) -> int:
         waits = [replica.breaker.retry_after_s for replica in self._numbers if replica.ready]
         return max(1, math.ceil(min(waits, default=RETRY_AFTER_S)))
+
+    def _settle(self, replica: Replica) -> None:
+        replica.breaker.opens_at = self.routing.breaker_failures
+        replica.breaker.open_s = self.routing.breaker_open_s
 
     def _changed(self, replica: Replica) -> None:
         """It may be used, or no longer."""

@@ -261,9 +261,9 @@ class AnthropicReading(Reading):
         if not isinstance(kind, str):
             raise StreamInterrupted(NO_CHUNK)
         if kind == "message_start":
-            self.usage = document["message"].get("usage")
-        elif kind == "content_block_delta" and document["delta"].get("text"):
-            self.text.append(document["delta"]["text"])
+            self.usage = (document.get("message") or {}).get("usage")
+        elif kind == "content_block_delta":
+            self.text.append((document.get("delta") or {}).get("text") or "")
         elif kind == "message_delta" and document["delta"].get("stop_reason"):
             self._stopped = True
             self.usage = {**(self.usage or {}), **(document.get("usage") or {})}
@@ -295,7 +295,7 @@ class ResponsesReading(Reading):
             raise from_document(500, document["response"])
         self.began = self.began or kind not in self.EMPTY
         if kind == "response.output_text.delta":
-            self.text.append(document["delta"])
+            self.text.append(document.get("delta") or "")
         if kind not in self.LAST:
             return None
         self.over = True

@@ -23,15 +23,29 @@ class Watcher:
         self.model = model
         self.served = served
         self.log = logging.getLogger(f"engine.{replica.name}")
+        self._names: Sequence[str] = ()
         self._suspected = asyncio.Event()
         replica.suspect = self._suspect
+
+    def change(self, probe: Probe, model: str | None, served: Sequence[str]) -> None:
+        """From now on; by what it was last heard to serve, until it has been asked again, which is at once."""
+        self.probe = probe
+        if (model, served) == (self.model, self.served):
+            return
+        self.model, self.served = model, served
+        if self.replica.ready:
+            try:
+                self.replica.model = self._name_there(self._names)
+            except EngineError:
+                self._set_ready(False)
+        self._suspected.set()
 
     async def run(self) -> None:
         failures = 0
         while True:
             try:
-                names = await self._names()
-                self.replica.model = self._name_there(names)
+                self._names = await self._listed()
+                self.replica.model = self._name_there(self._names)
                 failures = 0
                 self._set_ready(True)
             except EngineError as error:
@@ -46,7 +60,7 @@ class Watcher:
             await self._pause(self.probe.interval_s if not failures else RETRY_S)
             figures.cancel()
 
-    async def _names(self) -> list[str]:
+    async def _listed(self) -> list[str]:
         answer = await self.replica.client.ask("GET", "/v1/models", timeout_s=self.probe.timeout_s)
         if answer.status != 200:
             raise EngineError(f"{self.replica.name}: /v1/models answers {answer.status}")

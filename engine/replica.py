@@ -21,7 +21,7 @@ DRAIN_POLL_S = 0.05
 class Holdings(Protocol):
     """What an engine says that it has in its prefix cache."""
 
-    def matched(self, tokens: Sequence[int]) -> int:
+    def matched(self, tokens: Sequence[int], salt: str = "") -> int:
         """How many of the first tokens."""
 
 
@@ -38,6 +38,7 @@ class Replica:
         self.load_tokens = 0.0
         self.given_tokens = 0.0
         self.model: str | None = None  # the model's name there, where it differs from the served one
+        self.names: Sequence[str] = ()  # those that an engine started here was given: it learns no others
         self.cached: Holdings | None = None  # what it has in its cache, where it tells
         self.suspect: Callable[[], None] = lambda: None
         self.changed: Callable[[Replica], None] = lambda replica: None  # whether it may be used
@@ -67,6 +68,11 @@ class Replica:
         """Whether a new request may go there now."""
         return self.ready and not self.draining and self.breaker.admits
 
+    def serve(self, served: Sequence[str]) -> None:
+        """These models are asked for there: by the names that it knows."""
+        known = not self.names or all(name in self.names for name in served)
+        self.model = None if known else self.names[0]
+
     def set_ready(self, ready: bool) -> None:
         if ready != self.ready:
             self.ready = ready
@@ -92,9 +98,11 @@ class Replica:
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for attempt in list(self._attempts):
-            attempt.look(now)
-        self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
+        try:
+            for attempt in list(self._attempts):
+                attempt.look(now)
+        finally:  # whatever one of them runs into, the others have their limits too
+            self._looking = loop.call_later(LOOK_S, self._look) if self._attempts else None
 
     def take(self, tokens: float) -> bool:
         """A request of about this size goes there. Returns whether it is the breaker's trial."""

@@ -1,7 +1,7 @@
 """The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -48,16 +48,21 @@ def serve(
     if len(named) + bool(config) > 1:
         fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
     overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
-    tree = loaded(config, overrides, file_wanted=not named)
-
     from penstock import log, metrics
-    from penstock.errors import StartError
+    from penstock.config import Source, find
+    from penstock.errors import ConfigError, StartError
+
+    source = Source(config or (None if named else find()), overrides)
+    try:
+        tree = source.load()
+    except ConfigError as error:
+        fail(error.message)
 
     log.configure(tree.log.level, tree.log.style, lost=lambda lines: metrics.log_lines_lost.inc(by=lines))
     from serving.run import run
 
     try:
-        run(tree, say=typer.echo)
+        run(tree, source, say=typer.echo)
     except StartError as error:
         fail(error.message)
 
@@ -92,6 +97,36 @@ def show_config(config: ConfigFile = None) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(loaded(config).model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def usage(
+    by: Annotated[str, typer.Option(help="What a row is: any of key, model, day, tenant")] = "key,model",
+    since: Annotated[str | None, typer.Option(metavar="DAY", help="The first day, such as 2026-11-01 (UTC)")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="The last day")] = None,
+    key: Annotated[str | None, typer.Option(help="Of this key alone, by its name")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Show how many tokens each key has used, by model and day."""
+    from datetime import date
+
+    from penstock.usage_cli import show
+    from penstock.used import BYS
+
+    names = [name for name in BYS if name in by.split(",")]
+    if wrong := set(by.split(",")) - set(names):
+        fail(f"--by {by}: {min(wrong)!r} is none of {', '.join(BYS)}")
+    for day in (since, until):
+        try:
+            date.fromisoformat(day or "2026-01-01")
+        except ValueError:
+            fail(f"{day!r} is no day: write it as 2026-11-22")
+    database = loaded(config).state.database
+    with explained():
+        style: Literal["table", "csv", "json"] = "csv" if csv else "json" if json else "table"
+        show(database.get_secret_value() if database else None, names, style, since, until, key)
 
 
 @app.command()

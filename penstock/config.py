@@ -33,6 +33,14 @@ DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "b
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+class WrongAt(ValueError):
+    """What is wrong between sections, and where that is to be mended."""
+
+    def __init__(self, loc: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.loc = loc
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -119,6 +127,7 @@ class Policy(Section):
     max_pattern_chars: int = Field(512, ge=1)
     max_parts: int = Field(64, ge=1, description="pieces of media in a request")
     max_media_bytes: int = Field(16 * 2**20, ge=0)
+    max_pixels: int = Field(64 * 2**20, ge=1, description="of all images of a request, as they will be unpacked")
     unknown_fields: Literal["pass", "refuse"] = Field("refuse", description="fields that no table here names")
     media_hosts: list[str] = Field([], description="where media may be fetched from, beside `data:` URLs")
     cache_salt: bool = Field(True, description="no tenant can tell from an answer's speed what another has asked")
@@ -198,6 +207,13 @@ class Engine(Section):
                 raise ValueError(f"{url!r}: a weight is a number above 0")
         return {plain(url): weight for url, weight in urls.items()}
 
+    @field_validator("api_key")
+    @classmethod
+    def api_key_fits_into_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key and not (key.get_secret_value().isascii() and key.get_secret_value().isprintable()):
+            raise ValueError("a key is of printable ASCII characters")
+        return key
+
     @model_validator(mode="after")
     def is_one_kind(self) -> Self:
         if self.kind == "scripted":
@@ -269,7 +285,8 @@ class Config(BaseSettings):
             raise ValueError("no model is served: add `models: {NAME: {engine: ENGINE}}`")
         for name, model in self.models.items():
             if model.engine not in self.engines:
-                raise ValueError(f"models.{name}: unknown engine {model.engine!r}{nearest(model.engine, self.engines)}")
+                unknown = f"unknown engine {model.engine!r}{nearest(model.engine, self.engines)}"
+                raise WrongAt(("models", name, "engine"), unknown)
             if model.fallback is not None:
                 self._fallbacks_end(name)
         return self
@@ -277,10 +294,11 @@ class Config(BaseSettings):
     def _fallbacks_end(self, name: str) -> None:
         seen = [name]
         while (fallback := self.models[seen[-1]].fallback) is not None:
+            here = ("models", seen[-1], "fallback")
             if fallback not in self.models:
-                raise ValueError(f"models.{name}: unknown fallback {fallback!r}{nearest(fallback, self.models)}")
+                raise WrongAt(here, f"unknown fallback {fallback!r}{nearest(fallback, self.models)}")
             if fallback in seen:
-                raise ValueError(f"models.{name}: its fallbacks go round in a circle: {' -> '.join([*seen, fallback])}")
+                raise WrongAt(here, f"fallbacks go round in a circle: {' -> '.join([*seen, fallback])}")
             seen.append(fallback)
 
 
@@ -320,6 +338,46 @@ def find() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+Stamp = tuple[int, int, int]
+
+
+class Source:
+    """A configuration's file and what the command line lays above it: what it takes to read it again."""
+
+    def __init__(self, path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.overrides = overrides
+        self.read_at: Stamp | None = None
+
+    def load(self) -> Config:
+        """As `load` below."""
+        self.read_at = self.stamp()
+        return load(self.path, self.overrides)
+
+    def again(self) -> Config:
+        """The same once more. Raises ConfigError, also for what can be read only once, such as a pipe: its reader would
+        wait without end."""
+        self.read_at = self.stamp()
+        if self.path is None or not self.path.is_file():
+            raise ConfigError(f"{self.path} is not there, or no file that can be read again")
+        return load(self.path, self.overrides)
+
+    @property
+    def is_empty(self) -> bool:
+        """Raises ConfigError."""
+        return self.path is not None and not read(self.path).strip()
+
+    def stamp(self) -> Stamp | None:
+        """Another one whenever the file is another, also after a rename; None while there is none."""
+        if self.path is None:
+            return None
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads `path`, lays the environment and then `overrides` (the command line) above it; the demo if none has models.
 
@@ -331,7 +389,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         data = yaml.safe_load(text) or {}
         no_key_twice(tree, path)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(not_yaml(path, error)) from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(
             f"{path}: expected `key: value` lines at the top, found {type(data).__name__}: {str(data)[:80]}"
@@ -348,6 +406,13 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         above = merged(from_env, overrides)
         wrong = [explain(detail, path, tree, above) for detail in error.errors()]
         raise ConfigError("\n".join(wrong)) from error
+
+
+def not_yaml(path: Path | None, error: yaml.YAMLError) -> str:
+    """Without the line itself, which the library would show: there may be a secret in it."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    said = error.problem if isinstance(error, yaml.MarkedYAMLError) else "it has characters that YAML does not allow"
+    return f"{path}{f':{mark.line + 1}' if mark else ''} is not YAML: {said}"
 
 
 def environment() -> dict[str, Any]:
@@ -393,7 +458,7 @@ def merged(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None, above: Mapping[str, Any]) -> str:
     """One error as a person would say it: `penstock.yaml:4: unknown key 'prot', did you mean 'port'?`."""
-    loc = detail["loc"]
+    loc = detail["loc"] or getattr(detail.get("ctx", {}).get("error"), "loc", ())
     unknown = detail["type"] == "extra_forbidden"
     line = None if leads_through(above, loc) else line_of(tree, loc, whole=unknown)
     where = (

@@ -7,6 +7,7 @@ PenstockError                     500 server_error
     ContextLengthExceeded             context_length_exceeded
     BodyTooLarge                  413 body_too_large
     BodyTooSlow                   408 body_too_slow
+    KeyReused                     422 idempotency_key_reused
   InvalidKey                      401 invalid_api_key
   Forbidden                       403 forbidden
   NotFound                        404 not_found
@@ -15,7 +16,9 @@ PenstockError                     500 server_error
   MethodNotAllowed                405 method_not_allowed
   Conflict                        409 conflict
   RateLimited                     429 rate_limit_exceeded
+    OverBudget                        insufficient_quota
   StateUnavailable                503 state_unavailable
+  Overloaded                      503 overloaded
   EngineError                     502 engine_error
     EngineUnavailable             503 engine_unavailable
     EngineTimeout                 504 engine_timeout
@@ -71,6 +74,13 @@ class BodyTooSlow(BadRequest):
     code = "body_too_slow"
 
 
+class KeyReused(BadRequest):
+    """The same Idempotency-Key with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
 class InvalidKey(PenstockError):
     status = 401
     type = "invalid_request_error"
@@ -118,7 +128,20 @@ class Conflict(PenstockError):
 class RateLimited(PenstockError):
     status = 429
     type = "rate_limit_error"
-    code = "rate_limit_exceeded"
+    code: ClassVar[str | None] = "rate_limit_exceeded"
+
+
+class OverBudget(RateLimited):
+    """The tokens of this day or month are used up."""
+
+    code = "insufficient_quota"
+
+
+class Overloaded(PenstockError):
+    """More is asked of a served model than it may take: nobody's fault, and over in a while."""
+
+    status = 503
+    code = "overloaded"
 
 
 class StateUnavailable(PenstockError):

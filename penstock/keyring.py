@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
-from penstock.callers import USUAL_SCOPES, Caller, Quota, Scope
+from penstock.callers import UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
 from penstock.home import home
 from penstock.store import Store
@@ -117,7 +117,7 @@ class Key:
             row["tenant"],
             frozenset(row["scopes"]),
             None if row["models"] is None else frozenset(row["models"]),
-            quota,
+            UNLIMITED if quota.is_unlimited else quota,
             row["priority"],
             row["expires_at"],
         )

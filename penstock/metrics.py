@@ -38,6 +38,19 @@ hedges = _all.counter("penstock_hedges_total", "Second tries beside a first that
 continued = _all.counter("penstock_streams_continued_total", "Cut streams that another replica ended.", "model")
 fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another served model answered.", "model", "to")
 
+usage_unwritten = _all.gauge(
+    "penstock_usage_unwritten", "1 while usage waits for a database that does not answer.", across="max"
+)
+usage_implausible = _all.counter("penstock_usage_implausible_total", "Engine's figures of usage that cannot be.")
+
+shed = _all.counter("penstock_shed_total", "Requests refused by limits, by whose they are.", "model", "reason")
+queue_length = _all.gauge("penstock_queue_length", "Requests that wait for a place.", "model")
+queue_seconds = _all.histogram(
+    "penstock_queue_seconds", "How long requests that had to wait for a place did.", "model", buckets=LATENCY_BUCKETS
+)
+limits_shared = _all.gauge("penstock_limits_shared", "1 while limits hold across processes, by Redis.", across="min")
+redis_failures = _all.counter("penstock_redis_failures_total", "Calls that Redis did not answer in time, or refused.")
+
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")
 breaker_open = _all.gauge(
     "penstock_breaker_open", "1 while a replica is left alone after failures.", *BY_REPLICA, across="max"
@@ -51,6 +64,15 @@ engine_gauge = _all.gauge(
     "penstock_engine", "The engine's own figures, by Penstock's names.", *BY_REPLICA, "figure", across="max"
 )
 
+reloads = _all.counter(
+    "penstock_reloads_total", "Times the configuration was read again: applied, unchanged or refused.", "result"
+)
+config_refused = _all.gauge(
+    "penstock_config_refused", "1 while the configuration file cannot be used and the one before it serves on."
+)
+replays = _all.counter(
+    "penstock_replays_total", "Answers given again instead of generated: of the cache, or of an idempotency key.", "of"
+)
 log_lines_lost = _all.counter("penstock_log_lines_lost_total", "Lines of the log that nobody took in time.")
 worker_restarts = _all.counter("penstock_worker_restarts_total", "Worker processes replaced.")
 processes = _all.gauge("penstock_processes", "The gateway's processes: one, or the parent and its workers.")

@@ -57,6 +57,13 @@ usage = Table(
     Column("estimated", BigInteger, nullable=False),  # requests whose tokens no engine has counted
 )
 
+batches = Table(  # of usage, that have been written: one whose confirmation was lost is not written again
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -28,9 +28,10 @@ COUNTS = (
 
 
 async def used(
-    store: Store, by: Sequence[By], since: str | None = None, until: str | None = None
+    store: Store, by: Sequence[By], since: str | None = None, until: str | None = None, key: str | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each combination of `by`; `since` and `until` are days, such as 2026-11-22, both included."""
+    """A row for each combination of `by`; `since` and `until` are days, such as 2026-11-22, both included. `key` is
+    the name of the only one that is asked about."""
     columns = [column for name in dict.fromkeys(by) for column in COLUMNS[name]]
     sums = [sa.cast(sa.func.sum(count), sa.BigInteger).label(count.name) for count in COUNTS]
     query = sa.select(*columns, *sums).group_by(*columns).order_by(*columns)
@@ -38,5 +39,7 @@ async def used(
         query = query.where(usage.c.day >= since)
     if until:
         query = query.where(usage.c.day <= until)
+    if key:
+        query = query.where(usage.c.name == key)
     async with store.read() as connection:
         return [dict(row) for row in (await connection.execute(query)).mappings()]

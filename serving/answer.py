@@ -6,10 +6,11 @@ from typing import Any
 
 import orjson
 
-from penstock.chat import Chat, ChatRequest, Delta, Message, silent
+from penstock.chat import Chat, ChatRequest, Delta, Message, Reply, silent
 from penstock.errors import BadRequest
 from serving.exchange import Exchange
-from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, Dialect, TextShape, data_event
+from serving.ledger import Cost
+from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, Dialect, TextShape, data_event, usage
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -28,6 +29,7 @@ class Answer:
             await self._stream(exchange, request, shape, usage_wanted(body))
         else:
             reply = await self.chat(request, silent)
+            exchange.cost = cost_of(reply)
             exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
 
     def _asked(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
@@ -59,9 +61,15 @@ class Answer:
             await exchange.drained()
 
         reply = await self.chat(request, emit)
+        exchange.cost = cost_of(reply)
         begin()
         tail = data_event(shape.last(reply)) + (data_event(shape.usage_chunk(reply)) if with_usage else b"")
         exchange.end(tail + DONE_EVENT)
+
+
+def cost_of(reply: Reply) -> Cost:
+    """The sum of all calls that the answer has taken."""
+    return Cost(usage=usage(reply.usage))
 
 
 def usage_wanted(body: Mapping[str, Any]) -> bool:

@@ -6,18 +6,21 @@ An ASGI application. A handler sees only an `Exchange`: the generation routes ar
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import getrandbits
 from typing import Any
 
 import orjson
 
+from engine.affinity import hint_of
 from penstock import metrics
-from penstock.callers import LOCAL, Caller
+from penstock.callers import LOCAL, UNLIMITED, Caller
 from penstock.callers import Scope as KeyScope
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
@@ -36,11 +39,15 @@ from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
+from serving.admission import Admission, Estimate, Ticket, estimate, sharing
 from serving.bodies import Routed
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
+from serving.ledger import Ledger, tokens_of_both
 from serving.models import described, described_for_anthropic, listed
-from serving.relay import Relay, Relayed
+from serving.policy import Policy, Unfetched
+from serving.relay import DEADLINE, Relay, Relayed, deadline_of
+from serving.replays import Replays
 from serving.stack import Served, Stack
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
@@ -68,21 +75,41 @@ class Route:
 class Gateway:
     """Created before its engines run; `stack` is set once they are being started."""
 
-    def __init__(self, config: Config, keys: Keys | None = None) -> None:
+    def __init__(self, config: Config, keys: Keys | None = None, ledger: Ledger | None = None) -> None:
         self.config = config
         self.hot_paths = HOT_PATHS
         self.keys = keys or Keys(config.gateway.keys)
+        self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission = Admission(config, sharing(config.state), ledger.store if ledger else None)
+        self.replays = Replays(config)
         self.stack: Stack | None = None
+        self.ledger = ledger
         self.draining = False
+        self.ended = False
         self.began = int(time.time())
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
 
+    def apply(self, config: Config) -> None:
+        """From the next request on; those that run end on what they began with. Nothing here waits or fails: that
+        `config` can be served is known (`serving/reload.py`)."""
+        if self.stack:
+            self.stack.change(config)
+        before, self.config = self.config, config
+        if config.gateway.keys != before.gateway.keys:
+            self.keys.configure(config.gateway.keys)
+        if config.policy != before.policy:
+            self.policy = Policy(config.policy, self.keys.pepper)
+        self.admission.change(config.models)
+        self.replays.change(before, config)
+
     def end_requests(self) -> None:
         """Ends what still runs, each with an error that says why: the shutdown waits no longer."""
+        self.ended = True
         for call in list(self._calls):
-            call.error = EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
-            self.stop(call)
+            if not call.exchange.response_complete:
+                call.error = shutting_down()
+                self.stop(call)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3. A path of another protocol than HTTP is closed without an answer."""
@@ -107,6 +134,7 @@ class Gateway:
         try:
             work = self._begun(call)
         except Exception as error:
+            call.relayed = None
             self._failed(call, error)
             self._left(call)
             return None
@@ -115,27 +143,102 @@ class Gateway:
     def _begun(self, call: "Call") -> Coroutine[Any, Any, None] | None:
         """What is left to be awaited, if anything is."""
         exchange = call.exchange
+        if self.ended:  # one that waited behind another on its connection
+            raise shutting_down()
         if not exchange.is_whole:
             return self._serve(call)
         route = self._admitted(call)
         if route.control:
             return route.control(self, call)
         served, body = self._asked(call, route, exchange.whole(self.config.gateway.max_body_bytes))
-        if not isinstance(served, Relay):
-            return served(exchange, body, route.dialect)
+        if not isinstance(served, Relay) or isinstance(body, Unfetched) or self.replays.concern(exchange, body):
+            return self._answered(call, served, body, route.dialect)
         call.relayed = relayed = Relayed(served, exchange, body, route.dialect)
+        if self.admission.limits(call.caller, call.model):
+            tokens = estimate(exchange.path, body, relayed.asked.hint.prompt_tokens)
+            ticket = self.admission.try_enter(call.caller, call.model, tokens)
+            if ticket is None:
+                call.relayed = None
+                return self._let_in(call, tokens, relayed.run)
+            self._is_in(call, ticket)
         if relayed.start(call.told):
             return None
         call.relayed = None
         return relayed.run()
 
-    def told(self, call: "Call", error: PenstockError | None) -> None:
+    def _answered(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """By what was answered before, where the caller or the configuration wants that."""
+        if not self.replays.concern(call.exchange, body):
+            return self._generated(call, served, body, dialect)
+        generate = partial(self._apart, call, served, body, dialect)
+        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
+
+    async def _apart(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
+    ) -> None:
+        """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
+        if exchange is call.exchange:  # nobody else may have this answer
+            return await self._generated(call, served, body, dialect)
+        apart = Call(self, exchange, call.name, call.caller, call.model)
+        cut = True
+        try:
+            await self._generated(apart, served, body, dialect)
+            cut = False
+        except asyncio.CancelledError:  # they have all left
+            exchange.gone, cut = True, False
+            raise
+        finally:
+            self._settle(apart, cut=cut)
+
+    def _generated(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        if isinstance(body, Unfetched):
+            return self._with_media(call, served, body, dialect)
+        return self._served(call, served, body, dialect)
+
+    def _served(
+        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+    ) -> Coroutine[Any, Any, None]:
+        """The request answered, once limits have room for it."""
+        exchange = call.exchange
+        if not self.admission.limits(call.caller, call.model):
+            return served(exchange, body, dialect)
+        tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
+        return self._let_in(call, tokens, partial(served, exchange, body, dialect))
+
+    async def _let_in(self, call: "Call", tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
+        exchange = call.exchange
+        deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
+        try:
+            self._is_in(call, await self.admission.enter(call.caller, call.model, tokens, deadline))
+        except BaseException:
+            exchange.cost = None  # no engine was asked
+            raise
+        await work()
+
+    def _is_in(self, call: "Call", ticket: Ticket) -> None:
+        call.ticket = ticket
+        ticket.progress = call.came
+        self._mark(call)
+
+    def _mark(self, call: "Call") -> None:
+        """The answer will tell a limited caller how its limits stand, once."""
+        exchange = call.exchange
+        if call.caller.quota is not UNLIMITED:
+            others = [mark for mark in exchange.marks if not mark[0].startswith(b"x-ratelimit-")]
+            exchange.marks = [*others, *self.admission.marks(call.caller)]
+
+    def told(self, call: "Call", error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
         relayed, call.relayed = call.relayed, None
         if relayed and isinstance(error, EngineError):
             asyncio.get_running_loop().create_task(self._awaited(call, relayed.run(error)))
             return
-        call.error = error
+        if error:
+            self._failed(call, error)
         self._left(call)
 
     def _entered(self, exchange: Exchange) -> "Call":
@@ -148,7 +251,7 @@ class Gateway:
 
     async def _awaited(self, call: "Call", work: Coroutine[Any, Any, None]) -> None:
         """What of a request has to be waited for: a client that leaves, or the end of the shutdown's patience, cancels
-        it."""
+        it, or before it has begun keeps it from beginning."""
         token = request_id.set(call.exchange.request_id)
         call.task = asyncio.current_task()  # not before it runs: one that is cancelled sooner never does
         try:
@@ -182,7 +285,11 @@ class Gateway:
             return await route.control(self, call)
         limits = self.config.gateway
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
-        await served(exchange, body, route.dialect)
+        await self._answered(call, served, body, route.dialect)
+
+    async def _with_media(self, call: "Call", served: Served, body: Unfetched, dialect: Dialect) -> None:
+        """The engine is given the media that the body only has the addresses of."""
+        await self._served(call, served, await self.policy.fetched(body), dialect)
 
     def _admitted(self, call: "Call") -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
@@ -196,6 +303,7 @@ class Gateway:
     def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
+        body = self.policy.applied(call.exchange.path, body, call.caller)
         served = self._model(body["model"], call.caller)
         call.model = served.name
         return served, body
@@ -238,6 +346,9 @@ class Gateway:
         exchange = call.exchange
         exchange.on_gone = nothing
         self._calls.discard(call)
+        if call.error and not call.ticket:
+            self._mark(call)
+        self._settle(call, cut=call.error is not None)
         if call.error and not exchange.gone:
             interrupted = exchange.status == 200
             refuse(exchange, dialect_of(exchange), call.error)
@@ -257,6 +368,16 @@ class Gateway:
             call.error.code or call.error.type if call.error else None,
             exchange.gone,
         )
+
+    def _settle(self, call: "Call", *, cut: bool) -> None:
+        """Its place is free, and what it has cost is known. What was given again has cost nothing."""
+        exchange = call.exchange
+        cost, exchange.cost = exchange.cost, None
+        asked = cost if exchange.status == 200 or exchange.gone else None
+        if call.ticket:
+            call.ticket.leave(tokens_of_both(asked) if asked else 0)
+        if self.ledger and asked:
+            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
 
     async def health(self, call: "Call") -> None:
         """Whether this process answers; it does if this runs."""
@@ -295,14 +416,20 @@ class Call:
     model: str = ""
     error: PenstockError | None = None
     relayed: Relayed | None = None
+    ticket: Ticket | None = None
     task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.perf_counter)
 
-    def told(self, error: PenstockError | None) -> None:
+    def told(self, error: Exception | None) -> None:
         self.gateway.told(self, error)
 
     def gone(self) -> None:
         self.gateway.stop(self)
+
+    def came(self) -> int:
+        """How many pieces of the answer have come."""
+        source = self.exchange.source
+        return source.came if source else 0
 
 
 ONE_MODEL = Route("GET", control=Gateway.model, scope=None)
@@ -353,6 +480,10 @@ def dialect_of(exchange: Exchange) -> Dialect:
 
 # What is carried without ASGI, by the bytes of the request line.
 HOT_PATHS: Mapping[bytes, str] = {path.encode(): path for path, route in ROUTES.items() if route.shape}
+
+
+def shutting_down() -> EngineUnavailable:
+    return EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -13,6 +13,7 @@ from penstock.errors import BadRequest
 from serving.plain_chat import is_plain_chat
 
 INT64 = 2**63 - 1
+MESSAGE_CHARS = 400
 Item = TypeVar("Item")
 # A list stops at its first bad item: a million errors would be collected before the first could be told.
 Many = Annotated[list[Item], Field(fail_fast=True)]
@@ -351,11 +352,17 @@ def explained(error: ValidationError, body: dict[str, Any]) -> BadRequest:
         if detail["type"].startswith("union_tag"):
             path.append(detail["ctx"]["discriminator"].strip("'"))
     deepest = max(range(len(details)), key=lambda index: len(paths[index]))
-    message = details[deepest]["msg"].removeprefix("Value error, ")
+    message = shortened(details[deepest]["msg"].removeprefix("Value error, "))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[deepest]).lstrip(".")
     if not param:
         param = message.partition(" is required")[0] if " is required" in message else ""
     return BadRequest(f"{param}: {message}" if param else message, param=param or None)
+
+
+def shortened(message: str) -> str:
+    """pydantic repeats what was sent, however long."""
+    half = MESSAGE_CHARS // 2
+    return message if len(message) <= MESSAGE_CHARS else f"{message[:half]} ... {message[-half:]}"
 
 
 def path_in(body: Any, loc: tuple[int | str, ...], *, missing: bool) -> list[int | str]:

@@ -7,10 +7,13 @@ client that reads nothing for `unread_s` is taken for gone. When a client leaves
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.asked import Source
 from penstock.errors import BodyTooLarge, BodyTooSlow
+
+if TYPE_CHECKING:
+    from serving.ledger import Cost
 
 Headers = Sequence[tuple[bytes, bytes]]
 Scope = Mapping[str, Any]
@@ -34,6 +37,9 @@ class Exchange:
     deadline: float | None = None
     """When the caller no longer wants the answer, once that was looked up, by the loop's clock."""
     gone = False
+    response_complete = False
+    cost: "Cost | None" = None
+    """What an engine was asked for it, and says that it has cost."""
     source: Source | None = None
     _size = 0
     _whole = False
@@ -139,7 +145,6 @@ class AsgiExchange(Exchange):
         self._readable = asyncio.Event()
         self._readable.set()
         self._paused: Source | None = None
-        self._complete = False
 
     async def carry(self, handler: Callable[[Exchange], Awaitable[None]]) -> None:
         """Returns when the handler has, and all it answered is sent."""
@@ -159,7 +164,7 @@ class AsgiExchange(Exchange):
         while True:
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                return None if self._complete else self.leave()
+                return None if self.response_complete else self.leave()
             self.feed(event.get("body", b""))
             if not event.get("more_body"):
                 self.fed()
@@ -191,7 +196,7 @@ class AsgiExchange(Exchange):
         self._put({"type": "http.response.body", "body": piece, "more_body": True})
 
     def end(self, piece: bytes = b"") -> None:
-        self._complete = True
+        self.response_complete = True
         self._put({"type": "http.response.body", "body": piece})
 
     def _put(self, event: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ class Keys:
     """`pepper` is that of the stored keys. `closed`: a key is needed though there is none."""
 
     def __init__(self, configured: Sequence[SecretStr], pepper: bytes | None = None, *, closed: bool = False) -> None:
-        self._pepper = pepper or secrets.token_bytes(PEPPER_BYTES)
+        self.pepper = pepper or secrets.token_bytes(PEPPER_BYTES)
         self._stored: dict[bytes, tuple[bytes, Caller]] = {}
         self.closed = closed
         self.configure(configured)
@@ -40,7 +40,7 @@ class Keys:
     def configure(self, keys: Sequence[SecretStr]) -> None:
         """These are from now on the keys of the configuration. To look one up by its HMAC tells nothing of it."""
         self._configured = {
-            digest(self._pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
+            digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
         }
 
     def learn(self, keys: Iterable[Key]) -> None:
@@ -51,6 +51,10 @@ class Keys:
                 self._stored[key.id.encode()] = (key.digest, key.caller)
             else:
                 self._stored.pop(key.id.encode(), None)
+
+    def limited(self) -> list[str]:
+        """The names of the stored keys that have limits."""
+        return [caller.name for _, caller in self._stored.values() if not caller.quota.is_unlimited]
 
     def any_may(self, scope: Scope) -> bool:
         """Whether a stored key has the scope."""
@@ -64,7 +68,7 @@ class Keys:
         given = sent_key(headers)
         if given is None:
             raise InvalidKey(f"an API key is needed: {REMEDY}")
-        sent = digest(self._pepper, given)
+        sent = digest(self.pepper, given)
         kept, holder = self._stored.get(given[ID], NOBODY)
         caller = holder if hmac.compare_digest(sent, kept) else self._configured.get(sent)
         if caller is None:

@@ -135,7 +135,8 @@ class HotProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _run(self, exchange: "SocketExchange") -> None:
-        """It is begun when the read that brought its head is through: most often that brings the body, too."""
+        """It is begun when the read is through that brought its head: most often it brings the body, too. One behind
+        another begins when that is answered."""
         self.active = self._fresh = exchange
 
     def _begin(self) -> None:
@@ -277,7 +278,6 @@ class SocketExchange(Exchange):
         self, protocol: HotProtocol, path: str, headers: Mapping[bytes, bytes], version: str, keep_alive: bool
     ) -> None:
         super().__init__("POST", path, headers)
-        self.response_complete = False
         self.disconnected = False
         self.keep_alive = keep_alive and version != "1.0"
         self.message_event = NEVER_AWAITED

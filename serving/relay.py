@@ -24,6 +24,7 @@ from penstock import metrics
 from penstock.errors import BadRequest, EngineError, PenstockError
 from serving.answer import usage_wanted
 from serving.exchange import Exchange, Headers
+from serving.ledger import Cost
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ class Relayed:
         self.dialect = dialect
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage)
-        self.passing = Passing(exchange, dialect, self.asked)
+        exchange.cost = Cost(self.asked, relay.pool)
+        self.passing = Passing(exchange, dialect, self.asked, exchange.cost)
         self.dispatch = Dispatch(relay.pool, self.asked, self.passing, relay.limits, relay.name)
-        self._tell: Callable[[PenstockError | None], None] | None = None
+        self._tell: Tell | None = None
 
-    def start(self, tell: Callable[[PenstockError | None], None]) -> bool:
-        """Sends the request, if there is nothing to wait for but its answer; False if there is.
+    def start(self, tell: "Tell") -> bool:
+        """Sends the request, if nothing has to be waited for but its answer; else False.
 
         `tell` is told how it ended: what is an EngineError, `run` may still mend.
         """
@@ -80,10 +82,14 @@ class Relayed:
 
     def _told(self, answer: Answer | None, error: PenstockError | None) -> None:
         tell, self._tell = self._tell, None
-        if answer:
-            self._send(answer)
+        failure: Exception | None = error
+        try:
+            if answer:
+                self._send(answer)
+        except Exception as unexpected:
+            failure = unexpected
         if tell:
-            tell(error)
+            tell(failure)
 
     def cancel(self) -> None:
         """Ends what `start` began."""
@@ -108,7 +114,7 @@ class Relayed:
             self._send(answer)
 
     def _send(self, answer: Answer) -> None:
-        self.passing.usage = answer.usage
+        self.passing.cost.usage = answer.usage
         headers = self.dialect.headers(self.exchange.request_id)
         self.exchange.send(200, [*JSON, *headers] if headers else JSON, answer.body)
 
@@ -123,16 +129,17 @@ class Relayed:
             return ()
 
 
+Tell = Callable[[Exception | None], None]
+
+
 class Passing:
-    """The receiver of a stream that goes to the client as it is; knows in the end what the answer has cost."""
+    """The receiver of a stream that goes to the client as it is."""
 
-    usage: Mapping[str, Any] | None = None
-    text: Sequence[str] = ()
-
-    def __init__(self, exchange: Exchange, dialect: Dialect, asked: Asked) -> None:
+    def __init__(self, exchange: Exchange, dialect: Dialect, asked: Asked, cost: Cost) -> None:
         self.exchange = exchange
         self.dialect = dialect
         self.asked = asked
+        self.cost = cost
         self.more = exchange.write
         self.end = exchange.end
 
@@ -153,7 +160,7 @@ class Passing:
             self.exchange.write(data)
 
     def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
-        self.usage, self.text = usage, text
+        self.cost.usage, self.cost.text = usage, text
 
 
 def forwarded(exchange: Exchange) -> bytes:
@@ -167,10 +174,11 @@ def forwarded(exchange: Exchange) -> bytes:
     return lines
 
 
-def as_json(body: Mapping[str, Any]) -> bytes:
-    """What was checked, written anew. Raises BadRequest for what can be read but is too deep to be written."""
+def as_json(body: Mapping[str, Any], option: int | None = None) -> bytes:
+    """What was checked, written anew; `option` is orjson's. Raises BadRequest for what can be read but is too deep to
+    be written."""
     try:
-        return orjson.dumps(body)
+        return orjson.dumps(body, option=option)
     except TypeError as error:
         raise BadRequest("the body is nested too deeply: 254 levels at most") from error
 

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
-from penstock.config import Config
+from penstock.config import Config, Source
 from serving import workers
+from serving.admission import check_shared
 from serving.app import Gateway
 from serving.keys import Keys
+from serving.reload import Reload
 from serving.server import bind, serve, settle, told_to_stop
 from serving.stack import Stack, running
 from serving.state import governed
@@ -19,31 +22,36 @@ CURL = """curl http://{address}/v1/chat/completions -H 'Content-Type: applicatio
   -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What can you do?"}}]}}'"""
 
 
-def run(config: Config, say: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT. `say` prints for a person. Raises StartError."""
+def run(config: Config, source: Source, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT. `config` is what `source` was found to say, and is followed there; `say` prints
+    for a person. Raises StartError."""
+    check_shared(config)
     host, port = config.gateway.host, config.gateway.port
     if config.gateway.workers > 1:
         with workers.hold(host, port) as holder:
             address = holder.getsockname()[:2]
-            uvloop.run(workers.serve(config, address, lambda keys: announce(config, keys, address, say)))
+            ready = partial(announce, config, address=address, say=say)
+            uvloop.run(workers.serve(config, source, address, ready))
     else:
         with bind(host, port) as listener:
-            uvloop.run(serve_alone(config, listener, say))
+            uvloop.run(serve_alone(config, source, listener, say))
 
 
-async def serve_alone(config: Config, listener: socket.socket, say: Callable[[str], None]) -> None:
+async def serve_alone(config: Config, source: Source, listener: socket.socket, say: Callable[[str], None]) -> None:
     """Everything in this process."""
     address = listener.getsockname()[:2]
-    async with governed(config, address) as state, running(config) as stack, asyncio.TaskGroup() as tasks:
-        gateway = Gateway(config, state.keys)
-        gateway.stack = stack
-        stop = tasks.create_task(told_to_stop(config.gateway, stack.failed))
-        starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
-        try:
-            await serve(gateway, listener, stop)
-        finally:
-            stop.cancel()
-            starting.cancel()
+    async with governed(config, address) as state:
+        gateway = Gateway(config, state.keys, state.ledger)
+        async with running(config) as stack, gateway.admission, asyncio.TaskGroup() as tasks:
+            gateway.stack = stack
+            stop = tasks.create_task(told_to_stop(lambda: gateway.config.gateway, stack.failed))
+            reloading = tasks.create_task(Reload(source, config, gateway.apply, state.moved).run())
+            starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
+            try:
+                await serve(gateway, listener, stop)
+            finally:
+                for task in (stop, reloading, starting):
+                    task.cancel()
     if stack.failed.done():
         stack.failed.result()
 

@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,6 @@ def bound(host: str, port: int, *, shared: bool) -> socket.socket:
 
 async def serve(gateway: Gateway, listener: socket.socket, stop: asyncio.Future[Drain]) -> None:
     """Answers on `listener` until `stop` is done, then drains."""
-    limits = gateway.config.gateway
     server = Server(
         uvicorn.Config(
             gateway,
@@ -81,7 +80,6 @@ async def serve(gateway: Gateway, listener: socket.socket, stop: asyncio.Future[
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(limits.shutdown_s) + FORCED_AFTER_S,
         )
     )
     async with asyncio.TaskGroup() as tasks:
@@ -91,6 +89,7 @@ async def serve(gateway: Gateway, listener: socket.socket, stop: asyncio.Future[
         if stop.done():
             drain = stop.result()
             gateway.draining = True
+            server.config.timeout_graceful_shutdown = round(drain.patience_s) + FORCED_AFTER_S
             await asyncio.wait([http], timeout=drain.delay_s)
             asyncio.get_running_loop().call_later(drain.patience_s, gateway.end_requests)
         server.should_exit = True
@@ -111,14 +110,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-async def told_to_stop(limits: config.Gateway, failed: asyncio.Future[None]) -> Drain:
-    """Returns on SIGTERM or SIGINT, or when an engine has failed for good: then nothing is worth waiting for."""
+async def told_to_stop(limits: Callable[[], config.Gateway], failed: asyncio.Future[None]) -> Drain:
+    """Returns on SIGTERM or SIGINT, or when an engine has failed for good: then nothing is worth waiting for.
+    `limits` are asked for in the end, since they may have changed."""
     signals = asyncio.create_task(signalled())
     try:
         await asyncio.wait([signals, failed], return_when=asyncio.FIRST_COMPLETED)
     finally:
         signals.cancel()
-    return Drain() if failed.done() else Drain(limits.ready_delay_s, limits.shutdown_s)
+    return Drain() if failed.done() else Drain(limits().ready_delay_s, limits().shutdown_s)
 
 
 async def signalled() -> None:

@@ -24,24 +24,96 @@ from serving.answer import Answer
 from serving.relay import Relay
 
 Served = Relay | Answer
+READY_POLL_S = 0.05
 
 
-@dataclass(frozen=True)
 class Stack:
-    """`failed` ends with the first error that an engine's watcher cannot mend."""
+    """The served models and the engines under them, moved from one configuration to the next between two requests.
 
-    models: dict[str, Served]
-    pools: Mapping[str, Pool]
-    failed: asyncio.Future[None]
+    Those that run end on what they began with. What has not changed stays as it is: its pool, its connections, what
+    is known of its caches. `failed` ends with the first error that an engine's watcher cannot mend.
+    """
+
+    def __init__(self, local: Mapping[str, Sequence[Replica]], failed: asyncio.Future[None]) -> None:
+        self.models: dict[str, Served] = {}
+        self.pools: dict[str, Pool] = {}
+        self.failed = failed
+        self._config: Config | None = None
+        self._local = local
+        self._elsewhere: dict[str, Elsewhere] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._coming: set[Pool] = set()
 
     @property
     def ready(self) -> bool:
-        return all(pool.ready for pool in self.pools.values())
+        """Whether every engine has a replica that is. One that is added later counts from when it was first: a load
+        balancer need not take the others' requests away for it."""
+        self._coming = {pool for pool in self._coming if not pool.ready}
+        return all(pool.ready or pool in self._coming for pool in self.pools.values())
 
     async def until_ready(self) -> None:
-        """Of every engine at least one replica."""
-        for pool in self.pools.values():
-            await pool.until_ready()
+        """Of every engine at least one replica; which engines those are may change meanwhile."""
+        while not self.ready:
+            await asyncio.sleep(READY_POLL_S)
+
+    def change(self, config: Config) -> None:
+        """Nothing here waits or fails: that `config` can be served is known (`serving/reload.py`)."""
+        engines = {name: engine for name, engine in config.engines.items() if engine.kind != "scripted"}
+        for name in self.pools.keys() - engines.keys():
+            self._let_go(name, self.pools[name])
+        self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
+        self.models = served_models(config, self.pools)
+        self._coming &= set(self.pools.values())
+        self._config = config
+
+    def _pool(self, name: str, engine: Engine, config: Config) -> Pool:
+        pool, served = self.pools.get(name), served_by(config, name)
+        replicas = self._local.get(name, ()) if not engine.urls else ()
+        for replica in replicas:
+            replica.serve(served)
+        if pool is None:
+            pool = Pool(name, replicas, config.gateway.engine_wait_s, engine.routing)
+            if self._config:
+                self._coming.add(pool)
+            if engine.urls:
+                self._elsewhere[name] = elsewhere = Elsewhere(engine, served, pool)
+                self._watching[name] = self._beside(elsewhere.run())
+            elif engine.routing.kv_events:
+                for replica in replicas:
+                    self._beside(keep_holdings(replica))
+            return pool
+        pool.change(config.gateway.engine_wait_s, engine.routing)
+        if engine.urls:
+            self._elsewhere[name].change(engine, served)
+        return pool
+
+    def _let_go(self, name: str, pool: Pool) -> None:
+        """No model leads there any more; who waits for a turn is yet to come."""
+        assert self._config is not None
+        longest_s = max((model.queue_s for model in self._config.models.values() if model.engine == name), default=0)
+        watching = self._watching.pop(name)
+        del self._elsewhere[name]
+
+        async def leave() -> None:
+            await asyncio.sleep(longest_s)
+            await pool.idle()
+            watching.cancel()
+            await asyncio.wait([watching])
+            for replica in pool.replicas:
+                replica.forget()
+
+        self._beside(leave())
+
+    def _beside(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = watched(job, self.failed)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task
+
+    async def close(self) -> None:
+        """Whatever still runs here has ended, or been told that it must."""
+        await ended(list(self._jobs), self.failed)
 
 
 @dataclass(frozen=True)
@@ -98,40 +170,36 @@ async def composed(
     config: Config, local: Mapping[str, Sequence[Replica]], failed: asyncio.Future[None]
 ) -> AsyncIterator[Stack]:
     """The served models, over the engines started here (`local`, by name) and those elsewhere, which are watched."""
-    pools = {
-        name: Pool(name, local.get(name, ()), config.gateway.engine_wait_s, engine.routing)
-        for name, engine in config.engines.items()
-        if engine.kind != "scripted"
-    }
-    jobs = [
-        Elsewhere(engine, served_by(config, name), pools[name]).run()
-        for name, engine in config.engines.items()
-        if engine.urls
-    ]
-    jobs += [
-        keep_holdings(replica)
-        for name, replicas in local.items()
-        if config.engines[name].routing.kv_events
-        for replica in replicas
-    ]
-    async with beside(jobs, failed):
-        yield Stack(served_models(config, pools), pools, failed)
+    stack = Stack(local, failed)
+    try:
+        stack.change(config)
+        yield stack
+    finally:
+        await stack.close()
 
 
 @asynccontextmanager
 async def beside(jobs: Sequence[Coroutine[Any, Any, None]], failed: asyncio.Future[None]) -> AsyncIterator[None]:
     """Lets jobs run that never end by themselves; on leaving, ends them."""
-    tasks = [asyncio.create_task(job) for job in jobs]
-    for task in tasks:
-        task.add_done_callback(lambda task: report(task, failed))
+    tasks = [watched(job, failed) for job in jobs]
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if failed.done():
-            failed.exception()  # marks it as seen: it is raised when everything has ended
+        await ended(tasks, failed)
+
+
+def watched(job: Coroutine[Any, Any, None], failed: asyncio.Future[None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(job)
+    task.add_done_callback(lambda task: report(task, failed))
+    return task
+
+
+async def ended(tasks: Sequence[asyncio.Task[None]], failed: asyncio.Future[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if failed.done():
+        failed.exception()  # marks it as seen: it is raised when everything has ended
 
 
 def served_by(config: Config, engine: str) -> list[str]:
@@ -168,6 +236,7 @@ def started(name: str, engine: Engine, served: list[str], sockets: Iterator[Path
         socket = next(sockets)
         launch = plan(f"{name}-{number}", engine, served or [name], here, socket)
         replica = Replica.behind(launch.name, socket)
+        replica.names = launch.served
         supervisors.append(Supervisor(launch, engine.probe, engine.stop_s, replica))
     return supervisors
 

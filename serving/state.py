@@ -1,4 +1,5 @@
-"""What a gateway knows that outlasts it: the store, and the keys in it, of which each process keeps a true copy.
+"""What a gateway knows that outlasts it: the store, the keys in it, of which each process keeps a true copy, and what
+they have used.
 
 A change of a key is known in every process within POLL_S and the time of one query. While the store does not answer,
 the copy goes on serving, and the log says so once.
@@ -6,7 +7,7 @@ the copy goes on serving, and the log says so once.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -16,7 +17,9 @@ from penstock.config import LOOPBACK, Config
 from penstock.errors import StartError
 from penstock.keyring import Keyring, pepper
 from penstock.store import UNAVAILABLE, Store, opened, reason
+from serving.admission import check_shared
 from serving.keys import Keys
+from serving.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,16 @@ class State:
     store: Store
     keyring: Keyring
     keys: Keys
+    ledger: Ledger
+
+    async def moved(self, changed: Sequence[str]) -> None:
+        """The audit log says that the configuration is another, and in what."""
+        try:
+            await audit.note(
+                self.store, audit.this_process(), "config.reloaded", "configuration", changed=list(changed)
+            )
+        except UNAVAILABLE as error:
+            log.error("the audit log does not say that the configuration has changed: %s", reason(error))
 
 
 @asynccontextmanager
@@ -37,21 +50,24 @@ async def kept(config: Config) -> AsyncIterator[State]:
     async with opened(config.state.database) as store:
         keyring = Keyring(store, pepper(config.state.pepper))
         keys = Keys(config.gateway.keys, keyring.pepper)
-        copy = Copy(keyring, keys)
+        copy = Copy(keyring, keys, config)
         try:
             await keyring.check_pepper()
             await copy.refresh()
         except UNAVAILABLE as error:
             raise StartError(f"the keys cannot be read from the database: {reason(error)}") from error
+        check_shared(config, keys.limited())
         if config.gateway.host not in LOOPBACK:
             refuse_to_be_open(config.gateway.host, keys)
             keys.closed = True  # nor will it be open later
-        following = asyncio.create_task(copy.follow())
+        ledger = Ledger(store)
+        beside = [asyncio.create_task(copy.follow()), asyncio.create_task(ledger.run())]
         try:
-            yield State(store, keyring, keys)
+            yield State(store, keyring, keys, ledger)
         finally:
-            following.cancel()
-            await asyncio.wait([following])
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
 
 
 @asynccontextmanager
@@ -86,17 +102,20 @@ async def administered(config: Config, state: State) -> AsyncIterator[None]:
 class Copy:
     """`keys`, brought up to date with the store."""
 
-    def __init__(self, keyring: Keyring, keys: Keys) -> None:
+    def __init__(self, keyring: Keyring, keys: Keys, config: Config) -> None:
         self.keyring = keyring
         self.keys = keys
+        self.config = config
         self._change = 0
         self._lost = False
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
+        """Whether anything has changed."""
         changed = await self.keyring.since(self._change)
         if changed:
             self.keys.learn(changed)
             self._change = changed[-1].change
+        return bool(changed)
 
     async def follow(self) -> NoReturn:
         """Whatever goes wrong, the next look may succeed: without this task no revocation would ever be known."""
@@ -104,7 +123,10 @@ class Copy:
             await asyncio.sleep(POLL_S)
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    await self.refresh()
+                    if await self.refresh():
+                        check_shared(self.config, self.keys.limited())
+            except StartError as error:  # not now: this gateway runs
+                log.error("until then each worker holds them by itself: %s", error)
             except Exception as error:
                 self._failed(error)
             else:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,12 +64,12 @@ class Worker:
     def __init__(self, parent: Channel, config: Config, orders: dict[str, Any], state: State) -> None:
         self.parent = parent
         self.config = config
-        self.gateway = Gateway(config, state.keys)
+        self.gateway = Gateway(config, state.keys, state.ledger)
         self.gateway.began = orders["began"]
         self.gateway.figures = self._all_figures
         self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
         self.local = {
-            engine: [self._follower(name, socket) for name, socket in sockets.items()]
+            engine: [self._follower(name, socket, orders["names"][name]) for name, socket in sockets.items()]
             for engine, sockets in orders["engines"].items()
         }
         self.followed = {replica.name: replica for replicas in self.local.values() for replica in replicas}
@@ -76,10 +77,16 @@ class Worker:
 
     async def run(self, listener: socket.socket) -> None:
         """Until told to stop, and drained."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain, self._usual_drain())
-        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._drain(self._usual_drain()))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent reads the configuration, and tells
+        failed: asyncio.Future[None] = loop.create_future()
         failed.add_done_callback(lambda _: self._drain(Drain()))
-        async with composed(self.config, self.local, failed) as stack, asyncio.TaskGroup() as tasks:
+        async with (
+            composed(self.config, self.local, failed) as stack,
+            self.gateway.admission,
+            asyncio.TaskGroup() as tasks,
+        ):
             self.gateway.stack = stack
             self.parent.tell("listening")
             beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]
@@ -99,6 +106,7 @@ class Worker:
         told = {
             "ready": self._ready,
             "ended": lambda name: self.followed[name].ended("the engine's process has ended"),
+            "config": self._apply,
             "drain": lambda drain: self._drain(Drain(*drain)),
         }
         await self.parent.heed(told, {"figures": self._own_figures})
@@ -115,7 +123,11 @@ class Worker:
         settle()
         self.parent.tell("ready")
 
-    def _follower(self, name: str, socket: str) -> Replica:
+    def _apply(self, tree: dict[str, Any]) -> None:
+        self.config = Config(**tree)
+        self.gateway.apply(self.config)
+
+    def _follower(self, name: str, socket: str, names: Sequence[str]) -> Replica:
         """A replica that another process watches: doubts go there, and its word comes back."""
 
         def suspect() -> None:
@@ -123,6 +135,7 @@ class Worker:
             self.parent.tell("suspect", name)
 
         replica = Replica.behind(name, Path(socket))
+        replica.names = names
         replica.suspect = suspect
         return replica
 

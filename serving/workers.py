@@ -14,9 +14,10 @@ from typing import Any
 
 from engine.replica import Replica
 from penstock import metrics
-from penstock.config import Config
+from penstock.config import Config, Source
 from penstock.meters import Snapshot
 from serving.keys import Keys
+from serving.reload import Reload
 from serving.seat import GONE_S, Seat
 from serving.server import FORCED_AFTER_S, Drain, bound, settle, told_to_stop
 from serving.stack import Engines, engines_here
@@ -32,12 +33,19 @@ def hold(host: str, port: int) -> socket.socket:
         return bound(host, alone.getsockname()[1], shared=True)
 
 
-async def serve(config: Config, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
-    """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. Raises StartError."""
+async def serve(config: Config, source: Source, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
+    """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. `source` is followed. Raises
+    StartError."""
     async with governed(config, address) as state, engines_here(config) as engines:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())
-        stop = asyncio.create_task(told_to_stop(config.gateway, engines.failed))
+        stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
+
+        def apply(config: Config) -> None:
+            state.keys.configure(config.gateway.keys)
+            workers.apply(config)
+
+        reloading = asyncio.create_task(Reload(source, config, apply, state.moved).run())
         starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
         try:
             await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
@@ -46,9 +54,9 @@ async def serve(config: Config, address: tuple[str, int], ready: Callable[[Keys]
                 workers.drain(drain)
                 await asyncio.wait([running], timeout=drain.delay_s + drain.patience_s + FORCED_AFTER_S + GONE_S)
         finally:
-            for task in (running, stop, starting):
+            for task in (running, stop, starting, reloading):
                 task.cancel()
-            await asyncio.wait([running, stop, starting])
+            await asyncio.wait([running, stop, starting, reloading])
     if engines.failed.done():
         engines.failed.result()
     with contextlib.suppress(asyncio.CancelledError):  # one that did not end in time
@@ -100,6 +108,11 @@ class Workers:
         for seat in self.seats:
             await seat.ready.wait()
 
+    def apply(self, config: Config) -> None:
+        """Every worker moves to it, and those that are yet to come begin with it."""
+        self.config = config
+        self._tell("config", config.revealed())
+
     def drain(self, drain: Drain) -> None:
         for seat in self.seats:
             seat.drain(drain)
@@ -120,6 +133,11 @@ class Workers:
             "engines": {
                 name: {supervisor.replica.name: str(supervisor.launch.socket) for supervisor in supervisors}
                 for name, supervisors in self.engines.supervisors.items()
+            },
+            "names": {
+                supervisor.replica.name: list(supervisor.launch.served)
+                for supervisors in self.engines.supervisors.values()
+                for supervisor in supervisors
             },
             "ready": states(self._local.values()),
         }

@@ -9,6 +9,8 @@ from engine.sim.words import END, decode
 
 COMPLETION_TOKENS = 16  # where /v1/completions names no limit
 MAX_CHOICES = 1024
+LONGEST_SALT = 128
+NOT_IN_SALTS = frozenset("@/\\\0")
 TYPES = {400: "BadRequestError", 404: "NotFoundError"}
 NOT_BOTH = "continue_final_message and add_generation_prompt are not compatible."
 
@@ -52,6 +54,7 @@ class Asked:
     stream: bool
     usage_wanted: bool
     endless: bool
+    salt: str = ""
 
     @property
     def prompt_tokens(self) -> int:
@@ -81,7 +84,22 @@ def asked(path: str, body: Any, model: Model) -> Asked:
         stream=bool(body.get("stream")),
         usage_wanted=bool(options.get("include_usage")),
         endless=bool(body.get("ignore_eos")),
+        salt=salt_of(body),
     )
+
+
+def salt_of(body: Mapping[str, Any]) -> str:
+    salt = body.get("cache_salt")
+    if salt is None:
+        return ""
+    if not isinstance(salt, str) or not 0 < len(salt) <= LONGEST_SALT or set(salt) & NOT_IN_SALTS:
+        raise Refused(
+            400,
+            f"Parameter 'cache_salt' must be at most {LONGEST_SALT} characters and must not contain '@', '/', '\\\\', "
+            "or NUL.",
+            "cache_salt",
+        )
+    return salt
 
 
 def known_model(body: Mapping[str, Any], model: Model) -> None:

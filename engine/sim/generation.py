@@ -83,7 +83,7 @@ class Generation:
     @property
     def progress(self) -> int:
         """Tokens so far. A whole answer is made at once and then held back for as long as it would have taken."""
-        if self.asked.stream or not self.core.speed.itl_s or not self.choices:
+        if self.complete or self.asked.stream or not self.core.speed.itl_s or not self.choices:
             return self.tokens
         steps = (time.monotonic() - self.first_s) / self.core.speed.itl_s if self.first_s else 0
         return min(self.tokens, int(steps + 1) * len(self.choices))
@@ -112,10 +112,10 @@ class Generation:
         """Seconds until the first token."""
         self.core.live.add(self)
         self.core.started += 1
-        self.cached_tokens = sum(map(self.core.cache.hit, self.asked.prompt_ids))
+        self.cached_tokens = sum(self.core.cache.hit(ids, self.asked.salt) for ids in self.asked.prompt_ids)
         self.core.figures.read(self.asked.prompt_tokens, self.cached_tokens)
         for ids in self.asked.prompt_ids:
-            self.core.cache.add(ids)
+            self.core.cache.add(ids, self.asked.salt)
         self.choices = [Choice(index, self.asked, self.core.model) for index in range(len(self.asked.prompts))]
         speed = self.core.speed
         uncached = self.asked.prompt_tokens - self.cached_tokens
@@ -176,4 +176,5 @@ class Generation:
         self.core.completed += 1
         each = len(self.choices) // len(self.asked.prompt_ids)
         for choice in self.choices:
-            self.core.cache.add([*self.asked.prompt_ids[choice.index // each], *(word.id for word in choice.said)])
+            said = [*self.asked.prompt_ids[choice.index // each], *(word.id for word in choice.said)]
+            self.core.cache.add(said, self.asked.salt)

@@ -65,3 +65,21 @@ def test_a_member_that_leaves_moves_only_its_own_keys(names: set[str], key: str)
     gone = walk[-1]
     rest = {name: number for name, number in members.items() if number != gone}
     assert next(iter(Ring(rest).walk(key))) == walk[0]
+
+
+def test_whatever_stands_where_turns_should_is_no_error() -> None:
+    for odd in (5, 0.5, True, {"a": 1}, "text", [5, None]):
+        for name in ("messages", "input", "prompt", "system", "tools"):
+            assert hint_of({name: odd}).tokens >= 0
+
+
+def test_equal_prompts_of_different_salts_share_no_link() -> None:
+    turns = [("user", "a"), ("assistant", "b" * 3000)]
+    plain, ours, theirs = (set(hint_of(body(turns) | salt).chain) for salt in ({}, salted("x"), salted("y")))
+    assert not plain & ours
+    assert not ours & theirs
+    assert ours == set(hint_of(body(turns) | salted("x")).chain)
+
+
+def salted(salt: str) -> dict[str, object]:
+    return {"cache_salt": salt}

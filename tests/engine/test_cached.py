@@ -125,3 +125,13 @@ def test_blocks_of_another_size_are_left_out_until_nothing_is_left() -> None:
     cached.cleared()
     cached.stored([2], None, [5, 6, 7], 3)
     assert cached.matched([5, 6, 7]) == 3
+
+
+def test_prompts_of_different_salts_have_no_block_in_common() -> None:
+    cached = Cached()
+    cached.stored([1], None, [5, 6], 2, "ours")
+    cached.stored([2], 1, [7, 8], 2)
+    cached.stored([3], None, [5, 6], 2)
+    assert [cached.matched([5, 6, 7, 8], salt) for salt in ("ours", "theirs", "")] == [4, 0, 2]
+    cached.removed([1])
+    assert [cached.matched([5, 6, 7, 8], salt) for salt in ("ours", "")] == [0, 2]

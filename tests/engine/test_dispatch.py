@@ -19,7 +19,7 @@ from engine.reading import CHAT
 from engine.replica import Replica
 from engine.sim import Fault, Simulator, simulator
 from penstock.config import Routing
-from penstock.errors import EngineError, EngineTimeout
+from penstock.errors import EngineError, EngineTimeout, PenstockError
 from tests.conftest import free_port
 from tests.upstream import swallowing
 
@@ -90,6 +90,16 @@ async def test_a_stream_whose_head_does_not_come_is_asked_for_elsewhere() -> Non
     async with simulator(Fault("hang")) as bad, simulator() as good, pool_before([bad, good]) as pool:
         _, heard = await asked_of(pool, STREAM, limits=Limits(first_byte_s=0.3))
         assert heard.text == good.expected(STREAM).text
+
+
+async def test_a_first_try_that_nobody_mends_leaves_nothing_running() -> None:
+    async with simulator(Fault("reset")) as bad, pool_before([bad]) as pool:
+        told: asyncio.Future[PenstockError | None] = asyncio.get_running_loop().create_future()
+        dispatch = Dispatch(pool, Asked(CHAT, BODY, hint=hint_of(BODY)), Heard(), Limits(), "m")
+        assert dispatch.start(lambda answer, error: told.set_result(error))
+        assert isinstance(await told, EngineError)
+        (replica,) = pool.replicas
+        assert (pool.active, replica.outstanding, replica.load_tokens) == (0, 0, 0)
 
 
 async def test_replicas_that_do_not_accept_connections_are_passed_by() -> None:

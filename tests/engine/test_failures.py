@@ -47,3 +47,9 @@ def test_retry_after_is_kept_where_it_is_a_number_of_seconds() -> None:
 def test_the_code_in_a_streams_error_event_stands_above_the_status() -> None:
     assert type(from_document(500, {"error": {"message": "x", "code": 400}})) is BadRequest
     assert type(from_document(500, {"error": {"message": "dead", "type": "InternalServerError"}})) is EngineError
+
+
+def test_no_address_in_the_engines_memory_is_passed_on() -> None:
+    said = {"error": {"message": "cannot identify image file <_io.BytesIO object at 0x7f3a1c0d8e50>", "code": 400}}
+    error = from_document(400, said)
+    assert error.message == "cannot identify image file <_io.BytesIO object at 0x...>"

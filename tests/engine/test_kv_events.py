@@ -190,6 +190,20 @@ async def test_blocks_before_an_image_count_and_those_after_do_not(endpoint: str
         assert len(cached) == 1
 
 
+async def test_salted_prompts_are_followed_each_by_its_salt(endpoint: str) -> None:
+    salted = [[["cache_salt", "ours"]], None]
+    with_image = [[["cache_salt", "ours"], ["image", 4]], None]
+    async with publishing(endpoint) as publisher, following(endpoint) as cached:
+        await publisher.subscribed()
+        await publisher.publish(
+            stored(1, 2, tokens=ONE + TWO, extra_keys=salted), stored(4, 5, tokens=TWO + ONE, extra_keys=with_image)
+        )
+        await publisher.publish(stored(3, after=2, tokens=THREE))
+        await until(lambda: cached.matched(ALL, "ours") == 12)
+        assert cached.matched(ALL) == cached.matched(ALL, "theirs") == 0
+        assert cached.matched(TWO + ONE, "ours") == 0
+
+
 async def test_one_group_of_layers_is_followed_and_the_others_removals_are_not_its(endpoint: str) -> None:
     async with publishing(endpoint) as publisher, following(endpoint) as cached:
         await publisher.subscribed()

@@ -228,7 +228,7 @@ class Holds:
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def matched(self, tokens: Sequence[int]) -> int:
+    def matched(self, tokens: Sequence[int], salt: str = "") -> int:
         return min(self.count, len(tokens))
 
 

@@ -144,7 +144,7 @@ class Caller:
         """The next whole answer on the connection."""
         async with asyncio.timeout(PATIENCE_S):
             status, headers = await self.head()
-            body = await self._body(headers)
+            body = await self.body(headers)
         if headers.get("connection") == "close":
             assert await self.until_closed() == b"", "something follows the last answer"
         return Said.read(status, headers, body)
@@ -160,7 +160,7 @@ class Caller:
         assert version == "HTTP/1.1"
         return int(status), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 
-    async def _body(self, headers: Mapping[str, str]) -> bytes:
+    async def body(self, headers: Mapping[str, str]) -> bytes:
         assert self._reader
         try:
             if headers.get("transfer-encoding") != "chunked":

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from penstock import audit
 from penstock.callers import SCOPES
-from penstock.config import Admin
+from penstock.config import Admin, Config
 from penstock.errors import StartError
 from penstock.keyring import Keyring, Wanted, wanted
 from penstock.store import opened
@@ -28,6 +28,7 @@ from tests.databases import Postgres
 pytestmark = pytest.mark.anyio
 
 PEPPER = b"pepper of the tests, long enough"
+SERVED = Config(engines={"e": {"kind": "scripted"}}, models={"m": {"engine": "e"}})
 ADMIN_KEY = "admin-key-0123456789"
 OPENAI = {"message", "type", "param", "code"}
 
@@ -42,7 +43,7 @@ async def ring(database: str) -> AsyncIterator[Keyring]:
 async def admin(ring: Keyring, key: str | None = ADMIN_KEY) -> AsyncIterator[httpx2.AsyncClient]:
     """A client that bears the admin key."""
     keys = Keys([], PEPPER)
-    following = asyncio.create_task(Copy(ring, keys).follow())
+    following = asyncio.create_task(Copy(ring, keys, SERVED).follow())
     port = free_port()
     async with listening(Admin(key=SecretStr(key) if key else None), port, ring, keys):
         headers = {"authorization": f"Bearer {key}"} if key else {}

@@ -69,6 +69,11 @@ def upgrade() -> None:
         sa.Column("estimated", sa.BigInteger, nullable=False),
     )
     op.create_table(
+        "batches",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("at", sa.Float, nullable=False, index=True),
+    )
+    op.create_table(
         "audit",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
         sa.Column("at", sa.String(32), nullable=False),
@@ -84,7 +89,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("audit", "usage", "marks", "changes", "keys"):
+    for table in ("audit", "batches", "usage", "marks", "changes", "keys"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION refuse_audit_change")

@@ -200,3 +200,16 @@ async def test_a_reader_that_is_slow_is_waited_for() -> None:
             pass
         writer.close()
         assert sim.completed == 1
+
+
+async def test_the_cache_is_shared_by_those_with_the_same_salt_alone() -> None:
+    long = {**ASK, "messages": [{"role": "user", "content": "one two three " * 30}]}
+    async with simulator() as sim, client_of(sim) as client:
+        cached = []
+        for salt in (None, "ours", "ours", "theirs", None):
+            body = long if salt is None else {**long, "cache_salt": salt}
+            usage = (await client.post(CHAT, json=body)).json()["usage"]
+            cached.append((usage["prompt_tokens_details"] or {}).get("cached_tokens", 0))
+        refused = await client.post(CHAT, json={**long, "cache_salt": "a/b"})
+    assert [bool(tokens) for tokens in cached] == [False, False, True, False, True]
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")

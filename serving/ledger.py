@@ -1,0 +1,261 @@
+"""What every key has used, by model and day: noted in memory as requests end, written in batches by a task.
+
+The numbers are the engine's own. Where it never told them, as of a stream that was cut or whose client left, it is
+asked to count: the prompt and the text that came, as tokens. Only where nobody can be asked they are estimated, and
+counted as such. A kill -9 loses what was noted since the last batch; an ordinary end loses nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from engine.asked import Asked
+from engine.pool import Pool
+from engine.reading import STREAMING
+from engine.tokens import tokens_in, tokens_of
+from penstock import metrics
+from penstock.callers import Caller
+from penstock.errors import PenstockError
+from penstock.store import UNAVAILABLE, Store, reason
+from penstock.tables import batches, usage
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 0.5
+COUNTING = 8
+"""How many requests are counted by engines at once; what waits longer than COUNT_WITHIN_S is estimated."""
+COUNT_WITHIN_S = 2.0
+LOOK_S = 0.05
+KEEP_BATCHES_S = 3600.0
+Where = tuple[str, str, str]  # key, model, day
+
+
+@dataclass(slots=True)
+class Cost:
+    """What is known of a request that an engine was asked, while it runs and when it is over."""
+
+    asked: Asked | None = None
+    pool: Pool | None = None
+    usage: Mapping[str, Any] | None = None
+    text: Sequence[str] = ()
+    incredible: bool = False
+
+
+@dataclass(slots=True)
+class Used:
+    """Tokens of one request, or of many."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    requests: int = 1
+    cut: int = 0
+    abandoned: int = 0
+    estimated: int = 0
+
+    def add(self, other: "Used") -> None:
+        for name in FIGURES:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+FIGURES = tuple(each.name for each in fields(Used))
+
+
+@dataclass(slots=True)
+class Rows:
+    """What is to be written: sums, and whom they are of."""
+
+    sums: dict[Where, Used] = field(default_factory=dict)
+    callers: dict[str, Caller] = field(default_factory=dict)
+
+    def add(self, caller: Caller, model: str, day: str, used: Used) -> None:
+        self.callers[caller.id] = caller
+        sum_ = self.sums.get((caller.id, model, day))
+        if sum_ is None:
+            self.sums[caller.id, model, day] = used
+        else:
+            sum_.add(used)
+
+    def as_parameters(self) -> Iterator[dict[str, Any]]:
+        """In one order, or two gateways might wait for each other."""
+        for (key, model, day), used in sorted(self.sums.items(), key=itemgetter(0)):
+            caller = self.callers[key]
+            yield {
+                "key_id": key,
+                "model": model,
+                "day": day,
+                "tenant": caller.tenant,
+                "name": caller.name,
+                **{name: getattr(used, name) for name in FIGURES},
+            }
+
+
+class Ledger:
+    """`note` at the end of each request; `run` beside everything else, until cancelled."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._noted = Rows()
+        self._lost = False
+        self._writing: tuple[str, Rows] | None = None
+        self._counting: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(COUNTING)
+
+    def note(self, caller: Caller, model: str, cost: Cost, *, gone: bool, cut: bool) -> None:
+        """A request is over. Nothing here waits."""
+        used = used_of(cost)
+        if used is None:
+            task = asyncio.get_running_loop().create_task(self._count(caller, model, cost, gone=gone, cut=cut))
+            self._counting.add(task)
+            task.add_done_callback(self._counting.discard)
+            return
+        used.abandoned, used.cut = int(gone), int(cut)
+        self._noted.add(caller, model, today(), used)
+
+    async def _count(self, caller: Caller, model: str, cost: Cost, *, gone: bool, cut: bool) -> None:
+        day = today()
+        used = estimated(cost)
+        try:
+            async with asyncio.timeout(COUNT_WITHIN_S), self._slots:
+                used = await counted(cost)
+        except (PenstockError, TimeoutError) as error:
+            log.debug("tokens are estimated: %s", error)
+        finally:  # cancelled too: at the end there is no time to ask
+            used.abandoned, used.cut = int(gone), int(cut)
+            self._noted.add(caller, model, day, used)
+
+    async def run(self) -> None:
+        """Writes twice a second; when it is cancelled, what is left."""
+        try:
+            while True:
+                await asyncio.sleep(EVERY_S)
+                await self._flush()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        for task in list(self._counting):
+            task.cancel()
+        await asyncio.gather(*self._counting, return_exceptions=True)
+        while self._noted.sums or self._writing:
+            if not await self._flush():
+                log.error("usage is lost: %s", self._unwritten())
+                return
+
+    def _unwritten(self) -> list[tuple[Where, Used]]:
+        unwritten = [self._noted, self._writing[1]] if self._writing else [self._noted]
+        return [row for rows in unwritten for row in rows.sums.items()]
+
+    async def _flush(self) -> bool:
+        """Whether everything noted until now is written. A batch that may have been is not written twice."""
+        if self._writing is None:
+            if not self._noted.sums:
+                return True
+            self._writing, self._noted = (uuid4().hex, self._noted), Rows()
+        try:
+            await self._write(*self._writing)
+        except Exception as error:  # whatever it is, what is noted is kept and tried again
+            metrics.usage_unwritten.set(1)
+            unforeseen = None if isinstance(error, UNAVAILABLE) else error
+            log.log(
+                logging.DEBUG if self._lost else logging.ERROR,
+                "usage is kept until the database takes it: %s",
+                reason(error),
+                exc_info=unforeseen,
+            )
+            self._lost = True
+            return False
+        self._lost = False
+        metrics.usage_unwritten.set(0)
+        self._writing = None
+        return True
+
+    async def _write(self, batch: str, rows: Rows) -> None:
+        now = datetime.now(UTC).timestamp()
+        async with self.store.begin() as connection:
+            known = await connection.execute(
+                self.store.insert(batches).values(id=batch, at=now).on_conflict_do_nothing()
+            )
+            if not known.rowcount:
+                return  # it was written; only the word that it was got lost
+            insert = self.store.insert(usage)
+            more = {name: usage.c[name] + insert.excluded[name] for name in FIGURES}
+            where = [usage.c.key_id, usage.c.model, usage.c.day]
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=where, set_=more), [*rows.as_parameters()]
+            )
+            await connection.execute(sa.delete(batches).where(batches.c.at < now - KEEP_BATCHES_S))
+
+
+def today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def used_of(cost: Cost) -> Used | None:
+    """What the engine says that it has counted, in any family's words; None if it is a generation of which it said
+    nothing, or nothing plausible.
+
+    {"prompt_tokens": 9, "completion_tokens": 3}, {"input_tokens": 9, "output_tokens": 3}.
+    """
+    said = cost.usage
+    if cost.incredible:
+        return None
+    if said is None:
+        return None if cost.asked and cost.asked.path in STREAMING else Used()
+    prompt = said.get("prompt_tokens", said.get("input_tokens"))
+    completion = said.get("completion_tokens", said.get("output_tokens", 0))
+    details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
+    cached = (details.get("cached_tokens") if isinstance(details, dict) else 0) or 0
+    if not plausible(cost, prompt, completion, cached):
+        cost.incredible = True
+        metrics.usage_implausible.inc()
+        log.warning("the engine's usage cannot be: %s", said)
+        return None
+    assert isinstance(prompt, int)
+    return Used(prompt, cached, completion or 0)
+
+
+def tokens_of_both(cost: Cost) -> int:
+    """Prompt and answer, as far as it is known without asking."""
+    used = used_of(cost) or estimated(cost)
+    return used.prompt_tokens + used.completion_tokens
+
+
+def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
+    """Whether an answer like this can have cost so much: counts, no more than was allowed, no less than came."""
+    counts = (prompt, completion if completion is not None else 0, cached)
+    if any(type(count) is not int or count < 0 for count in counts):
+        return False
+    body = cost.asked.body if cost.asked else {}
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
+    choices = (body.get("n") or 1) * (len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
+    if isinstance(limit, int) and limit > 0 and counts[1] > limit * choices:
+        return False
+    return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(cost.text))
+
+
+async def counted(cost: Cost) -> Used:
+    """The engine's own count of the prompt, and of the text that came. Raises PenstockError."""
+    asked, pool = cost.asked, cost.pool
+    if asked is None or pool is None:
+        return estimated(cost)
+    while (replica := next((replica for replica in pool.replicas if replica.usable), None)) is None:
+        await asyncio.sleep(LOOK_S)  # the one that has just failed is being looked at
+    prompt = len(await tokens_of(asked.path, asked.body, replica))
+    if not prompt:
+        return estimated(cost)
+    text = "".join(cost.text)
+    return Used(prompt, 0, await tokens_in(text, asked.body, replica) if text else 0)
+
+
+def estimated(cost: Cost) -> Used:
+    """Four characters a token for the prompt; a piece of a stream is a token, most often."""
+    prompt = cost.asked.hint.prompt_tokens if cost.asked else 0
+    return Used(prompt, 0, len(cost.text), estimated=1)

@@ -1,5 +1,6 @@
 """What outlasts a process: SQLite on a laptop, Postgres for many gateways. The same statements for both."""
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -11,8 +12,6 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as AlembicConfig
 from pydantic import SecretStr
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -28,6 +27,7 @@ BUSY_S = 5
 COMMAND_S = 15
 UNAVAILABLE = (OSError, sqlite3.Error, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What a store raises that cannot be reached or does not answer; asyncpg's own while a connection is made."""
+MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATING = 5067_1122  # any number of ours: who holds the lock of this name migrates
 
 
@@ -60,7 +60,9 @@ async def opened(database: SecretStr | str | None) -> AsyncIterator["Store"]:
         yield store
     finally:
         if store:
-            await store.engine.dispose()
+            with suppress(TimeoutError):  # a server that hangs is not waited for
+                async with asyncio.timeout(BUSY_S):
+                    await store.engine.dispose()
 
 
 def engine_of(url: sa.URL) -> AsyncEngine:
@@ -157,11 +159,25 @@ class Store:
 
 
 def migrated(connection: sa.Connection) -> None:
-    """In the transaction of this connection."""
-    logging.getLogger("alembic").setLevel("WARNING")
+    """In the transaction of this connection. Alembic, which takes longer to import than all else here, is left out
+    where there is nothing to do."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
-    config = AlembicConfig()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    if version(connection) == max(file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("0*.py")):
+        return
+    from alembic import command
+    from alembic.config import Config
+
+    logging.getLogger("alembic").setLevel("WARNING")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def version(connection: sa.Connection) -> str | None:
+    """Of the last migration that was run; None in a new database."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return found

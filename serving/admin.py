@@ -62,13 +62,10 @@ class Rotation(BaseModel):
 
 
 @asynccontextmanager
-async def listening(admin: config.Admin, keyring: Keyring, keys: Keys) -> AsyncIterator[None]:
-    """While the block runs, if it has a port. Raises StartError."""
-    if admin.port is None:
-        yield
-        return
+async def listening(admin: config.Admin, port: int, keyring: Keyring, keys: Keys) -> AsyncIterator[None]:
+    """While the block runs. Raises StartError."""
     try:
-        listener = bind(admin.host, admin.port)
+        listener = bind(admin.host, port)
     except StartError as error:
         what = error.message.partition(";")[0]
         raise StartError(f"the admin API {what}; choose another admin.host and admin.port") from error

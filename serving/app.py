@@ -1,4 +1,4 @@
-"""The gateway's routes, and what happens around each: key, body, served model, errors, metrics, the access log.
+"""What happens around every request: key, body, policy, limits, served model, errors, usage, the access log.
 
 An ASGI application. A handler sees only an `Exchange`: the generation routes are carried by the connection itself
 (`serving/protocol.py`), everything else, and in tests these too, by ASGI.
@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from random import getrandbits
 from typing import Any
@@ -20,8 +19,7 @@ import orjson
 
 from engine.affinity import hint_of
 from penstock import metrics
-from penstock.callers import LOCAL, UNLIMITED, Caller
-from penstock.callers import Scope as KeyScope
+from penstock.callers import UNLIMITED, Caller
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -40,36 +38,21 @@ from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
 from serving.admission import Admission, Estimate, Ticket, estimate, sharing
-from serving.bodies import Routed
+from serving.call import Call
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
-from serving.models import described, described_for_anthropic, listed
 from serving.policy import Policy, Unfetched
 from serving.relay import DEADLINE, Relay, Relayed, deadline_of
 from serving.replays import Replays
+from serving.routes import HOT_PATHS, MODEL_PREFIX, ONE_MODEL, ROUTES, Route, dialect_of, route_name
 from serving.stack import Served, Stack
-from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
+from serving.wire import JSON, Dialect
 
 log = logging.getLogger(__name__)
 
 GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
-MODEL_PREFIX = "/v1/models/"
 RETRY_AFTER_S = 5
-SHARED = frozenset({"/v1/models"})
-
-
-@dataclass(frozen=True)
-class Route:
-    """`shape` is what the body must be; a route without one reads no body. `open`: no key is asked for; `scope`: what
-    a key must have, None where any will do."""
-
-    method: str
-    dialect: Dialect = OPENAI
-    shape: type[Routed] | None = None
-    control: Callable[["Gateway", "Call"], Coroutine[Any, Any, None]] | None = None
-    open: bool = False
-    scope: KeyScope | None = "generate"
 
 
 class Gateway:
@@ -140,7 +123,7 @@ class Gateway:
             return None
         return asyncio.get_running_loop().create_task(self._awaited(call, work)) if work else None
 
-    def _begun(self, call: "Call") -> Coroutine[Any, Any, None] | None:
+    def _begun(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """What is left to be awaited, if anything is."""
         exchange = call.exchange
         if self.ended:  # one that waited behind another on its connection
@@ -167,7 +150,7 @@ class Gateway:
         return relayed.run()
 
     def _answered(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+        self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect
     ) -> Coroutine[Any, Any, None]:
         """By what was answered before, where the caller or the configuration wants that."""
         if not self.replays.concern(call.exchange, body):
@@ -176,7 +159,7 @@ class Gateway:
         return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
 
     async def _apart(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
+        self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
     ) -> None:
         """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
         if exchange is call.exchange:  # nobody else may have this answer
@@ -193,15 +176,13 @@ class Gateway:
             self._settle(apart, cut=cut)
 
     def _generated(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
+        self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect
     ) -> Coroutine[Any, Any, None]:
         if isinstance(body, Unfetched):
             return self._with_media(call, served, body, dialect)
         return self._served(call, served, body, dialect)
 
-    def _served(
-        self, call: "Call", served: Served, body: dict[str, Any], dialect: Dialect
-    ) -> Coroutine[Any, Any, None]:
+    def _served(self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect) -> Coroutine[Any, Any, None]:
         """The request answered, once limits have room for it."""
         exchange = call.exchange
         if not self.admission.limits(call.caller, call.model):
@@ -209,7 +190,7 @@ class Gateway:
         tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
         return self._let_in(call, tokens, partial(served, exchange, body, dialect))
 
-    async def _let_in(self, call: "Call", tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
+    async def _let_in(self, call: Call, tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
         exchange = call.exchange
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         try:
@@ -219,19 +200,19 @@ class Gateway:
             raise
         await work()
 
-    def _is_in(self, call: "Call", ticket: Ticket) -> None:
+    def _is_in(self, call: Call, ticket: Ticket) -> None:
         call.ticket = ticket
         ticket.progress = call.came
         self._mark(call)
 
-    def _mark(self, call: "Call") -> None:
+    def _mark(self, call: Call) -> None:
         """The answer will tell a limited caller how its limits stand, once."""
         exchange = call.exchange
         if call.caller.quota is not UNLIMITED:
             others = [mark for mark in exchange.marks if not mark[0].startswith(b"x-ratelimit-")]
             exchange.marks = [*others, *self.admission.marks(call.caller)]
 
-    def told(self, call: "Call", error: Exception | None) -> None:
+    def told(self, call: Call, error: Exception | None) -> None:
         """How a relayed request ended: another try, a fallback or the rest of a stream may mend it."""
         relayed, call.relayed = call.relayed, None
         if relayed and isinstance(error, EngineError):
@@ -241,7 +222,7 @@ class Gateway:
             self._failed(call, error)
         self._left(call)
 
-    def _entered(self, exchange: Exchange) -> "Call":
+    def _entered(self, exchange: Exchange) -> Call:
         exchange.request_id = id_of(exchange.headers)
         call = Call(self, exchange, route_name(exchange.path))
         exchange.on_gone = call.gone
@@ -249,7 +230,7 @@ class Gateway:
         metrics.in_flight.inc()
         return call
 
-    async def _awaited(self, call: "Call", work: Coroutine[Any, Any, None]) -> None:
+    async def _awaited(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """What of a request has to be waited for: a client that leaves, or the end of the shutdown's patience, cancels
         it, or before it has begun keeps it from beginning."""
         token = request_id.set(call.exchange.request_id)
@@ -268,7 +249,7 @@ class Gateway:
             self._left(call)
             request_id.reset(token)
 
-    def stop(self, call: "Call") -> None:
+    def stop(self, call: Call) -> None:
         """The client has left, or the shutdown's patience is over."""
         if call.task:
             call.task.cancel()
@@ -277,7 +258,7 @@ class Gateway:
             call.relayed = None
             self._left(call)
 
-    async def _serve(self, call: "Call") -> None:
+    async def _serve(self, call: Call) -> None:
         """A request whose body may be yet to come."""
         exchange = call.exchange
         route = self._admitted(call)
@@ -287,11 +268,11 @@ class Gateway:
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         await self._answered(call, served, body, route.dialect)
 
-    async def _with_media(self, call: "Call", served: Served, body: Unfetched, dialect: Dialect) -> None:
+    async def _with_media(self, call: Call, served: Served, body: Unfetched, dialect: Dialect) -> None:
         """The engine is given the media that the body only has the addresses of."""
         await self._served(call, served, await self.policy.fetched(body), dialect)
 
-    def _admitted(self, call: "Call") -> Route:
+    def _admitted(self, call: Call) -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""
         route = self._route(call.exchange)
         if not route.open:
@@ -300,11 +281,11 @@ class Gateway:
                 require(call.caller, route.scope)
         return route
 
-    def _asked(self, call: "Call", route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
+    def _asked(self, call: Call, route: Route, raw: bytes) -> tuple[Served, dict[str, Any]]:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
         body = self.policy.applied(call.exchange.path, body, call.caller)
-        served = self._model(body["model"], call.caller)
+        served = self.model(body["model"], call.caller)
         call.model = served.name
         return served, body
 
@@ -317,21 +298,21 @@ class Gateway:
             raise MethodNotAllowed(f"{path} takes {route.method}, not {exchange.method}", allow=route.method)
         return route
 
-    def _model(self, name: str, caller: Caller) -> Served:
+    def model(self, name: str, caller: Caller) -> Served:
         assert self.stack is not None
         if caller.models is not None and name not in caller.models:
             raise Forbidden(f"this key may not use {name!r}, only {', '.join(sorted(caller.models))}", param="model")
         served = self.stack.models.get(name)
         if served is None:
-            near = nearest_name(name, self._models_for(caller))
+            near = nearest_name(name, self.models_for(caller))
             raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
 
-    def _models_for(self, caller: Caller) -> list[str]:
+    def models_for(self, caller: Caller) -> list[str]:
         assert self.stack is not None
         return [name for name in self.stack.models if caller.models is None or name in caller.models]
 
-    def _failed(self, call: "Call", error: Exception) -> None:
+    def _failed(self, call: Call, error: Exception) -> None:
         """Whatever it is, the caller gets an answer in its own shape, and the log the trace."""
         if isinstance(error, PenstockError):
             call.error = error
@@ -341,7 +322,7 @@ class Gateway:
         call.error = PenstockError("something went wrong here; the request's id leads to the log")
         call.error.__cause__ = error
 
-    def _left(self, call: "Call") -> None:
+    def _left(self, call: Call) -> None:
         """The request is over: refused, if it is yet to be told so, then counted and logged."""
         exchange = call.exchange
         exchange.on_gone = nothing
@@ -369,7 +350,7 @@ class Gateway:
             exchange.gone,
         )
 
-    def _settle(self, call: "Call", *, cut: bool) -> None:
+    def _settle(self, call: Call, *, cut: bool) -> None:
         """Its place is free, and what it has cost is known. What was given again has cost nothing."""
         exchange = call.exchange
         cost, exchange.cost = exchange.cost, None
@@ -378,77 +359,6 @@ class Gateway:
             call.ticket.leave(tokens_of_both(asked) if asked else 0)
         if self.ledger and asked:
             self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
-
-    async def health(self, call: "Call") -> None:
-        """Whether this process answers; it does if this runs."""
-        call.exchange.send(200, JSON, b'{"status":"ok"}')
-
-    async def ready(self, call: "Call") -> None:
-        """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
-        up = self.stack is not None and self.stack.ready and not self.draining
-        engines = {name: pool.ready for name, pool in self.stack.pools.items()} if self.stack else {}
-        call.exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
-
-    async def metrics(self, call: "Call") -> None:
-        head = [(b"content-type", metrics.CONTENT_TYPE.encode())]
-        call.exchange.send(200, head, metrics.text(await self.figures()))
-
-    async def models(self, call: "Call") -> None:
-        exchange = call.exchange
-        exchange.send(200, JSON, orjson.dumps(listed(self._models_for(call.caller), self.began, exchange.headers)))
-
-    async def model(self, call: "Call") -> None:
-        exchange = call.exchange
-        name = exchange.path.removeprefix(MODEL_PREFIX)
-        self._model(name, call.caller)
-        describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
-        exchange.send(200, JSON, orjson.dumps(describe(name, self.began)))
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """A request under way: what the access log will say of it, and what it waits for, a relay or a task."""
-
-    gateway: Gateway
-    exchange: Exchange
-    name: str
-    caller: Caller = LOCAL
-    model: str = ""
-    error: PenstockError | None = None
-    relayed: Relayed | None = None
-    ticket: Ticket | None = None
-    task: asyncio.Task[None] | None = None
-    began: float = field(default_factory=time.perf_counter)
-
-    def told(self, error: Exception | None) -> None:
-        self.gateway.told(self, error)
-
-    def gone(self) -> None:
-        self.gateway.stop(self)
-
-    def came(self) -> int:
-        """How many pieces of the answer have come."""
-        source = self.exchange.source
-        return source.came if source else 0
-
-
-ONE_MODEL = Route("GET", control=Gateway.model, scope=None)
-ROUTES: Mapping[str, Route] = {
-    "/health": Route("GET", control=Gateway.health, open=True),
-    "/ready": Route("GET", control=Gateway.ready, open=True),
-    "/metrics": Route("GET", control=Gateway.metrics, scope="metrics"),
-    "/v1/models": Route("GET", control=Gateway.models, scope=None),
-    "/v1/chat/completions": Route("POST", shape=bodies.ChatCompletions),
-    "/v1/completions": Route("POST", shape=bodies.Completions),
-    "/v1/embeddings": Route("POST", shape=bodies.Embeddings),
-    "/v1/rerank": Route("POST", shape=bodies.Rerank),
-    "/v1/score": Route("POST", shape=bodies.Score),
-    "/tokenize": Route("POST", shape=bodies.Tokenize),
-    "/detokenize": Route("POST", shape=bodies.Detokenize),
-    "/v1/responses": Route("POST", RESPONSES, bodies.Responses),
-    "/v1/messages": Route("POST", ANTHROPIC, bodies.Messages),
-    "/v1/messages/count_tokens": Route("POST", ANTHROPIC, bodies.CountTokens),
-}
 
 
 @contextmanager
@@ -464,22 +374,6 @@ def logged_as(exchange: Exchange) -> Iterator[None]:
 async def own_figures() -> Snapshot:
     """What this process has counted; with workers, their parent's sum takes its place."""
     return metrics.snapshot()
-
-
-def route_name(path: str) -> str:
-    """The path as a label: a bounded set, whatever is asked for."""
-    return path if path in ROUTES else "/v1/models/{id}" if path.startswith(MODEL_PREFIX) else "other"
-
-
-def dialect_of(exchange: Exchange) -> Dialect:
-    """Of the route; of the caller where a route serves both families, or there is none."""
-    if exchange.path in ROUTES and exchange.path not in SHARED:
-        return ROUTES[exchange.path].dialect
-    return ANTHROPIC if b"anthropic-version" in exchange.headers or exchange.path.startswith("/v1/messages") else OPENAI
-
-
-# What is carried without ASGI, by the bytes of the request line.
-HOT_PATHS: Mapping[bytes, str] = {path.encode(): path for path, route in ROUTES.items() if route.shape}
 
 
 def shutting_down() -> EngineUnavailable:

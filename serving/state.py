@@ -17,7 +17,6 @@ from penstock.config import LOOPBACK, Config
 from penstock.errors import StartError
 from penstock.keyring import Keyring, pepper
 from penstock.store import UNAVAILABLE, Store, opened, reason
-from serving import admin
 from serving.admission import check_shared
 from serving.keys import Keys
 from serving.ledger import Ledger
@@ -75,7 +74,7 @@ async def kept(config: Config) -> AsyncIterator[State]:
 async def governed(config: Config, address: tuple[str, int]) -> AsyncIterator[State]:
     """Once in each gateway, however many processes answer: `kept`, its start and end in the audit log, the admin
     API."""
-    async with kept(config) as state, admin.listening(config.admin, state.keyring, state.keys):
+    async with kept(config) as state, administered(config, state):
         where = f"{address[0]}:{address[1]}"
         await audit.note(state.store, audit.this_process(), "gateway.started", where, models=list(config.models))
         try:
@@ -86,6 +85,18 @@ async def governed(config: Config, address: tuple[str, int]) -> AsyncIterator[St
                     await audit.note(state.store, audit.this_process(), "gateway.stopped", where)
             except UNAVAILABLE as error:
                 log.error("the audit log does not say that this gateway has ended: %s", reason(error))
+
+
+@asynccontextmanager
+async def administered(config: Config, state: State) -> AsyncIterator[None]:
+    """FastAPI is imported where it is wanted."""
+    if config.admin.port is None:
+        yield
+        return
+    from serving import admin
+
+    async with admin.listening(config.admin, config.admin.port, state.keyring, state.keys):
+        yield
 
 
 class Copy:

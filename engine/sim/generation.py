@@ -83,7 +83,7 @@ class Generation:
     @property
     def progress(self) -> int:
         """Tokens so far. A whole answer is made at once and then held back for as long as it would have taken."""
-        if self.asked.stream or not self.core.speed.itl_s or not self.choices:
+        if self.complete or self.asked.stream or not self.core.speed.itl_s or not self.choices:
             return self.tokens
         steps = (time.monotonic() - self.first_s) / self.core.speed.itl_s if self.first_s else 0
         return min(self.tokens, int(steps + 1) * len(self.choices))

@@ -3,6 +3,8 @@
 import asyncio
 import multiprocessing
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def open_and_change(database: str) -> None:
                 await store.changed(connection, "keys")
 
     asyncio.run(change())
+
+
+def test_alembic_is_not_imported_where_nothing_is_to_be_done(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, sys
+from penstock.store import opened
+
+async def main():
+    async with opened("sqlite:///{tmp_path / "x.db"}"):
+        print("alembic" in sys.modules)
+
+asyncio.run(main())
+"""
+    shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)]
+    assert shown == ["True\n", "False\n"]
 
 
 async def test_several_that_open_a_new_store_at_once_make_it_once(database: str) -> None:

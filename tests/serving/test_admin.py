@@ -45,12 +45,13 @@ async def admin(ring: Keyring, key: str | None = ADMIN_KEY) -> AsyncIterator[htt
     keys = Keys([], PEPPER)
     following = asyncio.create_task(Copy(ring, keys, SERVED).follow())
     port = free_port()
-    async with listening(Admin(port=port, key=SecretStr(key) if key else None), ring, keys):
+    async with listening(Admin(key=SecretStr(key) if key else None), port, ring, keys):
         headers = {"authorization": f"Bearer {key}"} if key else {}
         base = f"http://127.0.0.1:{port}"
         async with httpx2.AsyncClient(base_url=base, headers=headers, trust_env=False, timeout=10) as client:
             yield client
     following.cancel()
+    await asyncio.wait([following])
 
 
 def routes() -> list[tuple[str, str]]:
@@ -242,10 +243,8 @@ async def test_a_database_that_is_gone_is_a_503(postgres: Postgres) -> None:
         assert (await client.get("/admin/keys")).status_code == 200
 
 
-async def test_without_a_port_nothing_listens_and_one_in_use_is_told(ring: Keyring) -> None:
-    async with listening(Admin(), ring, Keys([])):
-        pass
+async def test_a_port_in_use_is_told(ring: Keyring) -> None:
     with bind("127.0.0.1", 0) as taken:
         with pytest.raises(StartError, match=r"the admin API cannot listen .* choose another admin.host"):
-            async with listening(Admin(port=taken.getsockname()[1]), ring, Keys([])):
+            async with listening(Admin(), taken.getsockname()[1], ring, Keys([])):
                 pass

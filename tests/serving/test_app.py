@@ -9,7 +9,7 @@ import pytest
 
 from engine.scripted import Scripted
 from penstock.errors import EngineError
-from serving.app import ROUTES
+from serving.routes import ROUTES
 from tests.serving.conftest import Running
 
 pytestmark = pytest.mark.anyio

@@ -22,10 +22,10 @@ from penstock.config import Policy as Limits
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import bodies, fields
 from serving.answer import Answer
-from serving.app import ROUTES
 from serving.exchange import Exchange
 from serving.policy import Policy, Unfetched
 from serving.relay import as_json
+from serving.routes import ROUTES
 from tests.reliability.client import Caller as Client
 from tests.reliability.client import post
 from tests.serving.conftest import Running

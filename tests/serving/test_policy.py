@@ -22,8 +22,8 @@ from penstock.callers import LOCAL, Caller, Scope
 from penstock.config import Policy as Limits
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import fields
-from serving.app import HOT_PATHS
 from serving.policy import Policy
+from serving.routes import HOT_PATHS
 from tests.serving.conftest import Running
 
 USER = Caller("1", "ada", "ada")

@@ -13,7 +13,7 @@ import pytest
 from engine.sim import Simulator, simulator
 from penstock.keyring import Keyring, pepper, wanted
 from penstock.store import opened
-from serving.app import ROUTES
+from serving.routes import ROUTES
 from tests.reliability.client import Caller
 from tests.serving.conftest import Running
 

@@ -209,10 +209,10 @@ async def test_a_workers_doubt_reaches_the_engines_supervisor(tmp_path: Path) ->
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    async with before_a_simulated_engine(tmp_path, silent_s=3) as (workers, _, client):
+    async with before_a_simulated_engine(tmp_path, silent_s=6) as (workers, _, client):
         victim = next(pid for pid in children(os.getpid()) if "serving.worker" in arguments(pid))
         os.kill(victim, signal.SIGSTOP)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             while victim in children(os.getpid()):
                 await asyncio.sleep(0.05)
         assert [await ask_new(client) for _ in range(6)] == [200] * 6

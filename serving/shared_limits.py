@@ -94,15 +94,22 @@ class SharedLimits:
             await self._redis.aclose()
 
     async def book(self, ticket: Ticket, may_wait: bool) -> Verdict | None:
-        verdict, asked = None, self.is_up
+        if not self.is_up:
+            return None
         try:
             verdict = await self._verdict(ticket, self._booking(ticket, may_wait))
-        finally:
-            if verdict is None and asked and not self.goes_on_without:  # which may be booked all the same
-                self._settle({**self._entry(ticket), "tokens": 0, "again": True})
-                if ticket.line:
-                    self.give_back(ticket.line, ticket.id)
+        except BaseException:
+            self._forget(ticket)
+            raise
+        if verdict is None and not self.goes_on_without:
+            self._forget(ticket)
         return verdict
+
+    def _forget(self, ticket: Ticket) -> None:
+        """It may be booked, though nobody has heard of it."""
+        self._settle({**self._entry(ticket), "tokens": 0, "again": True})
+        if ticket.line:
+            self.give_back(ticket.line, ticket.id)
 
     async def _verdict(self, ticket: Ticket, document: dict[str, Any]) -> Verdict | None:
         answer = await self._call("book", document)
@@ -237,7 +244,8 @@ class SharedLimits:
             self._unanswered(self._asked)
 
     async def _talk_once(self) -> None:
-        asked, self._asked = self._asked[:AT_ONCE], self._asked[AT_ONCE:]
+        wanted = [one for one in self._asked if not one.answer.done()]  # else who asked has left
+        asked, self._asked = wanted[:AT_ONCE], wanted[AT_ONCE:]
         settled = self._unsettled[:AT_ONCE]
         renewed, self._to_renew = self._to_renew[:AT_ONCE], self._to_renew[AT_ONCE:]
         live = set(self._live)
@@ -250,7 +258,7 @@ class SharedLimits:
         waited_s = asyncio.get_running_loop().time() - asked[0].since if asked else 0.0
         try:
             _, _, *answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
-        except (RedisError, OSError) as error:  # TimeoutError is one
+        except Exception as error:  # whatever it is, those who ask are not kept waiting
             self._failed(error)
             for entry in settled:
                 entry["again"] = True  # what may have been settled is not counted twice
@@ -295,6 +303,7 @@ class SharedLimits:
         self._probing = asyncio.get_running_loop().create_task(self._probe())
 
     async def _probe(self) -> None:
+        await asyncio.sleep(PROBE_S)
         while not await self._answers():
             await asyncio.sleep(PROBE_S)
         self.is_up, self._failures, self._probing = True, 0, None
@@ -306,7 +315,8 @@ class SharedLimits:
         """Whether it does, to who has time."""
         try:
             await soon(self._run([]), PROBED_WITHIN_S)
-        except (RedisError, OSError):
+        except Exception as error:  # without the next probe it would be lost for ever
+            log.debug("Redis does not answer: %s", type(error).__name__)
             return False
         return True
 

@@ -312,6 +312,26 @@ async def test_one_who_leaves_the_queue_leaves_nothing_behind(server: RedisServe
         assert await asyncio.wait_for(all[2].enter(key(concurrent=1)), 1)
 
 
+async def test_one_who_leaves_while_redis_is_asked_leaves_nothing_behind(server: RedisServer) -> None:
+    random = Random(3)
+    gateway = Gateway(server, concurrent=1)
+    caller = key(concurrent=1)
+    async with gateways(gateway):
+        for _ in range(100):
+            entering = asyncio.create_task(gateway.enter(caller))
+            for _ in range(random.randrange(12)):
+                await asyncio.sleep(0)
+            if random.random() < 0.5:
+                await asyncio.sleep(random.uniform(0, 0.001))
+            entering.cancel()
+            await asyncio.wait([entering])
+            if not entering.cancelled():
+                entering.result().leave(1)
+            await gateway.written()
+            (await asyncio.wait_for(gateway.enter(caller), 1)).leave(1)
+            await gateway.written()
+
+
 async def test_a_full_queue_books_nothing(server: RedisServer) -> None:
     async with three(server, concurrent=1, queue=0) as all:
         caller = key(concurrent=2, rpm=10)

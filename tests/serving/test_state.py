@@ -331,3 +331,18 @@ async def test_ten_thousand_keys_are_all_known(database: str, ring: Keyring) -> 
         await connection.execute(keys.insert(), many)
     async with kept(Config(**tree(database))) as state:
         assert [state.keys.check({b"x-api-key": key.encode()}).name for key in sent] == [key[ID] for key in sent]
+
+
+async def test_several_workers_with_a_limited_key_need_redis(
+    database: str, ring: Keyring, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(**tree(database, gateway={"workers": 2}))
+    async with kept(config):
+        await made(ring, "limited", rpm=5)
+        deadline = time.monotonic() + 2
+        while "limits of the key 'limited' hold across 2 workers only with Redis" not in caplog.text:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+    with pytest.raises(StartError, match=r"or gateway\.workers to 1"):
+        async with kept(config):
+            raise AssertionError("it has started")

@@ -49,8 +49,8 @@ def serve(
         fail("MODEL, --config, --upstream and --engine each say what is served: give one of them")
     overrides = {"gateway": given(host=host, port=port, workers=workers)} | (named[0] if named else {})
     from penstock import log, metrics
-    from penstock.config import Source, find
     from penstock.errors import ConfigError, StartError
+    from penstock.source import Source, find
 
     source = Source(config or (None if named else find()), overrides)
     try:

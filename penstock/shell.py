@@ -12,11 +12,11 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The con
 
 
 def loaded(path: Path | None, overrides: dict[str, Any] | None = None, *, file_wanted: bool = True) -> "Config":
-    from penstock import config
+    from penstock import source
     from penstock.errors import ConfigError
 
     try:
-        return config.load(path or (config.find() if file_wanted else None), overrides)
+        return source.load(path or (source.find() if file_wanted else None), overrides)
     except ConfigError as error:
         fail(error.message)
 

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 from engine import discovery
 from penstock import metrics
 from penstock.addresses import is_discovered
-from penstock.config import Config, Source
+from penstock.config import Config
 from penstock.errors import ConfigError, StartError
+from penstock.source import Source
 from serving.admission import check_shared
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from functools import partial
 
 import uvloop
 
-from penstock.config import Config, Source
+from penstock.config import Config
+from penstock.source import Source
 from serving import workers
 from serving.admission import check_shared
 from serving.app import Gateway

@@ -14,8 +14,9 @@ from typing import Any
 
 from engine.replica import Replica
 from penstock import metrics
-from penstock.config import Config, Source
+from penstock.config import Config
 from penstock.meters import Snapshot
+from penstock.source import Source
 from serving.keys import Keys
 from serving.reload import Reload
 from serving.seat import GONE_S, Seat

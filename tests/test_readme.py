@@ -12,7 +12,7 @@ import pytest
 
 from engine.launch import DEMO, plan
 from engine.sim import KINDS
-from penstock import config
+from penstock import source
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
 from training.recipe import load_recipe
@@ -153,13 +153,13 @@ def test_the_configuration_example_serves_both_its_models(demo: Served, tmp_path
 def test_every_configuration_is_valid(text: str, tmp_path: Path) -> None:
     file = tmp_path / "penstock.yaml"
     file.write_text(text)
-    assert config.load(file).models
+    assert source.load(file).models
 
 
 def test_the_gpu_configuration_becomes_vllms_flags(tmp_path: Path) -> None:
     file = tmp_path / "penstock.yaml"
     file.write_text(yaml_blocks()[1])
-    launch = plan("llama-0", config.load(file).engines["llama"], ["llama"], GPU_NODE, tmp_path / "s")
+    launch = plan("llama-0", source.load(file).engines["llama"], ["llama"], GPU_NODE, tmp_path / "s")
     assert "serve meta-llama/Llama-3.1-70B-Instruct --uds" in " ".join(launch.argv)
     assert "--tensor-parallel-size 4 --max-model-len 32768" in " ".join(launch.argv)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import config
+from penstock import source
 from penstock.errors import ConfigError
 
 
@@ -25,12 +25,12 @@ class Writer:
     def wrong(self, text: str) -> str:
         """The message that this file ends in, without its folder."""
         with pytest.raises(ConfigError) as caught:
-            config.load(self(text))
+            source.load(self(text))
         return caught.value.message.replace(f"{self.path.parent}/", "")
 
 
 def test_without_a_file_the_demo_is_served_on_loopback(write: Writer) -> None:
-    tree = config.load()
+    tree = source.load()
     assert (tree.gateway.host, tree.gateway.port, list(tree.models)) == ("127.0.0.1", 8000, ["demo"])
 
 
@@ -71,17 +71,17 @@ def test_what_is_wrong_is_said_with_the_remedy(write: Writer, text: str, says: s
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load(tmp_path / "absent.yaml")
+        source.load(tmp_path / "absent.yaml")
 
 
 def test_the_environment_stands_above_the_file_and_the_command_line_above_both(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("gateway: {port: 1, max_body_bytes: 5000}")
-    assert config.load(path).gateway.port == 1
+    assert source.load(path).gateway.port == 1
     monkeypatch.setenv("PENSTOCK_GATEWAY__PORT", "2")
-    assert config.load(path).gateway.port == 2
-    tree = config.load(path, {"gateway": {"port": 3}})
+    assert source.load(path).gateway.port == 2
+    tree = source.load(path, {"gateway": {"port": 3}})
     assert (tree.gateway.port, tree.gateway.max_body_bytes) == (3, 5000)
 
 
@@ -89,14 +89,14 @@ def test_the_environment_reaches_into_named_sections_and_its_typing_errors_are_t
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_ENGINES__BASE__PROBE__INTERVAL_S", "1.5")
-    assert config.load().engines["base"].probe.interval_s == 1.5
+    assert source.load().engines["base"].probe.interval_s == 1.5
     monkeypatch.setenv("PENSTOCK_GATEWAY__PROT", "1")
     with pytest.raises(ConfigError, match=r"from the environment.*'gateway\.prot', did you mean 'port'"):
-        config.load()
+        source.load()
     monkeypatch.delenv("PENSTOCK_GATEWAY__PROT")
     monkeypatch.setenv("PENSTOCK_GATWAY__PORT", "1")
     with pytest.raises(ConfigError, match="PENSTOCK_GATWAY__PORT names no section, did you mean 'gateway'"):
-        config.load()
+        source.load()
 
 
 def test_what_the_environment_says_wrongly_is_not_blamed_on_the_file(
@@ -104,20 +104,20 @@ def test_what_the_environment_says_wrongly_is_not_blamed_on_the_file(
 ) -> None:
     monkeypatch.setenv("PENSTOCK_GATEWAY__PORT", "many")
     with pytest.raises(ConfigError, match="from the environment or the command line: gateway"):
-        config.load(write("gateway: {port: 1}"))
+        source.load(write("gateway: {port: 1}"))
 
 
 def test_models_from_the_environment_take_the_place_of_the_demo(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_ENGINES", '{"e": {"urls": ["http://h"]}}')
     monkeypatch.setenv("PENSTOCK_MODELS", '{"m": {"engine": "e"}}')
-    assert list(config.load().engines) == ["e"]
+    assert list(source.load().engines) == ["e"]
 
 
 def test_a_key_in_the_environment_opens_the_gateway_and_is_masked_when_shown(
     write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_GATEWAY__KEYS", '["sk-0123456789abcdef"]')
-    tree = config.load(None, {"gateway": {"host": "0.0.0.0"}})
+    tree = source.load(None, {"gateway": {"host": "0.0.0.0"}})
     assert tree.gateway.keys[0].get_secret_value() == "sk-0123456789abcdef"
     assert "0123456789abcdef" not in tree.model_dump_json()
 
@@ -127,8 +127,8 @@ def test_the_file_is_found_in_the_working_folder_then_in_the_state_folder(
 ) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    assert config.find() is None
+    assert source.find() is None
     in_home = write("")
-    assert config.find() == in_home
+    assert source.find() == in_home
     Path("penstock.yaml").touch()
-    assert config.find() == Path("penstock.yaml")
+    assert source.find() == Path("penstock.yaml")

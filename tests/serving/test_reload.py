@@ -15,7 +15,8 @@ import yaml
 
 from engine.replica import Replica
 from engine.sim import Fault, Simulator, simulator
-from penstock.config import Config, Source, load
+from penstock.config import Config
+from penstock.source import Source, load
 from serving.app import Gateway
 from serving.protocol import HotProtocol
 from serving.reload import Reload, differences, needing_a_restart

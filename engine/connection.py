@@ -240,6 +240,11 @@ class Client:
         self._fixed = self._usual + key
         self._heads: dict[tuple[str, str], bytes] = {}
 
+    @property
+    def place(self) -> str:
+        """The address for people: without what of it may be a secret."""
+        return self.socket or f"{self.host}:{self.port}"
+
     def request(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> bytes:
         """The bytes of a request; `headers` are whole lines."""
         head = self._heads.get((method, path))

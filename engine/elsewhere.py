@@ -138,7 +138,7 @@ class Elsewhere:
 
     async def _leave(self, replica: Replica, within_s: float, relief_s: float) -> None:
         """Nothing new goes there; what runs may end."""
-        log.info("%s leaves: %s", replica.name, replica.client.url)
+        log.info("%s leaves: %s", replica.name, replica.client.place)
         deadline = asyncio.get_running_loop().time() + relief_s
         while not replica.draining and not self._has_relief() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(RELIEF_POLL_S)

@@ -26,7 +26,7 @@ NOT_EXACT: dict[str, dict[str, Any]] = {
     "presence penalty": {"presence_penalty": 0.5},
     "frequency penalty": {"frequency_penalty": 0.5},
     "seed": {"seed": 7, "temperature": 0.5},
-    "unknown field": {"watermark": True},
+    "another field": {"min_tokens": 2},
 }
 
 

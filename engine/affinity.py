@@ -5,6 +5,7 @@ beginnings. The index remembers for each link which replicas were sent it, and f
 It asks the engines nothing: what they evict it does not know, hence approximate.
 """
 
+import re
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ MAX_LINKS = 128
 CHARS_PER_TOKEN = 4
 DEFAULT_OUTPUT_TOKENS = 256
 MOST_OUTPUT_TOKENS = 1024
+DATA_URL = re.compile(rb'"data:[^"]{1024,}"')
+MEDIUM_CHARS = 4096
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     link = hash(salt) if salt else 0  # what no engine takes for equal, shares nothing here either
     for part in parts(body):
         size = len(part)
-        chars += size
+        chars += size if size <= BLOCK_CHARS or isinstance(part, str) else size - media_chars(part)
         if size <= BLOCK_CHARS:
             link = hash((link, part))
             links.append(link)
@@ -58,6 +61,11 @@ def hint_of(body: Mapping[str, Any], session: bytes | None = None) -> Hint:
     return Hint(
         links[:MAX_LINKS], prompt_tokens + output, key if isinstance(key, str) else None, (), prompt_tokens, salt
     )
+
+
+def media_chars(part: bytes) -> int:
+    """How much of it is media, beyond what their tokens are taken for: a picture is no text of its length."""
+    return sum(max(0, len(found[0]) - MEDIUM_CHARS) for found in DATA_URL.finditer(part))
 
 
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:

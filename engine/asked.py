@@ -26,7 +26,7 @@ class Limits:
 class Asked:
     """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
 
-    __slots__ = ("body", "deadline", "headers", "hide_usage", "hint", "path", "streamed", "written")
+    __slots__ = ("body", "deadline", "headers", "hide_usage", "hint", "path", "sent", "streamed", "written")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Asked:
         self.deadline = deadline
         self.written = written
         self.hide_usage = hide_usage
+        self.sent = False  # to any engine
         self.streamed = path in STREAMING and bool(body.get("stream"))
 
     def bytes_for(self, replica: Replica) -> bytes:

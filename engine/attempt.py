@@ -171,7 +171,7 @@ class Attempt:
         self._asked_at = now = monotonic()
         due = now + (self.limits.first_byte_s if asked.streamed else self.limits.first_token_s)
         self.due = due if due < asked.deadline else asked.deadline
-        self.sent = True
+        self.sent = asked.sent = True
         connection.send(replica.client.request("POST", asked.path, asked.bytes_for(replica), asked.headers), self)
 
     def pause(self) -> None:

@@ -320,7 +320,8 @@ def choices_wanted(body: Mapping[str, Any]) -> int:
     """`n` for each prompt: {"prompt": ["a", "b"], "n": 2} -> 4."""
     prompts = body.get("prompt")
     several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
-    return (body.get("n") or 1) * (len(prompts) if several and prompts else 1)
+    n = body.get("n")
+    return (n if type(n) is int and n > 0 else 1) * (len(prompts) if several and prompts else 1)
 
 
 def on_plain_lines(event: bytes) -> bytes:

@@ -34,6 +34,10 @@ EVERY_S = 1.0
 FORGET_EVERY = 60
 
 
+MOST_RESERVED_TOKENS = 2**16
+"""For an answer: who asks for more takes no more of a limit from others beforehand, and is counted as it comes."""
+
+
 class Estimate(NamedTuple):
     """The tokens that a request may come to."""
 
@@ -363,7 +367,7 @@ def estimate(path: str, body: Mapping[str, Any], prompt_tokens: int) -> Estimate
     if path not in STREAMING:
         return Estimate(prompt_tokens, 0)
     most = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-    output = most if isinstance(most, int) and most > 0 else DEFAULT_OUTPUT_TOKENS
+    output = min(most, MOST_RESERVED_TOKENS) if type(most) is int and most > 0 else DEFAULT_OUTPUT_TOKENS
     return Estimate(prompt_tokens, output * choices_wanted(body))
 
 

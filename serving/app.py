@@ -7,12 +7,10 @@ An ASGI application. A handler sees only an `Exchange`: the generation routes ar
 import asyncio
 import logging
 import math
-import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from random import getrandbits
 from typing import Any
 
 import orjson
@@ -38,12 +36,12 @@ from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
 from serving.admission import Admission, Estimate, Ticket, estimate, sharing
-from serving.call import Call
+from serving.call import Call, id_of
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
 from serving.policy import Policy, Unfetched
-from serving.relay import DEADLINE, Relay, Relayed, deadline_of
+from serving.relay import DEADLINE, Relay, Relayed, as_json, deadline_of
 from serving.replays import Replays
 from serving.routes import HOT_PATHS, MODEL_PREFIX, ONE_MODEL, ROUTES, Route, dialect_of, route_name
 from serving.stack import Served, Stack
@@ -51,7 +49,6 @@ from serving.wire import JSON, Dialect
 
 log = logging.getLogger(__name__)
 
-GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
 RETRY_AFTER_S = 5
 
 
@@ -187,6 +184,7 @@ class Gateway:
         exchange = call.exchange
         if not self.admission.limits(call.caller, call.model):
             return served(exchange, body, dialect)
+        as_json(body)  # or refused: what is nested too deeply cannot be weighed either
         tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
         return self._let_in(call, tokens, partial(served, exchange, body, dialect))
 
@@ -354,11 +352,16 @@ class Gateway:
         """Its place is free, and what it has cost is known. What was given again has cost nothing."""
         exchange = call.exchange
         cost, exchange.cost = exchange.cost, None
-        asked = cost if exchange.status == 200 or exchange.gone else None
-        if call.ticket:
-            call.ticket.leave(tokens_of_both(asked) if asked else 0)
-        if self.ledger and asked:
-            self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
+        asked = cost if cost and cost.sent and (exchange.status == 200 or exchange.gone) else None
+        tokens = 0
+        try:
+            if asked and call.ticket:
+                tokens = tokens_of_both(asked)
+            if self.ledger and asked:
+                self.ledger.note(call.caller, call.model, asked, gone=exchange.gone, cut=cut)
+        finally:
+            if call.ticket:
+                call.ticket.leave(tokens)
 
 
 @contextmanager
@@ -378,12 +381,6 @@ async def own_figures() -> Snapshot:
 
 def shutting_down() -> EngineUnavailable:
     return EngineUnavailable("this gateway is shutting down; try again", retry_after_s=RETRY_AFTER_S)
-
-
-def id_of(headers: Mapping[bytes, bytes]) -> str:
-    """The caller's own id where it is harmless, else a new one."""
-    given = headers.get(b"x-request-id")
-    return given.decode() if given and GIVEN_ID.fullmatch(given) else f"req_{getrandbits(128):032x}"
 
 
 def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:

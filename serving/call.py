@@ -1,8 +1,11 @@
 """A request under way."""
 
 import asyncio
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import getrandbits
 from typing import TYPE_CHECKING
 
 from penstock.callers import LOCAL, Caller
@@ -13,6 +16,8 @@ from serving.relay import Relayed
 
 if TYPE_CHECKING:
     from serving.app import Gateway
+
+GIVEN_ID = re.compile(rb"[\w.\-]{1,128}")
 
 
 @dataclass(eq=False, slots=True)
@@ -40,3 +45,9 @@ class Call:
         """How many pieces of the answer have come."""
         source = self.exchange.source
         return source.came if source else 0
+
+
+def id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's own id where it is harmless, else a new one."""
+    given = headers.get(b"x-request-id")
+    return given.decode() if given and GIVEN_ID.fullmatch(given) else f"req_{getrandbits(128):032x}"

@@ -34,10 +34,10 @@ PROMPTS = frozenset(
 )
 WITH_MEDIA = PROMPTS - {"instructions", "prompt", "tokens", "tools"}
 
-_SAMPLING = """frequency_penalty ignore_eos include_stop_str_in_output logit_bias min_p n presence_penalty
+_SAMPLING = """frequency_penalty ignore_eos include_stop_str_in_output logit_bias min_p presence_penalty
     repetition_penalty seed skip_special_tokens stop stop_token_ids stream stream_options structured_outputs
     temperature top_k top_p user watermarking"""
-_GENERATION = f"""{_SAMPLING} add_special_tokens allowed_token_ids bad_words echo length_penalty logprob_token_ids
+_GENERATION = f"""{_SAMPLING} n add_special_tokens allowed_token_ids bad_words echo length_penalty logprob_token_ids
     logprobs max_tokens min_tokens prompt_logprobs response_format return_tokens_as_token_ids
     spaces_between_special_tokens stream_interval thinking_token_budget truncate_prompt_tokens truncation_side
     use_beam_search"""

@@ -39,6 +39,7 @@ class Keys:
 
     def configure(self, keys: Sequence[SecretStr]) -> None:
         """These are from now on the keys of the configuration. To look one up by its HMAC tells nothing of it."""
+        self.closed = self.closed or bool(keys)  # that none is left opens nothing
         self._configured = {
             digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
         }

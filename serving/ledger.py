@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from engine.asked import Asked
 from engine.pool import Pool
-from engine.reading import STREAMING
+from engine.reading import STREAMING, choices_wanted
 from engine.tokens import tokens_in, tokens_of
 from penstock import metrics
 from penstock.callers import Caller
@@ -34,6 +34,8 @@ COUNTING = 8
 COUNT_WITHIN_S = 2.0
 LOOK_S = 0.05
 KEEP_BATCHES_S = 3600.0
+MOST_TOKENS = 2**40
+"""Of one request: far more than any engine could, and far less than a database's integers hold."""
 Where = tuple[str, str, str]  # key, model, day
 
 
@@ -45,6 +47,12 @@ class Cost:
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     text: Sequence[str] = ()
+
+    @property
+    def sent(self) -> bool:
+        """Whether any engine has seen it."""
+        return self.asked is None or self.asked.sent
+
     incredible: bool = False
 
 
@@ -231,12 +239,11 @@ def tokens_of_both(cost: Cost) -> int:
 def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
     """Whether an answer like this can have cost so much: counts, no more than was allowed, no less than came."""
     counts = (prompt, completion if completion is not None else 0, cached)
-    if any(type(count) is not int or count < 0 for count in counts):
+    if any(type(count) is not int or not 0 <= count < MOST_TOKENS for count in counts):
         return False
     body = cost.asked.body if cost.asked else {}
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-    choices = (body.get("n") or 1) * (len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
-    if isinstance(limit, int) and limit > 0 and counts[1] > limit * choices:
+    if type(limit) is int and limit > 0 and counts[1] > limit * choices_wanted(body):
         return False
     return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(cost.text))
 

@@ -6,6 +6,7 @@ process keeps its own queue and asks for the next place when its turn among the 
 
 import asyncio
 import math
+from collections import Counter
 from typing import Protocol
 from uuid import uuid4
 
@@ -76,14 +77,29 @@ class Line:
             return self._refused("deadline", wait_s)
         if self.has_room:
             return None
-        doomed = min(self.queue, key=lambda waiter: waiter.deadline, default=None)
+        doomed, why = min(self.queue, key=lambda waiter: waiter.deadline, default=None), "deadline"
         if doomed is None or doomed.deadline > now + self.account.lasts_s:
+            doomed, why = self._outranked(tenant, priority), "queue-full"
+        if doomed is None:
             return self._refused("queue-full", wait_s)
         self.queue.drop(doomed)
         self._shown()
         if not doomed.outcome.done():
-            doomed.outcome.set_exception(self._refused("deadline", wait_s))
+            doomed.outcome.set_exception(self._refused(why, wait_s))
         return None
+
+    def _outranked(self, tenant: str, priority: int) -> Waiter | None:
+        """Who gives a full queue's place up to this one: of the lowest priority, the newest of the tenant that has the
+        most waiting. Without it, who has filled the queue would keep everybody else out."""
+        least = min((waiter.priority for waiter in self.queue), default=priority)
+        rivals = [waiter for waiter in self.queue if waiter.priority == least]
+        waiting = Counter(waiter.tenant for waiter in rivals)
+        if not rivals or least > priority:
+            return None
+        ((largest, most),) = waiting.most_common(1)
+        if least == priority and most <= waiting[tenant] + 1:
+            return None
+        return max((waiter for waiter in rivals if waiter.tenant == largest), key=lambda waiter: waiter.since)
 
     async def wait(self, waiter: Waiter) -> str:
         """Returns its place. Raises Overloaded, DeadlineOver; who is cancelled is gone from the queue at once."""

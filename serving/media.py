@@ -95,39 +95,62 @@ class Schema:
 
 
 Found = Medium | RawPart | Schema
+Step = tuple["Step | None", str]
+MOST_VALUES = 200_000
+MOST_PATH_CHARS = 256
 
 
 def found_in(value: Any, where: str) -> Iterator[Found]:
     """All that stands in a prompt, however deep: in parts, in results of tools, in documents."""
-    stack = [(value, where)]
+    stack: list[tuple[Any, Step]] = [(value, (None, where))]
+    seen = 0
     while stack:
-        node, where = stack.pop()
+        node, step = stack.pop()
+        seen += len(node) if type(node) in (dict, list) else 0
+        if seen > MOST_VALUES:
+            raise BadRequest(f"{where} holds more than {MOST_VALUES} values", param=where)
         if type(node) is list:
-            stack.extend((item, f"{where}[{index}]") for index, item in enumerate(node) if type(item) in (dict, list))
+            stack.extend((item, (step, f"[{index}]")) for index, item in enumerate(node) if type(item) in (dict, list))
         elif type(node) is dict:
-            yield from found_at(node, where, stack)
+            yield from found_at(node, step, stack)
 
 
-def found_at(node: dict[str, Any], where: str, stack: list[tuple[Any, str]]) -> Iterator[Found]:
+def found_at(node: dict[str, Any], step: Step, stack: list[tuple[Any, Step]]) -> Iterator[Found]:
     """What one object holds itself; what it holds deeper goes on the stack."""
     kind = node["type"] if type(node.get("type")) is str else ""
     if kind in RAW_PARTS:
-        yield RawPart(kind, where)
+        yield RawPart(kind, path_of(step))
     for name, inner in node.items():
-        inside = f"{where}.{name}"
         if name in RAW_PARTS and inner is not None:
-            yield RawPart(name, inside)
+            yield RawPart(name, path_of((step, name)))
         elif type(inner) is str:
             if name in URLS or (name in DATA and kind != "redacted_thinking"):
-                yield Medium(node, name, inside, name == "image_url")
+                yield Medium(node, name, path_of((step, name)), name == "image_url")
         elif type(inner) is dict and (name in URLS or name == "source"):
             for key in ("url", "data"):
                 if type(inner.get(key)) is str:
-                    yield Medium(inner, key, f"{inside}.{key}", name == "image_url" or kind == "image")
+                    where = path_of(((step, name), key))
+                    yield Medium(inner, key, where, name == "image_url" or kind == "image")
         elif type(inner) in (dict, list) and not (name == "input" and kind in CALLS):
             if name in SCHEMAS:
-                yield Schema(inner, inside)
-            stack.append((inner, inside))
+                yield Schema(inner, path_of((step, name)))
+            stack.append((inner, (step, name)))
+
+
+def path_of(step: Step) -> str:
+    """((None, "messages"), "[0]"), "content") -> messages[0].content. Written only where it is needed: a path for
+    each of a million values would cost more than the values. Long ones lose their middle."""
+    words: list[str] = []
+    before: Step | None = step
+    while before is not None:
+        before, word = before
+        words.append(word[:MOST_PATH_CHARS])
+    path = words.pop()
+    for word in reversed(words):
+        path += word if word[0:1] == "[" else f".{word}"
+        if len(path) > MOST_PATH_CHARS:
+            return path[:MOST_PATH_CHARS] + "..."
+    return path
 
 
 def address_of(medium: Medium) -> Address:

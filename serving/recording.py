@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from penstock.errors import PenstockError
+from penstock.errors import EngineUnavailable, PenstockError
 from serving.exchange import Exchange, Headers
 from serving.wire import Dialect
 
@@ -20,6 +20,7 @@ BATCH_BYTES = 2**16
 PIECE_BYTES = 48
 RECORD_BYTES = 1024
 REQUEST_ID = b"request-id"
+LEFT = "everybody who asked for this answer has left, and it is being ended; try again"
 OF_THE_FIRST = re.compile(rb"request-id|x-penstock-cache|x-ratelimit-.*")
 """Headers that are true of one answer, and not when it is given again."""
 Over = Callable[["Recording"], None]
@@ -118,7 +119,9 @@ class Recording(Exchange):
         finally:
             self._readers.discard(reader)
             if not self._readers and not self.response_complete and self._task:
+                self.error = EngineUnavailable(LEFT, retry_after_s=1)  # for who comes while it ends
                 self._task.cancel()
+                self._tell()
 
     async def _give(self, reader: Reader, exchange: Exchange, dialect: Dialect, marks: Headers, *, again: bool) -> None:
         while True:

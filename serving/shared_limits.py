@@ -22,11 +22,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from penstock import metrics
 from penstock.callers import Quota
-from penstock.store import Store
+from penstock.store import UNAVAILABLE, Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
 from serving.lines import Line
@@ -43,6 +42,7 @@ FAILURES = 3
 PROBE_S = 1.0
 PROBED_WITHIN_S = 0.5
 LEASE_S = 6.0
+DATABASE_S = 1.0
 AT_ONCE = 100
 LATE_S = 0.01
 """An event loop that is later than this was busy, and Redis may have answered long ago."""
@@ -171,8 +171,9 @@ class SharedLimits:
         """Redis has not heard of the key's day, or has forgotten it: the database tells, if it answers."""
         calendar = self._calendar.turn_to(self._now())
         try:
-            known = await spent_by(self._store, calendar, ticket.caller.id) if self._store else None
-        except (SQLAlchemyError, OSError) as error:
+            async with asyncio.timeout(DATABASE_S):
+                known = await spent_by(self._store, calendar, ticket.caller.id) if self._store else None
+        except UNAVAILABLE as error:  # TimeoutError is an OSError
             log.error("what the key %s has used cannot be read: %s", ticket.caller.id, error)
             return False
         day = {"name": calendar.day, "used": known.in_day if known else 0, "keep_s": KEEP_DAY_S}

@@ -9,12 +9,13 @@ import pytest
 import sqlalchemy as sa
 
 from engine.asked import DeadlineOver
+from engine.reading import CHAT, RESPONSES
 from penstock.callers import LOCAL, Caller, Quota
 from penstock.config import Config, Model
 from penstock.errors import OverBudget, Overloaded, RateLimited, StartError
 from penstock.store import opened
 from penstock.tables import usage
-from serving.admission import Admission, Estimate, Ticket, check_shared, estimate
+from serving.admission import MOST_RESERVED_TOKENS, Admission, Estimate, Ticket, check_shared, estimate
 from serving.limit_headers import as_duration
 
 pytestmark = pytest.mark.anyio
@@ -371,6 +372,32 @@ async def test_of_a_full_queue_the_doomed_is_refused_first() -> None:
         running.leave(5)
         (await patient).leave(5)
         await newcomer
+
+
+async def test_who_fills_the_queue_gives_a_place_up_to_who_waits_for_none() -> None:
+    async with Limits(concurrent=1, queue=3) as limits:
+        running = limits.enter()
+        flood = [limits.waiting(key("flood")) for _ in range(3)]
+        await settled()
+        quiet = limits.waiting(key("quiet"))
+        await settled()
+        assert sum(one.done() for one in flood) == 1
+        with pytest.raises(Overloaded, match="queue is full"):
+            await limits.waiting(key("flood"))
+        urgent = limits.waiting(key("urgent", priority=1))
+        await settled()
+        assert sum(one.done() for one in flood) == 2
+        running.leave(5)
+        for waiting in (urgent, quiet, *[one for one in flood if not one.done()]):
+            (await waiting).leave(5)
+        lost = await asyncio.gather(*[one for one in flood if one.done()], return_exceptions=True)
+        assert sum(isinstance(one, Overloaded) for one in lost) == 2
+
+
+async def test_an_answer_of_any_length_takes_no_more_than_so_much_beforehand() -> None:
+    huge = estimate(CHAT, {"max_tokens": 2**62, "n": 2}, 10)
+    assert huge == Estimate(10, 2 * MOST_RESERVED_TOKENS)
+    assert estimate(RESPONSES, {"max_output_tokens": 5, "n": -1000}, 0) == Estimate(0, 5)
 
 
 async def test_headers_tell_what_is_left() -> None:

@@ -154,3 +154,9 @@ def test_whether_any_key_has_a_scope_follows_the_keys() -> None:
     assert keys.any_may("admin")
     keys.learn([stored("root0000", scope="admin", revoked=True)])
     assert not keys.any_may("admin")
+
+
+def test_the_last_configured_key_that_is_taken_away_opens_nothing() -> None:
+    keys = Keys([SecretStr("a-key-of-sixteen-characters")])
+    keys.configure([])
+    assert keys.needed

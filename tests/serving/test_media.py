@@ -400,3 +400,15 @@ async def test_over_tls_the_host_must_be_who_the_url_says(tmp_path: Path, monkey
             await fetched("https://other.example/", fetch)
     fetching.trusted.cache_clear()
     assert asked == ["images.example", "other.example"]
+
+
+def test_a_path_is_written_only_where_it_is_needed() -> None:
+    broad = {"type": "text", "text": "x", "x": {"A" * 10_000: {str(number): 0 for number in range(10_000)}}}
+    assert list(found_in([broad], "content")) == []
+    (found,) = found_in([{"B" * 10_000: {"image_url": "data:x"}}], "content")
+    assert len(found.where) < 300
+
+
+def test_more_values_than_anybody_needs_are_refused() -> None:
+    with pytest.raises(BadRequest, match="values"):
+        list(found_in([[] for _ in range(300_000)], "messages"))

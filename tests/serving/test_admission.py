@@ -389,7 +389,8 @@ async def test_who_fills_the_queue_gives_a_place_up_to_who_waits_for_none() -> N
         assert sum(one.done() for one in flood) == 2
         running.leave(5)
         for waiting in (urgent, quiet, *[one for one in flood if not one.done()]):
-            (await waiting).leave(5)
+            waiting.add_done_callback(lambda one: one.result().leave(5))
+        await asyncio.wait([urgent, quiet])
         lost = await asyncio.gather(*[one for one in flood if one.done()], return_exceptions=True)
         assert sum(isinstance(one, Overloaded) for one in lost) == 2
 

@@ -33,7 +33,7 @@ from tests.serving.test_media import PNG
 from tests.serving.test_policy import LEAST
 
 BODIES_A_ROUTE = 2000
-SENT_A_ROUTE = 500
+SENT_A_ROUTE = 200
 SOON_S = 5.0
 
 IMAGE = {"type": "image_url", "image_url": {"url": PNG}}

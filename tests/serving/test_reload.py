@@ -29,6 +29,7 @@ from tests.reliability.conftest import ASK, STREAM, about, until
 pytestmark = pytest.mark.anyio
 
 KEY = "sk-0123456789abcdef"
+OTHER = "another-key-of-the-file-0123"
 FOLLOWED = {"kv_events": True}
 
 
@@ -123,9 +124,11 @@ async def test_keys_change_from_one_request_to_the_next(tmp_path: Path) -> None:
         await here.becomes(tree_of(sim, gateway={"keys": [KEY]}))
         assert (await ask(here.url, ASK)).status == 401
         assert (await ask(here.url, ASK, headers={"x-api-key": KEY})).status == 200
-        await here.becomes(tree_of(sim, gateway={"max_body_bytes": 1024}))
-        assert (await ask(here.url, ASK)).status == 200
-        assert (await ask(here.url, {**ASK, "user": "u" * 2000})).status == 413
+        await here.becomes(tree_of(sim, gateway={"keys": [OTHER], "max_body_bytes": 1024}))
+        assert (await ask(here.url, ASK, headers={"x-api-key": KEY})).status == 401
+        assert (await ask(here.url, {**ASK, "user": "u" * 2000}, headers={"x-api-key": OTHER})).status == 413
+        await here.becomes(tree_of(sim))
+        assert (await ask(here.url, ASK)).status == 401  # that no key is left opens nothing
 
 
 async def test_a_replica_that_goes_ends_its_streams_first(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ usage = Table(
     Column("estimated", BigInteger, nullable=False),  # requests whose tokens no engine has counted
 )
 
+noted = Table(  # what is written and not yet added to `usage`: a row for each batch
+    "noted",
+    metadata,
+    Column("batch", String(32), primary_key=True),
+    Column("rows", Text, nullable=False),  # JSON, see penstock/batches.py
+)
+
 batches = Table(  # of usage, that have been written: one whose confirmation was lost is not written again
     "batches",
     metadata,

@@ -6,25 +6,23 @@ counted as such. A kill -9 loses what was noted since the last batch; an ordinar
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 from uuid import uuid4
-
-import sqlalchemy as sa
 
 from engine.asked import Asked
 from engine.pool import Pool
 from engine.reading import STREAMING, choices_wanted
 from engine.tokens import tokens_in, tokens_of
-from penstock import metrics
+from penstock import batches, metrics
 from penstock.callers import Caller
 from penstock.errors import PenstockError
 from penstock.store import UNAVAILABLE, Store, reason
-from penstock.tables import batches, usage
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,8 @@ COUNTING = 8
 """How many requests are counted by engines at once; what waits longer than COUNT_WITHIN_S is estimated."""
 COUNT_WITHIN_S = 2.0
 LOOK_S = 0.05
-KEEP_BATCHES_S = 3600.0
+ADD_EVERY = 20
+"""Batches; who reads the usage adds them up before."""
 MOST_TOKENS = 2**40
 """Of one request: far more than any engine could, and far less than a database's integers hold."""
 Where = tuple[str, str, str]  # key, model, day
@@ -74,6 +73,7 @@ class Used:
 
 
 FIGURES = tuple(each.name for each in fields(Used))
+figures_of = attrgetter(*batches.COUNTS)
 
 
 @dataclass(slots=True)
@@ -91,18 +91,11 @@ class Rows:
         else:
             sum_.add(used)
 
-    def as_parameters(self) -> Iterator[dict[str, Any]]:
-        """In one order, or two gateways might wait for each other."""
-        for (key, model, day), used in sorted(self.sums.items(), key=itemgetter(0)):
-            caller = self.callers[key]
-            yield {
-                "key_id": key,
-                "model": model,
-                "day": day,
-                "tenant": caller.tenant,
-                "name": caller.name,
-                **{name: getattr(used, name) for name in FIGURES},
-            }
+    def as_rows(self) -> Iterator[batches.Row]:
+        """As `penstock.batches.COLUMNS` has them."""
+        for where, used in self.sums.items():
+            caller = self.callers[where[0]]
+            yield *where, caller.tenant, caller.name, *figures_of(used)
 
 
 class Ledger:
@@ -142,11 +135,21 @@ class Ledger:
     async def run(self) -> None:
         """Writes twice a second; when it is cancelled, what is left."""
         try:
-            while True:
+            for turn in itertools.count(1):
                 await asyncio.sleep(EVERY_S)
-                await self._flush()
+                if await self._flush() and turn % ADD_EVERY == 0:
+                    await self._add_up()
         finally:
             await self.close()
+            await self._add_up()
+
+    async def _add_up(self) -> None:
+        """What cannot be added now is added later: it is written."""
+        try:
+            await batches.add_up(self.store)
+        except Exception as error:
+            unforeseen = None if isinstance(error, UNAVAILABLE) else error
+            log.warning("usage is written, and not yet added up: %s", reason(error), exc_info=unforeseen)
 
     async def close(self) -> None:
         for task in list(self._counting):
@@ -168,7 +171,8 @@ class Ledger:
                 return True
             self._writing, self._noted = (uuid4().hex, self._noted), Rows()
         try:
-            await self._write(*self._writing)
+            batch, rows = self._writing
+            await batches.write(self.store, batch, rows.as_rows())
         except Exception as error:  # whatever it is, what is noted is kept and tried again
             metrics.usage_unwritten.set(1)
             unforeseen = None if isinstance(error, UNAVAILABLE) else error
@@ -184,22 +188,6 @@ class Ledger:
         metrics.usage_unwritten.set(0)
         self._writing = None
         return True
-
-    async def _write(self, batch: str, rows: Rows) -> None:
-        now = datetime.now(UTC).timestamp()
-        async with self.store.begin() as connection:
-            known = await connection.execute(
-                self.store.insert(batches).values(id=batch, at=now).on_conflict_do_nothing()
-            )
-            if not known.rowcount:
-                return  # it was written; only the word that it was got lost
-            insert = self.store.insert(usage)
-            more = {name: usage.c[name] + insert.excluded[name] for name in FIGURES}
-            where = [usage.c.key_id, usage.c.model, usage.c.day]
-            await connection.execute(
-                insert.on_conflict_do_update(index_elements=where, set_=more), [*rows.as_parameters()]
-            )
-            await connection.execute(sa.delete(batches).where(batches.c.at < now - KEEP_BATCHES_S))
 
 
 def today() -> str:

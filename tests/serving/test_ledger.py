@@ -13,6 +13,7 @@ import pytest
 from engine.asked import Asked
 from engine.reading import CHAT
 from engine.sim import Fault, Simulator, simulator
+from penstock import batches
 from penstock.callers import LOCAL, Caller
 from penstock.store import Store, opened
 from penstock.used import used
@@ -104,11 +105,12 @@ async def test_a_client_that_leaves_pays_for_what_came(store: Store) -> None:
 
 
 async def test_a_batch_whose_confirmation_was_lost_is_not_written_twice(store: Store) -> None:
-    ledger = Ledger(store)
     rows = Rows()
     rows.add(KEY, "m", "2026-11-22", Used(10, 0, 5))
-    await ledger._write("batch", rows)
-    await ledger._write("batch", rows)
+    await batches.write(store, "batch", rows.as_rows())
+    await batches.write(store, "batch", rows.as_rows())
+    assert (await sums(store))["prompt_tokens"] == 10
+    await batches.write(store, "batch", rows.as_rows())
     assert (await sums(store))["prompt_tokens"] == 10
 
 

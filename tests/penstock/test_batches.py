@@ -62,7 +62,7 @@ async def test_what_was_not_added_is_not_lost_when_adding_fails(store: Store) ->
     await batches.write(store, "a", [row(1, 1)])
     async with store.begin() as connection:
         await connection.execute(noted.insert().values(batch="b", rows="[[1]]"))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="zip"):
         await batches.add_up(store)
     async with store.begin() as connection:
         await connection.execute(sa.delete(noted).where(noted.c.batch == "b"))

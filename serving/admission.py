@@ -83,8 +83,8 @@ class Ticket:
         "caller",
         "came",
         "estimate",
-        "id",
         "line",
+        "number",
         "place",
         "progress",
         "reserved",
@@ -93,18 +93,18 @@ class Ticket:
     def __init__(
         self,
         of: "Admission",
-        id: str,
+        number: int,
         caller: Caller,
         account: Account | None,
         line: Line | None,
         estimate: Estimate,
     ) -> None:
         self._of = of
-        self.id = id
+        self.number = number
         self.caller = caller
         self.account = account
         self.line = line
-        self.accounts = [one for one in (account, line and line.account) if one]
+        self.accounts = of_both(account, line)
         self.estimate = estimate
         self.came = 0
         self.reserved = 0
@@ -112,6 +112,11 @@ class Ticket:
         self.began: float | None = None
         self.progress: Callable[[], int] = nothing_came
         """How many tokens of the answer have come."""
+
+    @property
+    def id(self) -> str:
+        """No other process has the same."""
+        return f"{self._of.process}-{self.number}"
 
     def count(self, came: int) -> None:
         """So many tokens of the answer have come until now."""
@@ -189,8 +194,9 @@ class Admission:
         line = ticket.line
         if line and not line.is_free:
             return None
-        self._check_here(ticket)
-        self._entered(ticket, placed=True)
+        now = self.now()
+        self._check_here(ticket, now)
+        self._entered(ticket, now, placed=True)
         return ticket
 
     async def enter(self, caller: Caller, model: str, estimate: Estimate, deadline: float = math.inf) -> Ticket:
@@ -224,13 +230,14 @@ class Admission:
             if not shared.goes_on_without:
                 metrics.shed.inc(line.name if line else "", "redis")
                 raise limits_unknown()
-        self._check_here(ticket)
+        now = self.now()
+        self._check_here(ticket, now)
         if line and not line.is_free:
             if full := line.make_room(caller.tenant, caller.priority, deadline):
                 raise full
-            self._entered(ticket, placed=False)
+            self._entered(ticket, now, placed=False)
             return False
-        self._entered(ticket, placed=True)
+        self._entered(ticket, now, placed=True)
         return True
 
     async def _ask(self, shared: Shared, ticket: Ticket, *, may_wait: bool) -> Verdict | None:
@@ -242,19 +249,17 @@ class Admission:
     def _as_told(self, ticket: Ticket, verdict: Verdict) -> bool:
         if verdict.refusal:
             raise self._error(verdict.refusal, ticket if verdict.of_key else None, ticket.line)
-        self._entered(ticket, placed=verdict.placed)
+        self._entered(ticket, self.now(), placed=verdict.placed)
         return verdict.placed
 
-    def _check_here(self, ticket: Ticket) -> None:
-        now = self.now()
+    def _check_here(self, ticket: Ticket, now: Moment) -> None:
         if ticket.account and (refusal := ticket.account.refusal(ticket.caller.quota, now)):
             raise self._error(refusal, ticket, ticket.line)
         if ticket.line and (refusal := ticket.line.account.refusal(ticket.line.quota, now)):
             raise self._error(refusal, None, ticket.line)
 
-    def _entered(self, ticket: Ticket, *, placed: bool) -> None:
-        now = self.now()
-        ticket.reserved = sum(ticket.estimate)
+    def _entered(self, ticket: Ticket, now: Moment, *, placed: bool) -> None:
+        ticket.reserved = ticket.estimate.prompt + ticket.estimate.output
         for account in ticket.accounts:
             account.enter(ticket.reserved, now)
         if placed:
@@ -306,7 +311,7 @@ class Admission:
 
     def _ticket(self, caller: Caller, model: str, estimate: Estimate) -> Ticket:
         account = None if caller.quota is UNLIMITED else self._account(caller)
-        return Ticket(self, f"{self.process}-{next(self._numbers)}", caller, account, self.lines.get(model), estimate)
+        return Ticket(self, next(self._numbers), caller, account, self.lines.get(model), estimate)
 
     def _account(self, caller: Caller) -> Account:
         account = self._accounts.get(caller.id)
@@ -352,6 +357,12 @@ WHAT = {
     "day": "{0.daily_tokens} tokens a day (UTC)",
     "month": "{0.monthly_tokens} tokens a month (UTC)",
 }
+
+
+def of_both(account: Account | None, line: Line | None) -> tuple[Account, ...]:
+    if line is None:
+        return (account,) if account else ()
+    return (account, line.account) if account else (line.account,)
 
 
 def nothing_came() -> int:

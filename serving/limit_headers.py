@@ -27,5 +27,7 @@ def as_duration(seconds: float) -> bytes:
     """As OpenAI writes them: b"6m0s", b"7.66s", b"120ms"."""
     if seconds < 1:
         return b"%dms" % round(max(0.0, seconds) * 1000)
+    if seconds < 60:
+        return b"%.4gs" % seconds
     minutes, rest = divmod(seconds, 60)
-    return f"{f'{int(minutes)}m' if minutes else ''}{rest:.4g}s".encode()
+    return b"%dm%.4gs" % (minutes, rest)

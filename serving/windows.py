@@ -110,8 +110,11 @@ class Budget:
         return self._in_month if self._month == calendar.month else 0
 
     def add(self, count: int, calendar: Calendar) -> None:
-        day, month = self.in_day(calendar), self.in_month(calendar)
-        self.set(day + count, month + count, calendar)
+        if self._day == calendar.day:
+            self._in_day += count
+            self._in_month += count
+        else:
+            self.set(count, self.in_month(calendar) + count, calendar)
 
     def set(self, in_day: int, in_month: int, calendar: Calendar) -> None:
         self._day, self._in_day = calendar.day, in_day

@@ -14,7 +14,7 @@ from penstock.callers import LOCAL, Caller
 from penstock.config import nearest
 from penstock.errors import BadRequest, Forbidden
 from serving import fields
-from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS
+from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS, check_batches
 from serving.fetching import Fetch
 from serving.media import Medium, Schema, address_of, characters, found_in, refused
 from serving.schemas import check_schema
@@ -56,6 +56,8 @@ class Policy:
     def applied(self, path: str, body: Body, caller: Caller) -> Body:
         """The body that may go on: the same object, unless something had to be added. Raises BadRequest, or Forbidden
         for what another scope would allow; both name the parameter."""
+        if path in fields.BATCHES:
+            check_batches(path, body, self.limits)
         free = self._free[path]
         media: list[Medium] = []
         for name, value in body.items():

@@ -174,7 +174,8 @@ def test_as_many_prompts_or_inputs_as_engines_and_clients_are_used_to_are_taken_
             body = LEAST[path] | {name: [item] * 100_000}
             said = f"{name}: 100000 are given, {most} at most in a request (policy.{limit}): send several"
             assert refused(body, path).message == said
-            assert applied(body, path, **{limit: None}) is body
+            unbounded: dict[str, Any] = {limit: None}
+            assert applied(body, path, **unbounded) is body
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ here are kept in both cases, for while it does not answer.
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from penstock import metrics
 from penstock.callers import UNLIMITED, Caller
 from penstock.config import Config, Model, State
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited, StartError
-from penstock.store import Store
+from penstock.store import UNAVAILABLE, Store
 from serving.accounts import Account, Moment, Refusal, Standing
 from serving.caps import how_many
 from serving.exchange import Headers
@@ -32,9 +33,12 @@ from serving.media import characters
 from serving.spent import Spent, spent_by_all
 from serving.windows import Calendar
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 1.0
 FORGET_EVERY = 60
-
+READ_EVERY_S = 30.0
+DATABASE_S = 5.0
 
 QUERIES = ("query", "queries", "text_1", "data_1")
 ANSWERING = ("documents", "items", "text_2", "data_2")
@@ -71,7 +75,7 @@ class Shared(Places, Protocol):
 
     def settle(self, ticket: "Ticket", tokens: int) -> None: ...
 
-    async def open(self, store: Store | None) -> None: ...
+    async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -151,6 +155,7 @@ class Admission:
         self._spent: dict[str, Spent] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeps = 0
+        self._reading: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self.change(config.models)
 
@@ -169,7 +174,8 @@ class Admission:
         if self.store and not self.shared:
             self._spent = await spent_by_all(self.store, self.now().calendar)
         if self.shared:
-            await self.shared.open(self.store)
+            await self._read_spent()
+            await self.shared.open(self.store, self._alone)
         return self
 
     async def __aexit__(
@@ -177,8 +183,36 @@ class Admission:
     ) -> None:
         if self._sweeping:
             self._sweeping.cancel()
+        if self._reading:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         if self.shared:
             await self.shared.close()
+
+    def _alone(self) -> None:
+        """Redis is gone: of budgets, what others use meanwhile is known only by the ledger."""
+        if self._reading:
+            self._reading.cancel()
+        self._reading = asyncio.get_running_loop().create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        while self.shared and not self.shared.is_up:
+            await self._read_spent()
+            await asyncio.sleep(READ_EVERY_S)
+
+    async def _read_spent(self) -> None:
+        if not (self.store and self.shared and self.shared.goes_on_without):
+            return
+        try:
+            async with asyncio.timeout(DATABASE_S):
+                self._spent = await spent_by_all(self.store, self.now().calendar)
+        except UNAVAILABLE as error:  # TimeoutError is an OSError
+            log.error("what keys have used cannot be read, and budgets go by what this process knows: %s", error)
+            return
+        calendar = self.now().calendar
+        for id, account in self._accounts.items():
+            if spent := self._spent.pop(id, None):
+                spent.lay_down(account.budget, calendar)
 
     def limits(self, caller: Caller, model: str) -> bool:
         """Whether a request of this caller to this model is to enter and leave."""

@@ -28,6 +28,7 @@ from penstock.callers import Quota
 from penstock.store import UNAVAILABLE, Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
+from serving.exchange import nothing
 from serving.lines import Line
 from serving.spent import spent_by
 from serving.windows import Calendar, day_ends_in, month_ends_in
@@ -66,6 +67,7 @@ class SharedLimits:
         self.process = uuid4().hex[:16]
         self._clock = clock
         self._store: Store | None = None
+        self._when_lost: Callable[[], None] = nothing
         self._calendar = Calendar()
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
@@ -77,8 +79,9 @@ class SharedLimits:
         self._talking: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
 
-    async def open(self, store: Store | None) -> None:
-        self._store = store
+    async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None:
+        """`when_lost`: to be called whenever each process is to go by its own accounts."""
+        self._store, self._when_lost = store, when_lost
         metrics.limits_shared.set(1)
         if not await self._answers():
             self._give_up("to the first question")
@@ -302,6 +305,7 @@ class SharedLimits:
         )
         log.error("Redis does not answer (%s): limits %s until it does", why, meanwhile)
         self._probing = asyncio.get_running_loop().create_task(self._probe())
+        self._when_lost()
 
     async def _probe(self) -> None:
         await asyncio.sleep(PROBE_S)

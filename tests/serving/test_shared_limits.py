@@ -17,6 +17,7 @@ from penstock.callers import LOCAL, Caller
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
+from serving import admission
 from serving.admission import Admission, Estimate, Ticket
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
@@ -376,6 +377,59 @@ async def test_budgets_are_those_of_all_and_a_redis_that_was_emptied_asks_the_da
                 await second.enter(caller)
             empty_at(server)
             assert await first.enters(caller)  # the ledger was told of none of it
+
+
+async def test_a_start_without_redis_forgets_no_budget(server: RedisServer, tmp_path: Path) -> None:
+    clock = Clock()
+    async with used_before(tmp_path, _2026_11_01=1500, _2026_11_22=400) as store:
+        server.stop()
+        try:
+            gateway = Gateway(server, clock, store=store)
+            async with gateways(gateway):
+                assert not gateway.shared.is_up
+                with pytest.raises(OverBudget, match="400 tokens a day"):
+                    await gateway.enter(key(daily_tokens=400))
+                with pytest.raises(OverBudget, match="1900 tokens a month"):
+                    await gateway.enter(key(monthly_tokens=1900))
+                (await gateway.enter(key(daily_tokens=401, monthly_tokens=1901))).leave(1)
+                with pytest.raises(OverBudget, match="401 tokens a day"):
+                    await gateway.enter(key(daily_tokens=401))
+        finally:
+            server.start()
+
+
+async def test_while_redis_is_gone_budgets_go_by_what_the_ledger_has_of_all(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "READ_EVERY_S", 0.05)
+    clock = Clock()
+    caller = key(daily_tokens=1000)
+
+    async def others_used(store: Store, tokens: int) -> None:
+        async with store.begin() as connection:
+            await connection.execute(sa.update(usage).values(prompt_tokens=tokens))
+
+    async with used_before(tmp_path, _2026_11_22=100) as store:
+        gateway = Gateway(server, clock, store=store)
+        async with gateways(gateway):
+            (await gateway.enter(caller)).leave(10)
+            await others_used(store, 500)
+            server.stop()
+            try:
+                while gateway.shared.is_up:
+                    await gateway.enters(caller)
+                async with asyncio.timeout(5):
+                    while gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) != 500:
+                        await asyncio.sleep(0.01)
+                    (await gateway.enter(caller)).leave(100)
+                    await others_used(store, 300)  # what is known here is more
+                    await asyncio.sleep(0.15)
+                    assert gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) == 600
+                    await others_used(store, 1000)
+                    while await gateway.enters(caller):
+                        await asyncio.sleep(0.01)
+            finally:
+                server.start()
 
 
 async def test_while_redis_is_gone_each_goes_by_what_it_knows_itself(server: RedisServer) -> None:

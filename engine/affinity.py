@@ -22,6 +22,8 @@ DEFAULT_OUTPUT_TOKENS = 256
 MOST_OUTPUT_TOKENS = 1024
 DATA_URL = re.compile(rb'"data:[^"]{1024,}"')
 MEDIUM_CHARS = 4096
+# What is ranked or scored: the question first, which several requests may have in common.
+COMPARED = ("query", "queries", "text_1", "data_1", "documents", "items", "text_2", "data_2")
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ def media_chars(part: bytes) -> int:
 def parts(body: Mapping[str, Any]) -> Iterable[str | bytes]:
     """The prompt from its beginning: tools, the system's words, then turn after turn."""
     turns = body.get("messages")
-    if type(turns) is list and turns and not body.get("tools") and not body.get("system"):
+    if type(turns) is list and turns and not (body.get("tools") or body.get("system") or body.get("documents")):
         return [text_of(turn) for turn in turns]
     return other_parts(body)
 
@@ -82,7 +84,13 @@ def other_parts(body: Mapping[str, Any]) -> Iterator[str | bytes]:
     for name in ("system", "instructions"):
         if body.get(name):
             yield text_of(body[name])
-    turns = body.get("messages") or body.get("prompt") or body.get("input") or ()
+    yield from each(body.get("messages") or body.get("prompt") or body.get("input") or ())
+    for name in COMPARED:
+        if body.get(name):
+            yield from each(body[name])
+
+
+def each(turns: Any) -> Iterator[str | bytes]:
     if isinstance(turns, str):
         yield turns
         return

@@ -112,6 +112,8 @@ class Policy(Section):
     max_n: int | None = Field(8, ge=1)
     max_tokens: int | None = Field(None, ge=1, description="the largest max_tokens, and its value where none is given")
     max_prompt_chars: int | None = Field(None, ge=1, description="a quick bound on prompts: 4 characters are a token")
+    max_prompts: int | None = Field(1024, ge=1, description="of one request for completions; vLLM's own bound")
+    max_inputs: int | None = Field(2048, ge=1, description="texts that one request embeds, or ranks or scores")
     max_stops: int = Field(4, ge=0)
     max_stop_chars: int = Field(256, ge=1)
     max_schema_depth: int = Field(32, ge=1)

@@ -49,6 +49,7 @@ queue_seconds = _all.histogram(
     "penstock_queue_seconds", "How long requests that had to wait for a place did.", "model", buckets=LATENCY_BUCKETS
 )
 limits_shared = _all.gauge("penstock_limits_shared", "1 while limits hold across processes, by Redis.", across="min")
+redis_refusals = _all.counter("penstock_redis_refusals_total", "Calls that Redis answered with an error.", "error")
 redis_failures = _all.counter("penstock_redis_failures_total", "Calls that Redis did not answer in time, or refused.")
 
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")

@@ -9,31 +9,39 @@ here are kept in both cases, for while it does not answer.
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from engine.affinity import DEFAULT_OUTPUT_TOKENS
+from engine.affinity import CHARS_PER_TOKEN, DEFAULT_OUTPUT_TOKENS
 from engine.reading import STREAMING, choices_wanted
 from penstock import metrics
 from penstock.callers import UNLIMITED, Caller
 from penstock.config import Config, Model, State
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited, StartError
-from penstock.store import Store
+from penstock.store import UNAVAILABLE, Store
 from serving.accounts import Account, Moment, Refusal, Standing
+from serving.caps import how_many
 from serving.exchange import Headers
 from serving.fair_queue import Waiter
 from serving.limit_headers import as_headers
 from serving.lines import Line, Places, in_whole_s, limits_unknown
+from serving.media import characters
 from serving.spent import Spent, spent_by_all
 from serving.windows import Calendar
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 1.0
 FORGET_EVERY = 60
+READ_EVERY_S = 30.0
+DATABASE_S = 5.0
 
-
+QUERIES = ("query", "queries", "text_1", "data_1")
+ANSWERING = ("documents", "items", "text_2", "data_2")
 MOST_RESERVED_TOKENS = 2**16
 """For an answer: who asks for more takes no more of a limit from others beforehand, and is counted as it comes."""
 
@@ -67,7 +75,7 @@ class Shared(Places, Protocol):
 
     def settle(self, ticket: "Ticket", tokens: int) -> None: ...
 
-    async def open(self, store: Store | None) -> None: ...
+    async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -152,6 +160,7 @@ class Admission:
         self._spent: dict[str, Spent] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeps = 0
+        self._reading: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self.change(config.models)
 
@@ -170,7 +179,8 @@ class Admission:
         if self.store and not self.shared:
             self._spent = await spent_by_all(self.store, self.now().calendar)
         if self.shared:
-            await self.shared.open(self.store)
+            await self._read_spent()
+            await self.shared.open(self.store, self._alone)
         return self
 
     async def __aexit__(
@@ -178,8 +188,36 @@ class Admission:
     ) -> None:
         if self._sweeping:
             self._sweeping.cancel()
+        if self._reading:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         if self.shared:
             await self.shared.close()
+
+    def _alone(self) -> None:
+        """Redis is gone: of budgets, what others use meanwhile is known only by the ledger."""
+        if self._reading:
+            self._reading.cancel()
+        self._reading = asyncio.get_running_loop().create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        while self.shared and not self.shared.is_up:
+            await self._read_spent()
+            await asyncio.sleep(READ_EVERY_S)
+
+    async def _read_spent(self) -> None:
+        if not (self.store and self.shared and self.shared.goes_on_without):
+            return
+        try:
+            async with asyncio.timeout(DATABASE_S):
+                self._spent = await spent_by_all(self.store, self.now().calendar)
+        except UNAVAILABLE as error:  # TimeoutError is an OSError
+            log.error("what keys have used cannot be read, and budgets go by what this process knows: %s", error)
+            return
+        calendar = self.now().calendar
+        for id, account in self._accounts.items():
+            if spent := self._spent.pop(id, None):
+                spent.lay_down(account.budget, calendar)
 
     def limits(self, caller: Caller, model: str) -> bool:
         """Whether a request of this caller to this model is to enter and leave."""
@@ -376,10 +414,18 @@ def is_limited(model: Model) -> bool:
 def estimate(path: str, body: Mapping[str, Any], prompt_tokens: int) -> Estimate:
     """The most that the body allows, or what is usual where it does not say."""
     if path not in STREAMING:
-        return Estimate(prompt_tokens, 0)
+        return Estimate(prompt_tokens + read_again(body), 0)
     most = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     output = min(most, MOST_RESERVED_TOKENS) if type(most) is int and most > 0 else DEFAULT_OUTPUT_TOKENS
     return Estimate(prompt_tokens, output * choices_wanted(body))
+
+
+def read_again(body: Mapping[str, Any]) -> int:
+    """One query is read with each of the documents: the tokens of all times but the first, which is in the prompt."""
+    query, others = (next((body[name] for name in names if body.get(name)), None) for names in (QUERIES, ANSWERING))
+    if query is None or how_many(query) != 1:
+        return 0
+    return (how_many(others) - 1) * (characters(query) // CHARS_PER_TOKEN)
 
 
 def sharing(state: State) -> Shared | None:

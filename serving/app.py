@@ -151,7 +151,7 @@ class Gateway:
     ) -> Coroutine[Any, Any, None]:
         """By what was answered before, where the caller or the configuration wants that."""
         if not self.replays.concern(call.exchange, body):
-            return self._generated(call, served, body, dialect)
+            return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
         return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
 
@@ -160,11 +160,11 @@ class Gateway:
     ) -> None:
         """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
         if exchange is call.exchange:  # nobody else may have this answer
-            return await self._generated(call, served, body, dialect)
+            return await self._served(call, served, body, dialect)
         apart = Call(self, exchange, call.name, call.caller, call.model)
         cut = True
         try:
-            await self._generated(apart, served, body, dialect)
+            await self._served(apart, served, body, dialect)
             cut = False
         except asyncio.CancelledError:  # they have all left
             exchange.gone, cut = True, False
@@ -172,21 +172,19 @@ class Gateway:
         finally:
             self._settle(apart, cut=cut)
 
-    def _generated(
-        self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect
-    ) -> Coroutine[Any, Any, None]:
-        if isinstance(body, Unfetched):
-            return self._with_media(call, served, body, dialect)
-        return self._served(call, served, body, dialect)
-
     def _served(self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect) -> Coroutine[Any, Any, None]:
-        """The request answered, once limits have room for it."""
+        """The request answered, once limits have room for it; until then nothing is fetched for it either."""
         exchange = call.exchange
+        work: Callable[[], Coroutine[Any, Any, None]] = partial(served, exchange, body, dialect)
+        to_come = 0
+        if isinstance(body, Unfetched):
+            work = partial(self._with_media, served, exchange, body, dialect)
+            to_come = body.tokens
         if not self.admission.limits(call.caller, call.model):
-            return served(exchange, body, dialect)
+            return work()
         as_json(body)  # or refused: what is nested too deeply cannot be weighed either
-        tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens)
-        return self._let_in(call, tokens, partial(served, exchange, body, dialect))
+        tokens = estimate(exchange.path, body, hint_of(body).prompt_tokens + to_come)
+        return self._let_in(call, tokens, work)
 
     async def _let_in(self, call: Call, tokens: Estimate, work: Callable[[], Awaitable[None]]) -> None:
         exchange = call.exchange
@@ -266,9 +264,9 @@ class Gateway:
         served, body = self._asked(call, route, await exchange.body(limits.max_body_bytes, limits.receive_timeout_s))
         await self._answered(call, served, body, route.dialect)
 
-    async def _with_media(self, call: Call, served: Served, body: Unfetched, dialect: Dialect) -> None:
+    async def _with_media(self, served: Served, exchange: Exchange, body: Unfetched, dialect: Dialect) -> None:
         """The engine is given the media that the body only has the addresses of."""
-        await self._served(call, served, await self.policy.fetched(body), dialect)
+        await served(exchange, await self.policy.fetched(body), dialect)
 
     def _admitted(self, call: Call) -> Route:
         """Raises PenstockError for what is not served, or not to this caller."""

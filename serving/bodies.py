@@ -238,7 +238,7 @@ class Completions(Sampling):
 
 
 class Embeddings(Routed):
-    input: Text | Annotated[Some[Text], Field(max_length=2048)] | Tokens | Batch | None = None
+    input: Text | Some[Text] | Tokens | Batch | None = None
     messages: Many[Turn] | None = None
     encoding_format: Literal["float", "base64", "bytes"] | None = None
     dimensions: Count | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from penstock.callers import Caller
 from penstock.config import Policy, nearest
 from penstock.errors import BadRequest, Forbidden
-from serving.fields import TEMPLATE_KWARGS
+from serving.fields import BATCHES, TEMPLATE_KWARGS, TEXT
 from serving.schemas import check_schema, check_structured_outputs
 
 Check = Callable[[Any, str, Policy, Caller], None]
@@ -32,6 +32,24 @@ def check_best_of(value: Any, name: str, limits: Policy, caller: Caller) -> None
     check_count(value, name, limits, caller)
     if type(value) is int and value > 1:
         raise BadRequest("best_of: no engine here ranks answers: ask for n, and choose", param=name)
+
+
+def check_batches(path: str, body: Mapping[str, Any], limits: Policy) -> None:
+    """How many prompts or inputs there are: each is a request of its own to the engine."""
+    limit = "max_prompts" if path == TEXT else "max_inputs"
+    most = getattr(limits, limit)
+    for name in BATCHES[path]:
+        if most is not None and (count := how_many(body.get(name))) > most:
+            raise BadRequest(
+                f"{name}: {count} are given, {most} at most in a request (policy.{limit}): send several", param=name
+            )
+
+
+def how_many(value: Any) -> int:
+    """A list of numbers is one prompt; an object may hold several documents as its parts."""
+    if type(value) is dict:
+        value = value.get("content")
+    return len(value) if type(value) is list and value and type(value[0]) is not int else 1
 
 
 def check_tokens(value: Any, name: str, limits: Policy, caller: Caller) -> None:

@@ -2,6 +2,9 @@
 
 A name is resolved once, and it is the addresses found then that are judged and connected to: nobody can answer
 otherwise the second time. What is not 200 is no answer, a redirect neither; time and size are bounded.
+
+There are AT_ONCE places, of which a tenant has at most OF_A_TENANT: the rest of what it wants waits behind its own,
+so that one with slow servers keeps nobody else from theirs.
 """
 
 import asyncio
@@ -9,17 +12,23 @@ import base64
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
+from weakref import WeakValueDictionary
 
 import httptools
 
+from penstock.errors import Overloaded
 from serving.media import Address, Medium, address_of, refused
 
 FETCH_S = 10.0
+WAIT_S = 20.0
 AT_ONCE = 16
+OF_A_TENANT = 4
+RETRY_AFTER_S = 5
 PIECE_BYTES = 2**16
 HEAD_BYTES = 2**14
 MEDIA_TYPE = re.compile(r"(?:image|audio|video)/[\w.+-]{1,64}")
@@ -80,22 +89,40 @@ class Fetch:
         self._max_bytes = max_bytes
         self._resolve = resolve or resolved
         self._connect = connect or connected
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def __call__(self, media: Sequence[Medium]) -> None:
-        """All at once. Raises BadRequest for the first that cannot be had."""
+    async def __call__(self, media: Sequence[Medium], tenant: str) -> None:
+        """All at once. Raises BadRequest for the first that cannot be had, Overloaded if one has no place in WAIT_S."""
+        own = self._own.setdefault(tenant, asyncio.Semaphore(OF_A_TENANT))
         room = Room(self._max_bytes + len(media) * HEAD_BYTES)
+        due = asyncio.get_running_loop().time() + WAIT_S
         try:
             async with asyncio.TaskGroup() as tasks:
                 for medium in media:
-                    tasks.create_task(self._replace(medium, room))
+                    tasks.create_task(self._in_turn(medium, room, own, due))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+
+    async def _in_turn(self, medium: Medium, room: "Room", own: asyncio.Semaphore, due: float) -> None:
+        """With one of its tenant's places, then with one of all: nobody has more than OF_A_TENANT waiting for those."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout_at(due):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._places)
+            except TimeoutError as error:
+                raise Overloaded(
+                    f"{medium.where}: too many media are being fetched; try again with fewer, or later",
+                    param=medium.where,
+                    retry_after_s=RETRY_AFTER_S,
+                ) from error
+            await self._replace(medium, room)
 
     async def _replace(self, medium: Medium, room: "Room") -> None:
         address = address_of(medium)
         try:
-            async with self._slots, asyncio.timeout(FETCH_S):
+            async with asyncio.timeout(FETCH_S):
                 kind, body = await self._fetched(address, room)
         except TimeoutError as error:
             raise refused(medium, f"{address.host} did not answer within {FETCH_S:g} s") from error

@@ -32,6 +32,13 @@ PROMPTS = frozenset(
     """messages system instructions input prompt query queries documents items text_1 text_2 data_1 data_2 tokens tools
     previous_input_messages""".split()
 )
+# Where several prompts or inputs may stand, each of which is work of its own for the engine.
+BATCHES: Mapping[str, tuple[str, ...]] = {
+    TEXT: ("prompt", "prompt_embeds"),
+    EMBEDDINGS: ("input",),
+    RERANK: ("query", "documents"),
+    SCORE: ("data_1", "data_2", "documents", "items", "queries", "text_1", "text_2"),
+}
 WITH_MEDIA = PROMPTS - {"instructions", "prompt", "tokens", "tools"}
 
 _SAMPLING = """frequency_penalty ignore_eos include_stop_str_in_output logit_bias min_p presence_penalty

@@ -24,7 +24,9 @@ ASK_AGAIN_S = 0.02
 class Places(Protocol):
     """Whoever gives places to all processes. None: it does not answer now."""
 
-    is_up: bool
+    @property
+    def is_up(self) -> bool: ...
+
     goes_on_without: bool
 
     async def take(self, line: "Line", place: str) -> bool | None: ...

@@ -8,12 +8,13 @@ import base64
 import hmac
 from typing import Any
 
+from engine.affinity import CHARS_PER_TOKEN, MEDIUM_CHARS
 from penstock import config
 from penstock.callers import LOCAL, Caller
 from penstock.config import nearest
 from penstock.errors import BadRequest, Forbidden
 from serving import fields
-from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS
+from serving.caps import BY_LIMIT, CHECKS, SHOWN_CHARS, check_batches
 from serving.fetching import Fetch
 from serving.media import Medium, Schema, address_of, characters, found_in, refused
 from serving.schemas import check_schema
@@ -29,6 +30,12 @@ class Unfetched(Body):
     """A body with media that are given by address: `Policy.fetched` puts the media themselves in."""
 
     media: list[Medium]
+    tenant: str
+
+    @property
+    def tokens(self) -> int:
+        """What those that are to come are taken for, beside the prompt as it stands: as a large one that is there."""
+        return sum(medium.is_remote for medium in self.media) * (MEDIUM_CHARS // CHARS_PER_TOKEN)
 
 
 class Policy:
@@ -49,6 +56,8 @@ class Policy:
     def applied(self, path: str, body: Body, caller: Caller) -> Body:
         """The body that may go on: the same object, unless something had to be added. Raises BadRequest, or Forbidden
         for what another scope would allow; both name the parameter."""
+        if path in fields.BATCHES:
+            check_batches(path, body, self.limits)
         free = self._free[path]
         media: list[Medium] = []
         for name, value in body.items():
@@ -72,8 +81,9 @@ class Policy:
         return self._with_media(body, media, caller) if media else body
 
     async def fetched(self, body: Unfetched) -> Body:
-        """The body with its media in the place of their addresses. Raises BadRequest for those that cannot be had."""
-        await self._fetch([medium for medium in body.media if medium.is_remote])
+        """The body with its media in the place of their addresses. Raises BadRequest for those that cannot be had,
+        Overloaded where too many are being fetched."""
+        await self._fetch([medium for medium in body.media if medium.is_remote], body.tenant)
         self._check_media(body.media)
         return dict(body)
 
@@ -124,7 +134,7 @@ class Policy:
             if host not in self._hosts and "any-media" not in caller.scopes:
                 raise refused(medium, "only data: URLs are taken here (policy.media_hosts, or the scope any-media)")
         unfetched = Unfetched(body)
-        unfetched.media = media
+        unfetched.media, unfetched.tenant = media, caller.tenant
         return unfetched
 
     def _refuse_unusual(self, path: str, name: str, caller: Caller) -> None:

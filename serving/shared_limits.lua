@@ -218,27 +218,53 @@ local function spend(account, count)
   end
 end
 
-local function renew(asked)
-  for _, one in ipairs(asked.tickets) do
-    for _, account in ipairs(one.accounts) do
-      local counted = release(account.base, one.ticket) or one.came
-      spend(account, one.came - counted)
-      hold(account.base, one.ticket, one.reserved, math.max(one.came, counted))
-    end
-    if one.place then take_place(one.place.base, one.place.name) end
+-- Where a key is not what it was, it takes nobody else's limits with it: what went wrong is the answer. What concerns
+-- all of Redis, as where no memory is left, ends the call.
+local ended
+
+local function tried(operation, asked)
+  local worked, answer = pcall(operation, asked)
+  if worked then return answer end
+  local said = type(answer) == 'table' and answer.err or tostring(answer)
+  local code = string.match(said, '^(%u+) ')
+  answer = {err = code and said or 'ERR ' .. said}
+  if code and code ~= 'ERR' and code ~= 'WRONGTYPE' then ended = answer end
+  return answer
+end
+
+local function each(operation, tickets)
+  local failed
+  for _, one in ipairs(tickets) do
+    local answer = tried(operation, one)
+    if type(answer) == 'table' then failed = answer end
+    if ended then break end
   end
-  return #asked.tickets
+  return failed or #tickets
+end
+
+local function renew_one(one)
+  for _, account in ipairs(one.accounts) do
+    local counted = release(account.base, one.ticket) or one.came
+    spend(account, one.came - counted)
+    hold(account.base, one.ticket, one.reserved, math.max(one.came, counted))
+  end
+  if one.place then take_place(one.place.base, one.place.name) end
+end
+
+local function renew(asked)
+  return each(renew_one, asked.tickets)
+end
+
+local function settle_one(one)
+  for _, account in ipairs(one.accounts) do
+    local counted = release(account.base, one.ticket)
+    if counted or not one.again then spend(account, one.tokens - (counted or one.came)) end
+  end
+  if one.place then redis.call('ZREM', one.place.base .. ':places', one.place.name) end
 end
 
 local function settle(asked)
-  for _, one in ipairs(asked.tickets) do
-    for _, account in ipairs(one.accounts) do
-      local counted = release(account.base, one.ticket)
-      if counted or not one.again then spend(account, one.tokens - (counted or one.came)) end
-    end
-    if one.place then redis.call('ZREM', one.place.base .. ':places', one.place.name) end
-  end
-  return #asked.tickets
+  return each(settle_one, asked.tickets)
 end
 
 local function remember(asked)
@@ -248,9 +274,17 @@ local function remember(asked)
   return 1
 end
 
+-- Writes as the others do first, so that it fails where they would, and leaves nothing.
+local function probe()
+  return redis.call('ZREMRANGEBYSCORE', 'penstock:probe', '-inf', now)
+end
+
 local operations = {
-  book = book, take = take, step_back = step_back, renew = renew, settle = settle, remember = remember,
+  probe = probe, book = book, take = take, step_back = step_back, renew = renew, settle = settle, remember = remember,
 }
 local answers = {}
-for _, asked in ipairs(document.operations) do answers[#answers + 1] = operations[asked.operation](asked) end
+for _, asked in ipairs(document.operations) do
+  answers[#answers + 1] = tried(operations[asked.operation], asked)
+  if ended then return ended end
+end
 return answers

@@ -4,8 +4,8 @@ Everything is asked by one script (`shared_limits.lua`), so in one round trip an
 While a call is under way, what else is to be asked collects for the next: the more requests, the less each costs.
 What runs is leased, and renewed each second: of a gateway that is killed, everything is free again after LEASE_S.
 
-A request waits at most PATIENCE_S for Redis. After FAILURES in a row nobody asks any more until it has answered a
-probe, one a second; then what runs is leased anew. One Redis, or one with replicas, but no cluster.
+A request waits at most PATIENCE_S for Redis, and not at all while that is known to be gone (`serving/redis_health.py`);
+when it does again, what runs is leased anew. One Redis, or one with replicas, but no cluster.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from penstock import metrics
-from penstock.callers import Quota
 from penstock.store import UNAVAILABLE, Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
 from serving.lines import Line
+from serving.redis_documents import booking, entry, line_base, memory
+from serving.redis_health import RedisHealth
 from serving.spent import spent_by
 from serving.windows import Calendar, day_ends_in, month_ends_in
 
@@ -38,8 +38,6 @@ SCRIPT = (Path(__file__).parent / "shared_limits.lua").read_text(encoding="utf-8
 PATIENCE_S = 0.045
 LEAST_S = 0.005
 """What a call is given at least, whatever those who ask have waited for the one before."""
-FAILURES = 3
-PROBE_S = 1.0
 PROBED_WITHIN_S = 0.5
 LEASE_S = 6.0
 DATABASE_S = 1.0
@@ -47,8 +45,10 @@ AT_ONCE = 100
 LATE_S = 0.01
 """An event loop that is later than this was busy, and Redis may have answered long ago."""
 MOST_UNSETTLED = 20_000
-KEEP_DAY_S = 2 * 86400
-KEEP_MONTH_S = 33 * 86400
+WITHOUT = {
+    "open": "hold in each process by itself",
+    "closed": "cannot be checked, and whatever has any is refused",
+}
 
 
 class Asked(NamedTuple):
@@ -61,7 +61,6 @@ class SharedLimits:
     """`clock`: for tests, the time that Redis is to take it to be, in seconds."""
 
     def __init__(self, url: str, lost: Literal["open", "closed"], clock: Callable[[], float] | None = None) -> None:
-        self.is_up = True
         self.goes_on_without = lost == "open"
         self.process = uuid4().hex[:16]
         self._clock = clock
@@ -69,27 +68,30 @@ class SharedLimits:
         self._calendar = Calendar()
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
-        self._failures = 0
         self._asked: list[Asked] = []
         self._unsettled: list[dict[str, Any]] = []
         self._to_renew: list[Ticket] = []
         self._live: Iterable[Ticket] = ()
         self._talking: asyncio.Task[None] | None = None
-        self._probing: asyncio.Task[None] | None = None
+        self._health = RedisHealth(self._probe, WITHOUT[lost])
+        self._health.when_back = lambda: self.renew(self._live)
 
-    async def open(self, store: Store | None) -> None:
+    @property
+    def is_up(self) -> bool:
+        return self._health.is_up
+
+    async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None:
+        """`when_lost`: to be called whenever each process is to go by its own accounts."""
         self._store = store
-        metrics.limits_shared.set(1)
-        if not await self._answers():
-            self._give_up("to the first question")
+        self._health.when_lost = when_lost
+        await self._health.open()
 
     async def close(self) -> None:
-        tasks = [task for task in (self._talking, self._probing) if task]
-        if self._talking:
-            await asyncio.wait([self._talking], timeout=1)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if talking := self._talking:
+            await asyncio.wait([talking], timeout=1)
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
+        await self._health.close()
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -97,7 +99,7 @@ class SharedLimits:
         if not self.is_up:
             return None
         try:
-            verdict = await self._verdict(ticket, self._booking(ticket, may_wait))
+            verdict = await self._verdict(ticket, booking(ticket, may_wait, self._today()))
         except BaseException:
             self._forget(ticket)
             raise
@@ -131,54 +133,16 @@ class SharedLimits:
             return retry_ms / 1000
         return (day_ends_in if limit == b"day" else month_ends_in)(self._now())
 
-    def _booking(self, ticket: Ticket, may_wait: bool) -> dict[str, Any]:
-        document: dict[str, Any] = {
-            "ticket": ticket.id,
-            "reserved": sum(ticket.estimate),
-            "accounts": [
-                {
-                    "whose": whose,
-                    "base": base,
-                    "quota": given(quota),
-                    "periods": [
-                        {"limit": limit, "name": name, "most": most} for limit, name, most in self._periods(quota)
-                    ],
-                    "lasts_ms": round(lasts_s * 1000),
-                }
-                for whose, base, quota, lasts_s in whose_of(ticket)
-            ],
-        }
-        line = ticket.line
-        if line and line.places is not None:
-            document["line"] = {
-                "base": line_base(line),
-                "places": line.places,
-                "urgency": ticket.caller.priority,
-                "first": not line.queue,
-                "may_wait": may_wait,
-            }
-        return document
-
-    def _periods(self, quota: Quota) -> list[tuple[Limit, str, int]]:
-        calendar = self._calendar.turn_to(self._now())
-        periods: list[tuple[Limit, str, int | None]] = [
-            ("day", calendar.day, quota.daily_tokens),
-            ("month", calendar.month, quota.monthly_tokens),
-        ]
-        return [(limit, name, most) for limit, name, most in periods if most is not None]
-
     async def _remember(self, ticket: Ticket) -> bool:
         """Redis has not heard of the key's day, or has forgotten it: the database tells, if it answers."""
-        calendar = self._calendar.turn_to(self._now())
+        calendar = self._today()
         try:
             async with asyncio.timeout(DATABASE_S):
                 known = await spent_by(self._store, calendar, ticket.caller.id) if self._store else None
         except UNAVAILABLE as error:  # TimeoutError is an OSError
             log.error("what the key %s has used cannot be read: %s", ticket.caller.id, error)
             return False
-        day = {"name": calendar.day, "used": known.in_day if known else 0, "keep_s": KEEP_DAY_S}
-        month = {"name": calendar.month, "used": known.in_month if known else 0, "keep_s": KEEP_MONTH_S}
-        return bool(await self._call("remember", {"base": key_base(ticket), "periods": [day, month]}))
+        return bool(await self._call("remember", memory(ticket, known, calendar)))
 
     async def take(self, line: Line, place: str) -> bool | None:
         more = len(line.queue) > 1
@@ -205,21 +169,14 @@ class SharedLimits:
             self._to_renew = list(tickets)
             self._talk()
 
-    def _settle(self, entry: dict[str, Any]) -> None:
+    def _settle(self, document: dict[str, Any]) -> None:
         if len(self._unsettled) < MOST_UNSETTLED:
-            self._unsettled.append(entry)
+            self._unsettled.append(document)
         if self.is_up:
             self._talk()
 
     def _entry(self, ticket: Ticket) -> dict[str, Any]:
-        periods = [name for _, name, _ in self._periods(ticket.caller.quota)]
-        accounts = [
-            {"base": base, "periods": periods if whose == "key" else []} for whose, base, _, _ in whose_of(ticket)
-        ]
-        entry: dict[str, Any] = {"ticket": ticket.id, "accounts": accounts, "came": ticket.came}
-        if ticket.line and ticket.place:
-            entry["place"] = {"base": line_base(ticket.line), "name": ticket.place}
-        return entry
+        return entry(ticket, self._today())
 
     async def _call(self, operation: str, document: dict[str, Any]) -> Any:
         """What Redis answers; None if it does not, or is not asked."""
@@ -258,22 +215,25 @@ class SharedLimits:
         ]
         waited_s = asyncio.get_running_loop().time() - asked[0].since if asked else 0.0
         try:
-            _, _, *answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
+            answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
         except Exception as error:  # whatever it is, those who ask are not kept waiting
-            self._failed(error)
-            for entry in settled:
-                entry["again"] = True  # what may have been settled is not counted twice
+            self._health.failed(error)
+            for one_settled in settled:
+                one_settled["again"] = True  # what may have been settled is not counted twice
             self._unanswered(asked)
             self._unanswered(self._asked)
             return
         except BaseException:
             self._unanswered(asked)
             raise
-        self._failures = 0
+        self._health.worked()
         del self._unsettled[: len(settled)]
-        for one, answer in zip(asked, answers, strict=True):
+        for answer in answers:
+            if isinstance(answer, Exception):  # of one account; to those who ask about it, Redis is silent
+                self._health.refused(answer)
+        for one, answer in zip(asked, answers[2:], strict=True):
             if not one.answer.done():
-                one.answer.set_result(answer)
+                one.answer.set_result(None if isinstance(answer, Exception) else answer)
 
     def _run(self, operations: Sequence[Any]) -> Awaitable[Any]:
         document = {"operations": operations, "process": self.process, "lease_ms": round(LEASE_S * 1000)}
@@ -286,40 +246,12 @@ class SharedLimits:
                 one.answer.set_result(None)
         asked.clear()
 
-    def _failed(self, error: Exception) -> None:
-        metrics.redis_failures.inc()
-        self._failures += 1
-        if self._failures >= FAILURES and self.is_up:
-            self._give_up(type(error).__name__)
-
-    def _give_up(self, why: str) -> None:
-        self.is_up = False
-        metrics.limits_shared.set(0)
-        meanwhile = (
-            "hold in each process by itself"
-            if self.goes_on_without
-            else "cannot be checked, and whatever has any is refused"
-        )
-        log.error("Redis does not answer (%s): limits %s until it does", why, meanwhile)
-        self._probing = asyncio.get_running_loop().create_task(self._probe())
-
     async def _probe(self) -> None:
-        await asyncio.sleep(PROBE_S)
-        while not await self._answers():
-            await asyncio.sleep(PROBE_S)
-        self.is_up, self._failures, self._probing = True, 0, None
-        metrics.limits_shared.set(1)
-        log.warning("Redis answers again: limits are shared")
-        self.renew(self._live)
+        """What Redis has time for: it writes, as every other call does."""
+        await soon(self._run([{"operation": "probe"}]), PROBED_WITHIN_S)
 
-    async def _answers(self) -> bool:
-        """Whether it does, to who has time."""
-        try:
-            await soon(self._run([]), PROBED_WITHIN_S)
-        except Exception as error:  # without the next probe it would be lost for ever
-            log.debug("Redis does not answer: %s", type(error).__name__)
-            return False
-        return True
+    def _today(self) -> Calendar:
+        return self._calendar.turn_to(self._now())
 
     def _now(self) -> float:
         return time.time() if self._clock is None else self._clock()
@@ -339,29 +271,6 @@ async def soon(answer: Awaitable[Any], within_s: float) -> Any:
         return task.result()
     finally:
         task.cancel()
-
-
-def whose_of(ticket: Ticket) -> Sequence[tuple[str, str, Quota, float]]:
-    """Of each of its accounts: whose, its base in Redis, its limits, how long a request lasts."""
-    accounts = []
-    if ticket.account:
-        accounts.append(("key", key_base(ticket), ticket.caller.quota, ticket.account.lasts_s))
-    if ticket.line:
-        accounts.append(("model", line_base(ticket.line), ticket.line.quota, ticket.line.account.lasts_s))
-    return accounts
-
-
-def key_base(ticket: Ticket) -> str:
-    return f"penstock:key:{{{ticket.caller.id}}}"
-
-
-def line_base(line: Line) -> str:
-    return f"penstock:model:{{{line.name}}}"
-
-
-def given(quota: Quota) -> dict[str, int]:
-    limits = {"rpm": quota.rpm, "tpm": quota.tpm, "concurrent": quota.concurrent}
-    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def limit_of(said: bytes) -> Limit:

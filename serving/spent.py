@@ -1,4 +1,5 @@
-"""The tokens that keys have used this day and month, as the ledger's table has them: a restart forgets no budget."""
+"""The tokens that keys have used this day and month, as the ledger's table has them: a restart forgets no budget, and
+neither does a Redis that goes."""
 
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ class Spent:
     in_month: int = 0
 
     def lay_down(self, budget: Budget, calendar: Calendar) -> None:
-        """In a budget of which nothing was spent here. It is of the day on which it was read."""
+        """No less was spent, whatever is known of it here. It is of the day on which it was read."""
         if calendar.month == self.day[:7]:
-            budget.set(self.in_day if calendar.day == self.day else 0, self.in_month, calendar)
+            in_day = self.in_day if calendar.day == self.day else 0
+            budget.set(max(in_day, budget.in_day(calendar)), max(self.in_month, budget.in_month(calendar)), calendar)
 
 
 async def spent_by_all(store: Store, calendar: Calendar) -> dict[str, Spent]:

@@ -69,8 +69,24 @@ def test_a_member_that_leaves_moves_only_its_own_keys(names: set[str], key: str)
 
 def test_whatever_stands_where_turns_should_is_no_error() -> None:
     for odd in (5, 0.5, True, {"a": 1}, "text", [5, None]):
-        for name in ("messages", "input", "prompt", "system", "tools"):
+        for name in ("messages", "input", "prompt", "system", "tools", "query", "documents"):
             assert hint_of({name: odd}).tokens >= 0
+
+
+def test_every_routes_prompt_has_its_size() -> None:
+    text = "x" * 400
+    for prompt in (
+        {"prompt": text},
+        {"prompt": [text[:200], text[200:]]},
+        {"input": text},
+        {"query": text[:100], "documents": [text[100:200], text[200:]]},
+        {"text_1": text[:200], "text_2": text[200:]},
+        {"queries": [text[:200]], "items": [text[200:]]},
+        {"data_1": text[:200], "data_2": [text[200:]]},
+    ):
+        assert hint_of(prompt).prompt_tokens == 100, prompt
+    plain = {"messages": [{"role": "user", "content": text}]}
+    assert hint_of(plain | {"documents": [text]}).prompt_tokens == hint_of(plain).prompt_tokens + 100
 
 
 def test_equal_prompts_of_different_salts_share_no_link() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from engine.affinity import hint_of
 from engine.asked import DeadlineOver
 from engine.reading import CHAT, RESPONSES
 from penstock.callers import LOCAL, Caller, Quota
@@ -432,12 +433,31 @@ def test_durations_are_written_as_openai_does(seconds: float, written: bytes) ->
         ("/v1/chat/completions", {"max_tokens": 5000, "n": 2}, 10_000),
         ("/v1/chat/completions", {"max_completion_tokens": 7, "max_tokens": 9}, 7),
         ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 3}, 6),
+        ("/v1/completions", {"prompt": ["a"] * 1000, "n": 8, "max_tokens": 3}, 24_000),
+        ("/v1/completions", {"prompt": [[1, 2], [3]], "n": 2, "max_tokens": 3}, 12),
+        ("/v1/completions", {"prompt": [1, 2, 3], "n": 2, "max_tokens": 3}, 6),
         ("/v1/responses", {"max_output_tokens": 8}, 8),
         ("/v1/embeddings", {"input": "x"}, 0),
     ],
 )
 def test_what_a_request_may_come_to(path: str, body: dict[str, Any], output: int) -> None:
     assert estimate(path, body, 12) == (12, output)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "tokens"),
+    [
+        ("/v1/rerank", {"query": "q" * 40, "documents": ["d" * 80, "d" * 120]}, 10 + 50 + 10),
+        ("/v1/rerank", {"query": "q" * 40, "documents": [{"text": "d" * 80}] * 100}, (40 + 100 * 91) // 4 + 99 * 10),
+        ("/v1/score", {"text_1": "q" * 40, "text_2": ["d" * 80] * 10}, 300),
+        ("/v1/score", {"queries": ["q" * 40] * 10, "items": ["d" * 80] * 10}, 300),
+        ("/v1/score", {"data_1": "q" * 40, "data_2": "d" * 80}, 30),
+        ("/tokenize", {"prompt": "p" * 400}, 100),
+        ("/tokenize", {"messages": [{"role": "user", "content": "p" * 400}]}, 101),
+    ],
+)
+def test_what_is_only_read_is_reserved_as_often_as_it_is(path: str, body: dict[str, Any], tokens: int) -> None:
+    assert estimate(path, body, hint_of(body).prompt_tokens) == (tokens, 0)
 
 
 async def test_keys_that_are_not_seen_any_more_are_forgotten() -> None:

@@ -16,10 +16,12 @@ from pydantic import SecretStr
 from engine.sim import Simulator, simulator
 from penstock.keyring import Keyring, pepper, wanted
 from penstock.store import opened
+from serving import fetching
 from tests.redis_server import running_redis
 from tests.reliability.client import Caller, Said, ask, post
 from tests.reliability.conftest import until
 from tests.serving.conftest import run_gateway
+from tests.serving.test_pixels import image
 
 pytestmark = pytest.mark.anyio
 
@@ -189,6 +191,39 @@ async def test_a_retried_post_with_its_body_in_two_pieces_is_limited_too(tmp_pat
                 caller.more(raw[-10:])
                 statuses.append((await caller.answer()).status)
         assert statuses == [200, 429]
+
+
+@pytest.mark.parametrize("hot", [True, False], ids=["protocol", "asgi"])
+async def test_nothing_is_fetched_for_who_is_over_the_limit_and_fetching_holds_a_place(
+    tmp_path: Path, hot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = asyncio.Event()
+    names: list[str] = []
+
+    async def resolved(host: str, port: int) -> list[str]:
+        names.append(host)
+        await goes_on.wait()
+        return ["127.0.0.1"]  # which is refused
+
+    monkeypatch.setattr(fetching, "resolved", resolved)
+    keys = {"k": {"concurrent": 1, "tpm": 5000, "scopes": ["generate", "any-media"]}}
+    body = image("http://images.example/")
+    async with simulator() as sim, serving(sim, tmp_path, keys, hot=hot) as at:
+        fetching_one = asyncio.create_task(at.ask("k", body))
+        await until(lambda: len(names) == 1)
+        refused = [await at.ask("k", body) for _ in range(3)]
+        goes_on.set()
+        first = await fetching_one
+        last = await at.ask("k", BODY | {"max_tokens": 1})
+        assert not any(b"image" in request.raw for request in sim.requests)
+    assert [said.status for said in refused] == [429] * 3
+    assert len(names) == 1
+    assert first.error
+    assert (first.status, first.error["param"]) == (400, "messages[0].content[0].image_url.url")
+    assert last.status == 200
+    reserved = 5000 - int(first.headers["x-ratelimit-remaining-tokens"])
+    assert 256 + 1024 <= reserved < 256 + 1024 + 50  # the answer, and a picture that is yet to come
+    assert int(last.headers["x-ratelimit-remaining-tokens"]) > 5000 - 50  # of which nothing came
 
 
 async def latencies(asking: Callable[[], Awaitable[Said]], times: int) -> list[float]:

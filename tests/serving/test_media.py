@@ -15,7 +15,7 @@ import pytest
 
 from engine.sim import simulator
 from penstock.callers import Caller
-from penstock.errors import BadRequest
+from penstock.errors import BadRequest, Overloaded
 from serving import fetching, fields
 from serving.fetching import Fetch, Resolve, Streams, connected, is_public
 from serving.media import Address, Medium, found_in
@@ -337,6 +337,64 @@ async def test_many_media_have_no_more_room_than_one() -> None:
         assert isinstance(unfetched, Unfetched)
         with pytest.raises(BadRequest, match="have more than 100000 bytes"):
             await rules.fetched(unfetched)
+
+
+def pictures(count: int, host: str) -> list[Medium]:
+    urls = [{"url": f"http://{host}/{number}"} for number in range(count)]
+    return [Medium(url, "url", f"[{number}]", is_image=True) for number, url in enumerate(urls)]
+
+
+async def test_a_tenant_with_slow_servers_keeps_nobody_else_from_theirs() -> None:
+    slow = asyncio.Event()
+
+    async def connect(ip: str, address: Address) -> Streams:
+        if address.host == "slow.example":
+            await slow.wait()
+        return await there.connect(ip, address)
+
+    async with public(picture()) as there:
+        fetch = Fetch(10_000, there.resolve, connect)
+        flood = [asyncio.create_task(fetch(pictures(20, "slow.example"), "eve")) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert there.names == ["slow.example"] * fetching.OF_A_TENANT
+        wanted = pictures(20, "images.example")
+        await asyncio.wait_for(fetch(wanted, "ada"), 5)
+        assert all(not medium.is_remote for medium in wanted)
+        assert there.names.count("slow.example") == fetching.OF_A_TENANT
+        slow.set()
+        await asyncio.gather(*flood)
+        assert there.names.count("slow.example") == 100
+
+
+async def test_all_tenants_together_have_so_many_places_and_who_finds_none_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetching, "WAIT_S", 0.1)
+    names: list[str] = []
+
+    async def never(host: str, port: int) -> Sequence[str]:
+        names.append(host)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    fetch = Fetch(1000, never)
+    everybody = fetching.AT_ONCE // fetching.OF_A_TENANT
+    flood = [
+        asyncio.create_task(fetch(pictures(fetching.OF_A_TENANT, f"{one}.example"), f"{one}"))
+        for one in range(everybody)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match=r"^\[0\]: too many media are being fetched") as caught:
+        await fetch(pictures(1, "images.example"), "ada")
+    assert (caught.value.param, caught.value.retry_after_s) == ("[0]", fetching.RETRY_AFTER_S)
+    assert len(names) == fetching.AT_ONCE
+    flood.pop().cancel()
+    late = asyncio.create_task(fetch(pictures(1, "images.example"), "ada"))
+    await asyncio.sleep(0.05)
+    assert names[-1] == "images.example"
+    for task in [*flood, late]:
+        task.cancel()
+    await asyncio.gather(*flood, late, return_exceptions=True)
 
 
 async def test_media_nested_as_deep_as_json_goes_are_found() -> None:

@@ -147,11 +147,35 @@ def test_a_pattern_within_the_bounds_passes_and_costs_no_more_for_being_slow() -
         (fields.RESPONSES, {"input": [{"role": "user", "content": "a" * 1001}]}, "input"),
         (fields.MESSAGES, {"system": [{"type": "text", "text": "a" * 1001}]}, "system"),
         (fields.EMBEDDINGS, {"input": ["a" * 600, "b" * 600]}, "input"),
+        (fields.TEXT, {"prompt": ["a"] * 9}, "prompt"),
+        (fields.TEXT, {"prompt": [[1]] * 9}, "prompt"),
+        (fields.TEXT, {"prompt_embeds": ["a"] * 9}, "prompt_embeds"),
+        (fields.EMBEDDINGS, {"input": ["a"] * 10}, "input"),
+        (fields.EMBEDDINGS, {"input": [[1]] * 10}, "input"),
+        (fields.RERANK, {"documents": ["a"] * 10}, "documents"),
+        (fields.RERANK, {"documents": {"content": [{"type": "text", "text": "a"}] * 10}}, "documents"),
+        *((fields.SCORE, {name: ["a"] * 10}, name) for name in fields.BATCHES[fields.SCORE]),
     ],
 )
 def test_what_is_too_much_is_refused_and_named(path: str, change: Any, param: str) -> None:
-    error = refused(LEAST[path] | change, path, max_tokens=100, max_prompt_chars=1000)
+    error = refused(LEAST[path] | change, path, max_tokens=100, max_prompt_chars=1000, max_prompts=8, max_inputs=9)
     assert (error.status, error.param) == (400, param)
+
+
+def test_as_many_prompts_or_inputs_as_engines_and_clients_are_used_to_are_taken_and_no_more() -> None:
+    for path, name, most, limit in (
+        (fields.TEXT, "prompt", 1024, "max_prompts"),
+        (fields.EMBEDDINGS, "input", 2048, "max_inputs"),
+        (fields.RERANK, "documents", 2048, "max_inputs"),
+    ):
+        for item in ("a", [1]) if path != fields.RERANK else ("a",):
+            body = LEAST[path] | {name: [item] * most}
+            assert applied(body, path) is body
+            body = LEAST[path] | {name: [item] * 100_000}
+            said = f"{name}: 100000 are given, {most} at most in a request (policy.{limit}): send several"
+            assert refused(body, path).message == said
+            unbounded: dict[str, Any] = {limit: None}
+            assert applied(body, path, **unbounded) is body
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,8 @@ def test_what_is_too_much_is_refused_and_named(path: str, change: Any, param: st
         (fields.CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}),
         (fields.CHAT, {"priority": 0, "return_token_ids": False, "prompt_embeds": None}),
         (fields.TEXT, {"best_of": 1, "echo": True, "suffix": None}),
+        (fields.TEXT, {"prompt": [1] * 5000}),
+        (fields.EMBEDDINGS, {"input": [1] * 5000}),
         (fields.RESPONSES, {"background": False, "store": True, "previous_response_id": None}),
         (fields.RESPONSES, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}),
         (fields.MESSAGES, {"tools": [{"name": "f", "input_schema": {}}], "metadata": {"user_id": "x"}}),

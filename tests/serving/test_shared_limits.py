@@ -3,8 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -13,10 +13,12 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from penstock import metrics
 from penstock.callers import LOCAL, Caller
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
+from serving import admission
 from serving.admission import Admission, Estimate, Ticket
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
@@ -74,7 +76,7 @@ class Gateway:
     def dies(self) -> None:
         """As after kill -9: nothing is settled or renewed any more."""
         self.of.live.clear()
-        self.shared.is_up = False
+        self.shared._health.is_up = False
         self.shared._unsettled.clear()
 
 
@@ -378,6 +380,59 @@ async def test_budgets_are_those_of_all_and_a_redis_that_was_emptied_asks_the_da
             assert await first.enters(caller)  # the ledger was told of none of it
 
 
+async def test_a_start_without_redis_forgets_no_budget(server: RedisServer, tmp_path: Path) -> None:
+    clock = Clock()
+    async with used_before(tmp_path, _2026_11_01=1500, _2026_11_22=400) as store:
+        server.stop()
+        try:
+            gateway = Gateway(server, clock, store=store)
+            async with gateways(gateway):
+                assert not gateway.shared.is_up
+                with pytest.raises(OverBudget, match="400 tokens a day"):
+                    await gateway.enter(key(daily_tokens=400))
+                with pytest.raises(OverBudget, match="1900 tokens a month"):
+                    await gateway.enter(key(monthly_tokens=1900))
+                (await gateway.enter(key(daily_tokens=401, monthly_tokens=1901))).leave(1)
+                with pytest.raises(OverBudget, match="401 tokens a day"):
+                    await gateway.enter(key(daily_tokens=401))
+        finally:
+            server.start()
+
+
+async def test_while_redis_is_gone_budgets_go_by_what_the_ledger_has_of_all(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "READ_EVERY_S", 0.05)
+    clock = Clock()
+    caller = key(daily_tokens=1000)
+
+    async def others_used(store: Store, tokens: int) -> None:
+        async with store.begin() as connection:
+            await connection.execute(sa.update(usage).values(prompt_tokens=tokens))
+
+    async with used_before(tmp_path, _2026_11_22=100) as store:
+        gateway = Gateway(server, clock, store=store)
+        async with gateways(gateway):
+            (await gateway.enter(caller)).leave(10)
+            await others_used(store, 500)
+            server.stop()
+            try:
+                while gateway.shared.is_up:
+                    await gateway.enters(caller)
+                async with asyncio.timeout(5):
+                    while gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) != 500:
+                        await asyncio.sleep(0.01)
+                    (await gateway.enter(caller)).leave(100)
+                    await others_used(store, 300)  # what is known here is more
+                    await asyncio.sleep(0.15)
+                    assert gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) == 600
+                    await others_used(store, 1000)
+                    while await gateway.enters(caller):
+                        await asyncio.sleep(0.01)
+            finally:
+                server.start()
+
+
 async def test_while_redis_is_gone_each_goes_by_what_it_knows_itself(server: RedisServer) -> None:
     gateway = Gateway(server)
     caller = key(rpm=5)
@@ -462,6 +517,129 @@ async def test_a_redis_that_hangs_costs_fifty_milliseconds_and_soon_nothing(
         async with asyncio.timeout(5):
             while not gateway.shared.is_up:
                 await asyncio.sleep(0.05)
+
+
+Break = Callable[[redis.Redis], object]
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind"),
+    [
+        (lambda client: client.set("penstock:key:{k}", "x"), "WRONGTYPE"),
+        (lambda client: client.rpush("penstock:key:{k}:requests", "x"), "ResponseError"),  # the script's own
+    ],
+)
+async def test_an_account_that_is_broken_in_redis_is_told_and_takes_nobody_with_it(
+    server: RedisServer, broken: Break, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = refusals(kind)
+    gateway, closed = Gateway(server), Gateway(server, lost="closed")
+    broke, other = key(rpm=40), key("other", rpm=150)
+    async with gateways(gateway, closed):
+        running = await gateway.enter(broke)
+        with redis.Redis.from_url(server.url) as client:
+            for name in client.scan_iter("penstock:key:{k}*"):
+                client.delete(name)
+            broken(client)
+        for _ in range(100):
+            if ticket := await gateway.enters(broke):
+                ticket.leave(5)
+            assert await gateway.enter(other)
+            with pytest.raises(Overloaded, match="limits cannot be checked"):
+                await closed.enter(broke)
+        gateway.of._sweep()
+        running.leave(1)
+        for one in (gateway, closed):
+            await one.written()
+            assert one.shared.is_up
+            assert not one.shared._unsettled
+        with pytest.raises(RateLimited, match="40 requests"):
+            await gateway.enter(broke)
+        assert refusals(kind) > before + 100
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 2, told  # each gateway once
+    assert "Redis refuses what it is asked for limits: ResponseError: " in told[0]
+    assert "{k}" not in caplog.text
+
+
+def replica(client: redis.Redis, on: bool) -> None:
+    client.replicaof(*("127.0.0.1", "1") if on else ("NO", "ONE"))
+
+
+def no_leave(client: redis.Redis, on: bool) -> None:
+    client.acl_setuser("default", enabled=True, commands=["-evalsha" if on else "+evalsha"])
+
+
+@pytest.mark.parametrize("lost", ["open", "closed"])
+@pytest.mark.parametrize(("breaks", "kind"), [(replica, "ReadOnlyError"), (no_leave, "NoPermissionError")])
+async def test_a_redis_that_refuses_is_as_one_that_is_gone_and_its_reason_is_told(
+    server: RedisServer,
+    breaks: Callable[[redis.Redis, bool], None],
+    kind: str,
+    lost: Literal["open", "closed"],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = refusals(kind)
+    gateway = Gateway(server, lost=lost)
+    caller = key(rpm=5)
+    async with gateways(gateway):
+        (await gateway.enter(caller)).leave(1)
+        await gateway.written()
+        with redis.Redis.from_url(server.url) as client:
+            breaks(client, True)
+            try:
+                for _ in range(10):
+                    with suppress(RateLimited):
+                        await (gateway.enter(caller) if lost == "open" else refused(gateway, caller))
+                assert not gateway.shared.is_up
+                if lost == "open":
+                    with pytest.raises(RateLimited, match="5 requests"):
+                        await gateway.enter(caller)
+                await asyncio.sleep(2.2)  # two probes
+                assert not gateway.shared.is_up
+                assert refusals(kind) >= before + 4
+            finally:
+                breaks(client, False)
+        async with asyncio.timeout(5):
+            while not gateway.shared.is_up:
+                await asyncio.sleep(0.05)
+        assert await gateway.enters(key("other", rpm=5))
+    told = [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+    assert len(told) == 3, told
+    assert told[0].startswith(f"Redis refuses what it is asked for limits: {kind}: ")
+    assert told[1].startswith(f"Redis refuses ({kind}): limits ")
+    assert told[2] == "Redis answers again: limits are shared"
+
+
+async def test_a_redis_without_memory_for_budgets_says_so_and_each_goes_by_its_own(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, closed = Gateway(server), Gateway(server, lost="closed")
+    caller = key(daily_tokens=100)
+    async with gateways(gateway, closed):
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", "1")
+            try:
+                (await gateway.enter(caller)).leave(100)
+                for _ in range(20):
+                    with pytest.raises(OverBudget):
+                        await gateway.enter(caller)
+                    await refused(closed, caller)
+            finally:
+                client.config_set("maxmemory", "0")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.partition("Error: ")[0] for line in told] == [
+        "Redis refuses what it is asked for limits: OutOfMemory"
+    ] * 2
+
+
+async def refused(gateway: Gateway, caller: Caller) -> None:
+    with pytest.raises(Overloaded, match="limits cannot be checked"):
+        await gateway.enter(caller)
+
+
+def refusals(kind: str) -> float:
+    return metrics.redis_refusals.values.get((kind,), 0)
 
 
 async def test_those_who_wait_go_on_in_this_process_when_redis_goes(server: RedisServer) -> None:

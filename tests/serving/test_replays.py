@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from engine.sim import Fault, Simulator, simulator
+from penstock.callers import Caller as Key
 from penstock.config import Config
+from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from serving.exchange import Exchange
 from serving.recording import Recording
 from serving.replays import Replays, is_deterministic, name_of
@@ -270,10 +272,38 @@ async def test_tenants_never_share(headers: dict[bytes, bytes]) -> None:
     async def ask(tenant: str) -> bytes:
         exchange = Heard(headers)
         assert replays.concern(exchange, GREEDY)
-        await replays.serve(exchange, tenant, GREEDY, OPENAI, generate)
+        await replays.serve(exchange, Key(tenant, tenant, tenant), GREEDY, OPENAI, generate)
         return exchange.said
 
     assert [await ask(tenant) for tenant in ("a", "b", "a", "b")] == [b"answer 1", b"answer 2"] * 2
+
+
+@pytest.mark.parametrize("headers", [{}, {b"idempotency-key": b"k"}], ids=["cache", "key"])
+@pytest.mark.parametrize("refusal", [RateLimited("a's limit"), OverBudget("a's"), Overloaded("less urgent")])
+async def test_a_refusal_is_its_own_keys_alone(headers: dict[bytes, bytes], refusal: PenstockError) -> None:
+    tree: dict[str, Any] = {"engines": {"s": {"kind": "scripted"}}, "models": {"sim": {"engine": "s"}}}
+    replays = Replays(Config(**tree, response_cache={"enabled": True}))
+    began: list[str] = []
+
+    async def ask(name: str) -> str:
+        async def generate(exchange: Exchange) -> None:
+            began.append(name)
+            await asyncio.sleep(0.05)
+            if name == "limited":
+                raise refusal
+            exchange.send(200, [], b"answer")
+
+        exchange = Heard(headers)
+        try:
+            await replays.serve(exchange, Key(name, name, "tenant"), GREEDY, OPENAI, generate)
+        except PenstockError as error:
+            return error.message
+        return exchange.said.decode()
+
+    said = await asyncio.gather(*(ask(name) for name in ("limited", "limited", "rich", "richer", "limited")))
+    assert said == [refusal.message, refusal.message, "answer", "answer", refusal.message]
+    assert began[0] == "limited"
+    assert len([name for name in began if name != "limited"]) == 1
 
 
 async def test_what_is_too_large_to_be_kept_reaches_all_who_read_it_and_is_let_go() -> None:

@@ -1,9 +1,9 @@
-"""How many bytes of answers a process holds at once, of all requests together."""
+"""How many bytes of answers are held at once, of several requests together."""
 
 from dataclasses import dataclass
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Room:
     """Who takes what there was no room for gives up; those who were there before go on."""
 

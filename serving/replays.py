@@ -16,11 +16,13 @@ import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import orjson
 
 from engine.asked import DeadlineOver
 from engine.reading import CHAT, RESPONSES, STREAMING, TEXT
+from engine.room import Room
 from penstock import metrics
 from penstock.callers import Caller
 from penstock.config import Config
@@ -73,6 +75,7 @@ class Once:
         self._first = first
         self._again = again
         self._running: dict[Key, Running] = {}
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()  # a tenant's, while it has anything in it
 
     async def answer(self, key: Key, asked: bytes, by: str, exchange: Exchange, dialect: Dialect, work: Work) -> None:
         """`asked`: the digest of all that matters of the request; `by`: the id of its caller. Raises KeyReused where
@@ -97,7 +100,10 @@ class Once:
 
     def _begun(self, key: Key, asked: bytes, by: str, exchange: Exchange, work: Work) -> Recording:
         headers = {name: value for name, value in exchange.headers.items() if name != DEADLINE}  # each has its own
-        recording = Recording(exchange.path, headers, exchange.request_id, self.shelf.max_bytes)
+        room = self._rooms.get(key[0])
+        if room is None:
+            room = self._rooms[key[0]] = Room(self.shelf.max_bytes)
+        recording = Recording(exchange.path, headers, exchange.request_id, room)
         running = Running(asked, by, recording)
 
         def over(recording: Recording) -> None:

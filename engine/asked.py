@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
@@ -10,17 +10,19 @@ import orjson
 from engine.affinity import Hint
 from engine.reading import STREAMING
 from engine.replica import Replica
+from engine.room import Room
 from penstock.errors import EngineError, EngineTimeout
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a try may take, in seconds, and how large a whole answer may be."""
+    """How long a try may take, in seconds, how large a whole answer may be, and the room for those of all tries."""
 
     first_byte_s: float = 30
     first_token_s: float = 600
     stall_s: float = 120
     answer_bytes: int = 64 * 2**20
+    room: Room = field(default_factory=Room)
 
 
 class Asked:

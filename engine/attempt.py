@@ -16,7 +16,16 @@ from engine.connection import Answer, Connection, ConnectionBroke
 from engine.failures import from_answer, says_it_is_dead
 from engine.reading import OpenAIReading, Reading, check_whole, reading_of
 from engine.replica import Replica
-from penstock.errors import BadRequest, EngineError, EngineTimeout, PenstockError, RateLimited, StreamInterrupted
+from penstock import metrics
+from penstock.errors import (
+    BadRequest,
+    EngineError,
+    EngineTimeout,
+    Overloaded,
+    PenstockError,
+    RateLimited,
+    StreamInterrupted,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +34,9 @@ LINGER_S = 1.0
 # A connection that the engine closed while it was idle breaks at once; later it was the request.
 STALE_S = 0.5
 MAX_HELD_BYTES = 2**20
+# What a try may hold without being counted with the others: most answers are smaller.
+LIGHT_BYTES = 2**16
+RETRY_AFTER_S = 1
 # The engine knows one prompt; the routes have other names for it.
 PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 
@@ -52,6 +64,7 @@ class Attempt:
     _forsaken = False
     _status = 0
     _held_bytes = 0
+    _weighed_bytes = 0
     _head: Mapping[bytes, bytes]
 
     def __init__(
@@ -134,6 +147,9 @@ class Attempt:
         if self._trial:
             breaker.undecided()  # unless it was decided above
         replica.give_back(self.asked.hint.tokens)
+        if self._weighed_bytes:
+            self.limits.room.give_back(self._weighed_bytes)
+            self._weighed_bytes = 0
 
     @property
     def came(self) -> int:
@@ -260,6 +276,21 @@ class Attempt:
             self._held_bytes += len(data)
         if self._held_bytes > limit_bytes:
             self._fail(EngineError(f"the engine's answer is larger than {limit_bytes} bytes"))
+        elif self._held_bytes > LIGHT_BYTES:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """No other replica is asked instead: its answer would be as large."""
+        more, self._weighed_bytes = self._held_bytes - self._weighed_bytes, self._held_bytes
+        if not self.limits.room.take(more):
+            metrics.shed.inc(str(self.asked.body.get("model")), "memory")
+            self._fail(
+                Overloaded(
+                    "there is no room for an answer of this size beside those that others wait for or have not read; "
+                    f"try again in {RETRY_AFTER_S} s (gateway.max_answers_bytes)",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            )
 
     def _begin(self) -> None:
         if self._may_begin and not self._may_begin(self):

@@ -45,6 +45,9 @@ class Gateway(Section):
     workers: int = Field(1, ge=1, description="processes that answer on the port")
     keys: list[SecretStr] = Field(default=[], description="API keys that may call; none: loopback only")
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_answers_bytes: int = Field(
+        2**30, ge=2**16, description="of a process's large answers that are not whole yet, or not read; above it, 503"
+    )
     receive_timeout_s: float = Field(
         30, gt=0, description="how long a request's head may take to come, and its body beyond a second a kilobyte"
     )

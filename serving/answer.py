@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from penstock.chat import Chat, ChatRequest, Delta, Message, Reply, silent
+from penstock.chat import Chat, ChatRequest, Delta, Message, Reply, Usage
 from penstock.errors import BadRequest
 from serving.exchange import Exchange
 from serving.ledger import Cost
@@ -26,10 +26,11 @@ class Answer:
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         request, shape = self._asked(exchange, body)
         if body.get("stream"):
-            await self._stream(exchange, request, shape, usage_wanted(body))
+            await self._stream(exchange, request, shape, Heard(exchange, body), usage_wanted(body))
         else:
-            reply = await self.chat(request, silent)
-            exchange.cost = cost_of(reply)
+            heard = Heard(exchange, body)
+            reply = await self.chat(request, heard)
+            heard.told(reply)
             exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
 
     def _asked(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
@@ -46,7 +47,12 @@ class Answer:
         raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
 
     async def _stream(
-        self, exchange: Exchange, request: ChatRequest, shape: ChatShape | TextShape, with_usage: bool
+        self,
+        exchange: Exchange,
+        request: ChatRequest,
+        shape: ChatShape | TextShape,
+        heard: "Heard",
+        with_usage: bool,
     ) -> None:
         def begin() -> None:
             if exchange.status is None:
@@ -56,20 +62,41 @@ class Answer:
                     exchange.write(data_event(first))
 
         async def emit(delta: Delta) -> None:
+            await heard(delta)
             begin()
             exchange.write(data_event(shape.piece(delta)))
             await exchange.drained()
 
         reply = await self.chat(request, emit)
-        exchange.cost = cost_of(reply)
+        heard.told(reply)
         begin()
         tail = data_event(shape.last(reply)) + (data_event(shape.usage_chunk(reply)) if with_usage else b"")
         exchange.end(tail + DONE_EVENT)
 
 
-def cost_of(reply: Reply) -> Cost:
-    """The sum of all calls that the answer has taken."""
-    return Cost(usage=usage(reply.usage))
+class Heard:
+    """An `Emit` that keeps what the answer costs, also if nobody is left to take it to its end: the pieces that came,
+    until the reply tells the sum of all calls that it has taken."""
+
+    def __init__(self, exchange: Exchange, body: Mapping[str, Any]) -> None:
+        self._text: list[str] = []
+        exchange.cost = self._cost = Cost(text=self._text, body=body)
+
+    async def __call__(self, delta: Delta) -> None:
+        self._text.append(text_of(delta))
+
+    def told(self, reply: Reply) -> None:
+        if reply.usage != Usage():
+            self._cost.usage = usage(reply.usage)
+
+
+def text_of(delta: Delta) -> str:
+    """All that was generated for it."""
+    if not delta.tool_calls:
+        return delta.content + delta.reasoning
+    functions = [call.get("function") or {} for call in delta.tool_calls]
+    calls = [function.get(name) or "" for function in functions for name in ("name", "arguments")]
+    return "".join([delta.content, delta.reasoning, *calls])
 
 
 def usage_wanted(body: Mapping[str, Any]) -> bool:

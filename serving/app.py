@@ -153,7 +153,7 @@ class Gateway:
         if not self.replays.concern(call.exchange, body):
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
-        return self.replays.serve(call.exchange, call.caller.tenant, body, dialect, generate)
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange

@@ -43,8 +43,8 @@ class Call:
 
     def came(self) -> int:
         """How many pieces of the answer have come."""
-        source = self.exchange.source
-        return source.came if source else 0
+        source, cost = self.exchange.source, self.exchange.cost
+        return source.came if source else len(cost.text) if cost else 0
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -1,8 +1,9 @@
 """What every key has used, by model and day: noted in memory as requests end, written in batches by a task.
 
 The numbers are the engine's own. Where it never told them, as of a stream that was cut or whose client left, it is
-asked to count: the prompt and the text that came, as tokens. Only where nobody can be asked they are estimated, and
-counted as such. A kill -9 loses what was noted since the last batch; an ordinary end loses nothing.
+asked to count: the prompt and the text that came, as tokens. Only where nobody can be asked, as of a composed model's
+answer that did not come to its end, they are estimated, and counted as such. A kill -9 loses what was noted since the
+last batch; an ordinary end loses nothing.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
+from engine.affinity import CHARS_PER_TOKEN
 from engine.asked import Asked
 from engine.pool import Pool
 from engine.reading import STREAMING, choices_wanted
@@ -23,6 +25,7 @@ from penstock import batches, metrics
 from penstock.callers import Caller
 from penstock.errors import PenstockError
 from penstock.store import UNAVAILABLE, Store, reason
+from serving.media import characters
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +38,21 @@ ADD_EVERY = 20
 """Batches; who reads the usage adds them up before."""
 MOST_TOKENS = 2**40
 """Of one request: far more than any engine could, and far less than a database's integers hold."""
+LONGEST_TOKEN_CHARS = 16
+PROMPT = ("messages", "prompt", "tools", "functions")
 Where = tuple[str, str, str]  # key, model, day
 
 
 @dataclass(slots=True)
 class Cost:
-    """What is known of a request that an engine was asked, while it runs and when it is over."""
+    """What is known of a request that an engine was asked, while it runs and when it is over. `body` is a composed
+    model's, of which nobody knows here what its engines were asked."""
 
     asked: Asked | None = None
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     text: Sequence[str] = ()
+    body: Mapping[str, Any] | None = None
 
     @property
     def sent(self) -> bool:
@@ -204,7 +211,8 @@ def used_of(cost: Cost) -> Used | None:
     if cost.incredible:
         return None
     if said is None:
-        return None if cost.asked and cost.asked.path in STREAMING else Used()
+        generated = cost.body is not None or (cost.asked is not None and cost.asked.path in STREAMING)
+        return None if generated else Used()
     prompt = said.get("prompt_tokens", said.get("input_tokens"))
     completion = said.get("completion_tokens", said.get("output_tokens", 0))
     details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
@@ -252,5 +260,14 @@ async def counted(cost: Cost) -> Used:
 
 def estimated(cost: Cost) -> Used:
     """Four characters a token for the prompt; a piece of a stream is a token, most often."""
-    prompt = cost.asked.hint.prompt_tokens if cost.asked else 0
-    return Used(prompt, 0, len(cost.text), estimated=1)
+    if cost.asked:
+        prompt = cost.asked.hint.prompt_tokens
+    else:
+        body = cost.body or {}
+        prompt = sum(characters(body.get(name)) for name in PROMPT) // CHARS_PER_TOKEN
+    return Used(prompt, 0, sum(map(tokens_in_piece, cost.text)), estimated=1)
+
+
+def tokens_in_piece(piece: str) -> int:
+    """More than one where a guard has held a sentence back, or an engine sends several at once."""
+    return 1 if len(piece) <= LONGEST_TOKEN_CHARS else len(piece) // CHARS_PER_TOKEN

@@ -41,6 +41,7 @@ class HotProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._unread: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
         self._slow: asyncio.TimerHandle | None = None
         self._lingers = False
 
@@ -52,6 +53,7 @@ class HotProtocol(HttpToolsProtocol):
         for timer in (self._unread, self._slow):
             if timer:
                 timer.cancel()
+        self._count_unread(0)
         super().connection_lost(exc)
         if self.active and not self.active.response_complete:
             self.active.leave()
@@ -189,6 +191,7 @@ class HotProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._count_unread(0)
         if self._unread:
             self._unread.cancel()
             self._unread = None
@@ -197,7 +200,14 @@ class HotProtocol(HttpToolsProtocol):
 
     def _watch_unread(self) -> None:
         unread_bytes = self.transport.get_write_buffer_size()
+        self._count_unread(unread_bytes)
         self._unread = self.loop.call_later(self.gateway.config.gateway.stall_timeout_s, self._not_read, unread_bytes)
+
+    def _count_unread(self, unread_bytes: int) -> None:
+        """Large answers that wait for their clients take room from those that are yet to come."""
+        if self.gateway.stack:
+            self.gateway.stack.room.take(unread_bytes - self._unread_bytes)
+            self._unread_bytes = unread_bytes
 
     def _not_read(self, unread_bytes: int) -> None:
         """So much has waited: a client that has read nothing of it holds its place without using it."""

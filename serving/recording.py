@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.room import Room
 from penstock.errors import EngineUnavailable, PenstockError
 from serving.exchange import Exchange, Headers
 from serving.wire import Dialect
@@ -60,13 +61,15 @@ class Reader:
 class Recording(Exchange):
     """What the generation takes for its client. `kept`: it may be given to others when it is whole."""
 
-    def __init__(self, path: str, headers: Mapping[bytes, bytes], request_id: str, limit_bytes: int) -> None:
-        """`limit_bytes`: what is larger is not kept."""
+    def __init__(self, path: str, headers: Mapping[bytes, bytes], request_id: str, room: Room) -> None:
+        """`room`: what has none is not kept."""
         super().__init__("POST", path, headers)
         self.request_id = request_id
         self.kept = True
         self.error: Exception | None = None
-        self._limit_bytes = limit_bytes
+        self._room_for_all = room
+        self._held_bytes = 0
+        self._over = False
         self._headers: Headers = ()
         self._at_once = False
         self._said: list[bytes] = []
@@ -90,8 +93,19 @@ class Recording(Exchange):
         except Exception as error:
             self.error = error
         finally:
+            self._over = True
+            self._let_go()
             over(self)
             self._tell()
+
+    def _let_go(self) -> None:
+        """Nobody needs what is held here any more, once it is over and read by all."""
+        if self._over and not self._readers:
+            self._give_back(self._held_bytes)
+
+    def _give_back(self, size_bytes: int) -> None:
+        self._room_for_all.give_back(size_bytes)
+        self._held_bytes -= size_bytes
 
     @property
     def good(self) -> bool:
@@ -118,6 +132,7 @@ class Recording(Exchange):
             await self._give(reader, exchange, dialect, marks, again=again)
         finally:
             self._readers.discard(reader)
+            self._let_go()
             if not self._readers and not self.response_complete and self._task:
                 self.error = EngineUnavailable(LEFT, retry_after_s=1)  # for who comes while it ends
                 self._task.cancel()
@@ -177,7 +192,9 @@ class Recording(Exchange):
             return
         self._said.append(piece)
         self._said_bytes += len(piece)
-        self.kept = self.kept and self._said_bytes <= self._limit_bytes
+        self._held_bytes += len(piece)
+        if not self._room_for_all.take(len(piece)):
+            self.kept = False
         if self._ahead_bytes() > AHEAD_BYTES and not self._at_once:
             self._room.clear()
             if self.source:
@@ -186,6 +203,7 @@ class Recording(Exchange):
     def _was_read(self) -> None:
         if not self.kept:
             read = min(reader.pieces for reader in self._readers)
+            self._give_back(sum(map(len, self._said[: read - self._dropped])))
             del self._said[: read - self._dropped]
             self._dropped = read
         if not self._room.is_set() and self._ahead_bytes() <= AHEAD_BYTES:

@@ -14,15 +14,19 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import orjson
 
 from engine.asked import DeadlineOver
 from engine.reading import CHAT, RESPONSES, STREAMING, TEXT
+from engine.room import Room
 from penstock import metrics
+from penstock.callers import Caller
 from penstock.config import Config
-from penstock.errors import BadRequest, KeyReused
+from penstock.errors import BadRequest, KeyReused, Overloaded, RateLimited
 from serving.exchange import Exchange, Headers
 from serving.recording import Recording
 from serving.relay import DEADLINE, as_json, deadline_of
@@ -52,6 +56,15 @@ FETCHED = re.compile(rb'"[a-z_]*url":"(?!data:)')
 Work = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A generation, and whose limits it is under: those of who asked first."""
+
+    asked: bytes
+    by: str
+    recording: Recording
+
+
 class Once:
     """Equal requests of a tenant are answered once: what is on the shelf, else what is being generated, else anew."""
 
@@ -61,34 +74,45 @@ class Once:
         self._of = of
         self._first = first
         self._again = again
-        self._running: dict[Key, tuple[bytes, Recording]] = {}
+        self._running: dict[Key, Running] = {}
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()  # a tenant's, while it has anything in it
 
-    async def answer(self, key: Key, asked: bytes, exchange: Exchange, dialect: Dialect, work: Work) -> None:
-        """`asked`: the digest of all that matters of the request. Raises KeyReused where that is another than the
-        key's."""
-        if kept := self.shelf.find(key):
-            same(kept.asked, asked)
-            metrics.replays.inc(self._of)
-            return await kept.answer.give(exchange, dialect, self._again)
-        running = self._running.get(key)
-        if running and running[1].kept:
-            same(running[0], asked)
-            metrics.replays.inc(self._of)
-            return await running[1].give(exchange, dialect, self._again, again=True)
-        recording = self._begun(key, asked, exchange, work)
-        await recording.give(exchange, dialect, self._first, again=False)
+    async def answer(self, key: Key, asked: bytes, by: str, exchange: Exchange, dialect: Dialect, work: Work) -> None:
+        """`asked`: the digest of all that matters of the request; `by`: the id of its caller. Raises KeyReused where
+        the key's is another request."""
+        while True:
+            if kept := self.shelf.find(key):
+                same(kept.asked, asked)
+                metrics.replays.inc(self._of)
+                return await kept.answer.give(exchange, dialect, self._again)
+            running = self._running.get(key)
+            if running is None or not running.recording.kept:
+                recording = self._begun(key, asked, by, exchange, work)
+                return await recording.give(exchange, dialect, self._first, again=False)
+            same(running.asked, asked)
+            try:
+                await running.recording.give(exchange, dialect, self._again, again=True)
+            except (RateLimited, Overloaded):  # of the limits and the rank of who asked first
+                if running.by == by or exchange.status is not None:
+                    raise
+            else:
+                return metrics.replays.inc(self._of)
 
-    def _begun(self, key: Key, asked: bytes, exchange: Exchange, work: Work) -> Recording:
+    def _begun(self, key: Key, asked: bytes, by: str, exchange: Exchange, work: Work) -> Recording:
         headers = {name: value for name, value in exchange.headers.items() if name != DEADLINE}  # each has its own
-        recording = Recording(exchange.path, headers, exchange.request_id, self.shelf.max_bytes)
+        room = self._rooms.get(key[0])
+        if room is None:
+            room = self._rooms[key[0]] = Room(self.shelf.max_bytes)
+        recording = Recording(exchange.path, headers, exchange.request_id, room)
+        running = Running(asked, by, recording)
 
         def over(recording: Recording) -> None:
-            if self._running.get(key) == (asked, recording):
+            if self._running.get(key) is running:
                 del self._running[key]
             if recording.good:
                 self.shelf.keep(key, asked, recording.recorded())
 
-        self._running[key] = asked, recording
+        self._running[key] = running
         recording.begin(work(recording), over)
         return recording
 
@@ -111,24 +135,24 @@ class Replays:
         return self._cache is not None and is_deterministic(exchange.path, body)
 
     async def serve(
-        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work
+        self, exchange: Exchange, caller: Caller, body: Mapping[str, Any], dialect: Dialect, work: Work
     ) -> None:
         """`work` generates, on an exchange that is for all who ask the same. Raises PenstockError."""
         cache = self._cache
         if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body)):
-            key, generate = (tenant, name), work
-            work = lambda inner: cache.answer(key, name, inner, dialect, generate)  # noqa: E731
+            key, generate = (caller.tenant, name), work
+            work = lambda inner: cache.answer(key, name, caller.id, inner, dialect, generate)  # noqa: E731
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         try:
             async with asyncio.timeout_at(deadline if deadline < math.inf else None) as patience:
-                await self._kept_to(exchange, tenant, body, dialect, work)
+                await self._kept_to(exchange, caller, body, dialect, work)
         except TimeoutError:
             if patience.expired():
                 raise DeadlineOver from None
             raise
 
     async def _kept_to(
-        self, exchange: Exchange, tenant: str, body: Mapping[str, Any], dialect: Dialect, work: Work
+        self, exchange: Exchange, caller: Caller, body: Mapping[str, Any], dialect: Dialect, work: Work
     ) -> None:
         given = exchange.headers.get(IDEMPOTENCY_KEY)
         if given is None:
@@ -136,7 +160,7 @@ class Replays:
         if not 0 < len(given) <= LONGEST_KEY:
             raise BadRequest(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
         asked = digest(exchange.path, as_json(body, orjson.OPT_SORT_KEYS))
-        await self._keys.answer((tenant, given), asked, exchange, dialect, work)
+        await self._keys.answer((caller.tenant, given), asked, caller.id, exchange, dialect, work)
 
 
 def cache_of(config: Config) -> Once | None:

@@ -16,6 +16,7 @@ from engine.launch import plan
 from engine.machine import Machine
 from engine.pool import Pool
 from engine.replica import Replica
+from engine.room import Room
 from engine.scripted import Scripted
 from engine.supervisor import Supervisor
 from penstock.config import Config, Engine, Gateway, Script
@@ -38,6 +39,7 @@ class Stack:
         self.models: dict[str, Served] = {}
         self.pools: dict[str, Pool] = {}
         self.failed = failed
+        self.room = Room()
         self._config: Config | None = None
         self._local = local
         self._elsewhere: dict[str, Elsewhere] = {}
@@ -63,7 +65,8 @@ class Stack:
         for name in self.pools.keys() - engines.keys():
             self._let_go(name, self.pools[name])
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
-        self.models = served_models(config, self.pools)
+        self.room.most_bytes = config.gateway.max_answers_bytes
+        self.models = served_models(config, self.pools, self.room)
         self._coming &= set(self.pools.values())
         self._config = config
 
@@ -207,9 +210,9 @@ def served_by(config: Config, engine: str) -> list[str]:
     return [name for name, model in config.models.items() if model.engine == engine]
 
 
-def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served]:
+def served_models(config: Config, pools: Mapping[str, Pool], room: Room) -> dict[str, Served]:
     models: dict[str, Served] = {}
-    limits = limits_of(config.gateway)
+    limits = limits_of(config.gateway, room)
     for name, model in config.models.items():
         if config.engines[model.engine].kind == "scripted":
             models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
@@ -222,8 +225,8 @@ def served_models(config: Config, pools: Mapping[str, Pool]) -> dict[str, Served
     return models
 
 
-def limits_of(gateway: Gateway) -> Limits:
-    return Limits(gateway.first_byte_timeout_s, gateway.first_token_timeout_s, gateway.stall_timeout_s)
+def limits_of(gateway: Gateway, room: Room) -> Limits:
+    return Limits(gateway.first_byte_timeout_s, gateway.first_token_timeout_s, gateway.stall_timeout_s, room=room)
 
 
 def scripted(script: Script) -> Scripted:

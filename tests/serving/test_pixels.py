@@ -1,8 +1,11 @@
 """How many pixels an image will have, told by its head, beside what a library of images writes."""
 
 import base64
+import sys
+from collections.abc import Callable
 from io import BytesIO
 from struct import pack
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from penstock.config import Policy as Limits
 from penstock.errors import BadRequest
 from serving import fields
 from serving.fetching import Fetch
-from serving.pixels import pixels_of
+from serving.pixels import HEAD_CHARS, MOST_BLOCKS, pixels_of
 from serving.policy import Policy
 
 USER = Caller("1", "ada", "ada")
@@ -97,6 +100,82 @@ def test_of_two_frames_that_are_announced_the_larger_counts() -> None:
     assert pixels_of(base64.b64encode(jpeg[:2] + frame + jpeg[2:]).decode()) == 30_000_000
     at = jpeg.index(b"\xff\xda")
     assert pixels_of(base64.b64encode(jpeg[:at] + frame + jpeg[at:]).decode()) == 30_000_000
+
+
+ROOM = HEAD_CHARS * 3 // 4
+JPEG_FRAME = b"\xff\xc0" + pack(">HBHHB", 8, 8, 20, 10, 0)
+JPEG_SCAN = b"\xff\xda"
+GIF_SCREEN = b"GIF89a" + pack("<HHBBB", 1, 1, 0, 0, 0)
+GIF_PICTURE = b"," + pack("<HHHHB", 0, 0, 20, 10, 0)
+
+
+def lines_run(work: Callable[[], object]) -> int:
+    """How many lines of Python it takes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def filled(piece: bytes, start: bytes, end: bytes) -> str:
+    """As many pieces between the two as are looked at."""
+    return base64.b64encode(start + piece * ((ROOM - len(start) - len(end)) // len(piece)) + end).decode()
+
+
+def test_any_length_of_filling_in_a_jpeg_is_passed_over_at_once() -> None:
+    encoded = filled(b"\xff", b"\xff\xd8", JPEG_FRAME + JPEG_SCAN)
+    assert len(encoded) > HEAD_CHARS - 8
+    assert pixels_of(encoded) == 200
+    assert lines_run(lambda: pixels_of(encoded)) < 100
+    runs = (b"\xff" * 100 + b"\xff\xfe\0\2") * 1000
+    encoded = base64.b64encode(b"\xff\xd8" + runs + JPEG_FRAME + JPEG_SCAN).decode()
+    assert pixels_of(encoded) == 200
+
+
+MANY: dict[str, tuple[bytes, bytes, bytes]] = {
+    "jpeg": (b"\xff\xfe\0\2", b"\xff\xd8", JPEG_FRAME + JPEG_SCAN),
+    "png": (pack(">I4sI", 0, b"tEXt", 0), png((20, 10))[:-8], pack(">I4s", 0, b"IDAT")),
+    "gif-extensions": (b"\x21\xfe\0", GIF_SCREEN, GIF_PICTURE),
+    "gif-blocks": (b"\1x", GIF_SCREEN + b"\x21\xfe", b"\0" + GIF_PICTURE),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_what_is_cut_into_a_hundred_thousand_blocks_is_refused_after_a_few(name: str) -> None:
+    piece, start, end = MANY[name]
+    few = base64.b64encode(start + piece * (MOST_BLOCKS // 3) + end).decode()
+    assert pixels_of(few) == 200
+    many = filled(piece, start, end)
+    assert len(many) > 8 * MOST_BLOCKS
+    assert pixels_of(many) is None
+    assert lines_run(lambda: pixels_of(many)) < 12 * MOST_BLOCKS
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        # a marker without a length, after which one reader jumps over the frame that another reads
+        b"\xff\xd8\xff\xd0" + JPEG_FRAME + b"x" * 0xFFC0 + JPEG_FRAME + JPEG_SCAN,
+        b"\xff\xd8\xff\x01" + JPEG_FRAME + b"x" * 0xFFC0 + JPEG_FRAME + JPEG_SCAN,
+        b"\xff\xd8\xff\xfe\0\0" + JPEG_FRAME + JPEG_SCAN,
+        # a byte of no meaning, which some readers pass over
+        GIF_SCREEN + b"\0," + pack("<HHHHB", 0, 0, 0xFF00, 0xFF00, 0),
+        GIF_SCREEN + b"\x21\xf9\0" + GIF_PICTURE + b"x" * 44 + b"\0" + GIF_PICTURE,
+        b"RIFF    WEBPJUNK" + b"\1\0" * 20,
+    ],
+)
+def test_what_two_readers_might_take_for_two_images_is_none(head: bytes) -> None:
+    assert pixels_of(base64.b64encode(head).decode()) is None
 
 
 @given(st.binary(max_size=200), st.sampled_from(STARTS))

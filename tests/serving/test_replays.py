@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
+from engine.room import Room
 from engine.sim import Fault, Simulator, simulator
+from penstock.callers import Caller as Key
 from penstock.config import Config
+from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from serving.exchange import Exchange
 from serving.recording import Recording
-from serving.replays import Replays, is_deterministic, name_of
+from serving.replays import Once, Replays, is_deterministic, name_of
+from serving.shelf import Shelf
 from serving.wire import OPENAI
 from tests.reliability.client import CHAT, Caller, post
 from tests.serving.conftest import Running
@@ -270,14 +274,56 @@ async def test_tenants_never_share(headers: dict[bytes, bytes]) -> None:
     async def ask(tenant: str) -> bytes:
         exchange = Heard(headers)
         assert replays.concern(exchange, GREEDY)
-        await replays.serve(exchange, tenant, GREEDY, OPENAI, generate)
+        await replays.serve(exchange, Key(tenant, tenant, tenant), GREEDY, OPENAI, generate)
         return exchange.said
 
     assert [await ask(tenant) for tenant in ("a", "b", "a", "b")] == [b"answer 1", b"answer 2"] * 2
 
 
+@pytest.mark.parametrize("headers", [{}, {b"idempotency-key": b"k"}], ids=["cache", "key"])
+@pytest.mark.parametrize("refusal", [RateLimited("a's limit"), OverBudget("a's"), Overloaded("less urgent")])
+async def test_a_refusal_is_its_own_keys_alone(headers: dict[bytes, bytes], refusal: PenstockError) -> None:
+    tree: dict[str, Any] = {"engines": {"s": {"kind": "scripted"}}, "models": {"sim": {"engine": "s"}}}
+    replays = Replays(Config(**tree, response_cache={"enabled": True}))
+    began: list[str] = []
+
+    async def ask(name: str) -> str:
+        async def generate(exchange: Exchange) -> None:
+            began.append(name)
+            await asyncio.sleep(0.05)
+            if name == "limited":
+                raise refusal
+            exchange.send(200, [], b"answer")
+
+        exchange = Heard(headers)
+        try:
+            await replays.serve(exchange, Key(name, name, "tenant"), GREEDY, OPENAI, generate)
+        except PenstockError as error:
+            return error.message
+        return exchange.said.decode()
+
+    said = await asyncio.gather(*(ask(name) for name in ("limited", "limited", "rich", "richer", "limited")))
+    assert said == [refusal.message, refusal.message, "answer", "answer", refusal.message]
+    assert began[0] == "limited"
+    assert len([name for name in began if name != "limited"]) == 1
+
+
+class Reads(Heard):
+    def start(self, status: int, headers: Any) -> None:
+        self.status = status
+
+    def write(self, piece: bytes) -> None:
+        self.said += piece
+
+    def end(self, piece: bytes = b"") -> None:
+        self.response_complete = True
+
+    async def drained(self) -> None:
+        await asyncio.sleep(0)
+
+
 async def test_what_is_too_large_to_be_kept_reaches_all_who_read_it_and_is_let_go() -> None:
-    recording = Recording(CHAT, {}, "r", limit_bytes=100)
+    recording = Recording(CHAT, {}, "r", Room(100))
     over: list[Recording] = []
 
     async def generate() -> None:
@@ -286,19 +332,6 @@ async def test_what_is_too_large_to_be_kept_reaches_all_who_read_it_and_is_let_g
             recording.write(b"%03d." % number)
             await asyncio.sleep(0)
         recording.end()
-
-    class Reads(Heard):
-        def start(self, status: int, headers: Any) -> None:
-            self.status = status
-
-        def write(self, piece: bytes) -> None:
-            self.said += piece
-
-        def end(self, piece: bytes = b"") -> None:
-            self.response_complete = True
-
-        async def drained(self) -> None:
-            await asyncio.sleep(0)
 
     readers = [Reads({}) for _ in range(3)]
     recording.begin(generate(), over.append)
@@ -360,3 +393,52 @@ async def test_a_reload_forgets_what_was_cached_and_keeps_what_was_promised() ->
     assert replays._cache is not cache
     replays.change(after, Config(**tree))
     assert (replays._cache, replays._keys) == (None, keys)
+
+
+async def test_what_a_tenant_has_recorded_at_once_is_bounded_and_no_other_tenants_matter() -> None:
+    shelf = Shelf(10_000, 60)
+    once, go_on = Once(shelf, "key", (), ()), asyncio.Event()
+
+    async def ask(tenant: str, name: bytes, size_bytes: int) -> bytes:
+        async def generate(exchange: Exchange) -> None:
+            exchange.start(200, [])
+            exchange.write(b"x" * size_bytes)
+            await go_on.wait()
+            exchange.end(b"end")
+
+        reads = Reads({})
+        await once.answer((tenant, name), name, tenant, reads, OPENAI, generate)
+        return reads.said
+
+    wanted = [("a", b"1", 6000), ("a", b"2", 6000), ("b", b"1", 1000)]
+    asking = [asyncio.create_task(ask(*each)) for each in wanted]
+    await asyncio.sleep(0.05)
+    assert len(once._rooms) == 2
+    go_on.set()
+    assert await asyncio.gather(*asking) == [b"x" * size + b"end" for _, _, size in wanted]
+    assert [bool(shelf.find((tenant, name))) for tenant, name, _ in wanted] == [True, False, True]
+    assert len(await ask("a", b"2", 3000)) == 3003
+    assert shelf.find(("a", b"2"))
+
+
+async def test_a_recording_gives_its_room_back_when_it_is_over_and_nobody_reads_it() -> None:
+    room = Room(100)
+
+    async def generate(recording: Recording) -> None:
+        recording.start(200, [])
+        recording.write(b"x" * 80)
+        await asyncio.sleep(0.02)
+        recording.write(b"y" * 80)
+        recording.end()
+
+    for leaves in (False, True):
+        recording = Recording(CHAT, {}, "r", room)
+        recording.begin(generate(recording), lambda _: None)
+        reading = asyncio.create_task(recording.give(Reads({}), OPENAI, (), again=False))
+        await asyncio.sleep(0.01)
+        assert room.held == 80
+        if leaves:
+            reading.cancel()
+        await asyncio.wait([reading])
+        await asyncio.sleep(0.01)
+        assert room.held == 0

@@ -124,6 +124,37 @@ async def test_each_key_is_a_tenant_unless_it_shares_one(tmp_path: Path, headers
             assert given == [False, False, False, True]
 
 
+@pytest.mark.parametrize("headers", [{}, KEY], ids=["cache", "key"])
+async def test_who_may_not_ask_is_not_given_what_another_key_of_the_tenant_was(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    database = f"sqlite:///{tmp_path}/keys.db"
+    raw = {"chat_template": "{{ messages }}"}
+    async with opened(database) as store, simulator() as sim:
+        ring = Keyring(store, PEPPER.encode())
+        may = {"all": {"scopes": ["generate", "raw-fields"]}, "one": {"models": ["other"]}, "gone": {}}
+        made = {
+            name: (await ring.create(wanted({"name": name, "tenant": "d", **what}), "test")).key
+            for name, what in may.items()
+        }
+        tree: dict[str, Any] = {"engines": {"e": {"urls": [sim.url]}}}
+        tree |= {"models": {"sim": {"engine": "e"}, "other": {"engine": "e"}}, "response_cache": {"enabled": True}}
+        tree |= {"state": {"database": database, "pepper": PEPPER}}
+        async with run_gateway(hot=True, stored=True, **tree) as client:
+            first = await post_as(client, made["all"], headers)
+            assert first.status_code == 200
+            assert (await post_as(client, made["gone"], headers)).content == first.content
+            assert (await post_as(client, made["one"], headers)).status_code == 403
+            unusual = headers and {"idempotency-key": "raw"}
+            assert (await post_as(client, made["all"], unusual, **raw)).status_code == 200
+            assert (await post_as(client, made["gone"], unusual, **raw)).status_code == 403
+            await ring.revoke("gone", "test")
+            async with asyncio.timeout(5):
+                while (await post_as(client, made["gone"], headers)).status_code != 401:
+                    await asyncio.sleep(0.1)
+            assert sim.started == 2
+
+
 async def test_limits_of_an_answer_are_not_told_again(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/keys.db"
     async with opened(database) as store, simulator() as sim:
@@ -140,5 +171,5 @@ async def test_limits_of_an_answer_are_not_told_again(tmp_path: Path) -> None:
             assert sim.started == 2
 
 
-async def post_as(client: httpx2.AsyncClient, key: str, headers: dict[str, str]) -> httpx2.Response:
-    return await client.post(CHAT, json=GREEDY, headers={"authorization": f"Bearer {key}", **headers})
+async def post_as(client: httpx2.AsyncClient, key: str, headers: dict[str, str], **body: Any) -> httpx2.Response:
+    return await client.post(CHAT, json=GREEDY | body, headers={"authorization": f"Bearer {key}", **headers})

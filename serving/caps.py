@@ -85,7 +85,9 @@ def check_tools(value: Any, name: str, limits: Policy, caller: Caller) -> None:
         if room < 0:
             most = limits.max_schema_bytes * TOOLS_AS_SCHEMAS
             raise BadRequest(f"{name}: they have more than {most} bytes (policy.max_schema_bytes)", param=name)
-        kind = tool.get("type", "function") if type(tool) is dict else "function"
+        if type(tool) is not dict:
+            raise BadRequest(f"{param} must be an object, such as {{type: function, function: ...}}", param=param)
+        kind = tool.get("type", "function")
         if "raw-fields" in caller.scopes or "input_schema" in tool or str(kind) in TOOLS_OF_THE_CALLER:
             continue
         raise Forbidden(

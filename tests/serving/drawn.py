@@ -75,10 +75,11 @@ def both(branch: Json, around: Json) -> Json:
 
 
 def limits(schema: Json, span: int) -> tuple[int, int]:
-    """The usual values: near the least allowed, or the largest."""
-    least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-    most = schema.get("maximum", max(least, 0) + span)
-    return max(least, most - span) if "maximum" in schema and "minimum" not in schema else least, most
+    """The usual values: near the least allowed, or else the largest."""
+    if "maximum" in schema and "minimum" not in schema:
+        return int(schema["maximum"]) - span, int(schema["maximum"])
+    least = int(schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1))
+    return least, int(schema.get("maximum", least + span))
 
 
 def text(random: Random, schema: Json) -> str:

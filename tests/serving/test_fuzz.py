@@ -33,7 +33,7 @@ from tests.serving.test_media import PNG
 from tests.serving.test_policy import LEAST
 
 BODIES_A_ROUTE = 2000
-COMPARED_A_ROUTE = 300
+COMPARED_A_ROUTE = 150
 SENT_A_ROUTE = 200
 SOON_S = 5.0
 DELETE = "\x7f"  # in a head it makes it none, which is told in no caller's dialect

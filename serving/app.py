@@ -67,6 +67,7 @@ class Gateway:
         self.draining = False
         self.ended = False
         self.began = int(time.time())
+        self.document = b""  # its OpenAPI document, once somebody has asked
         self.figures: Callable[[], Awaitable[Snapshot]] = own_figures
         self._calls: set[Call] = set()
 
@@ -75,7 +76,7 @@ class Gateway:
         `config` can be served is known (`serving/reload.py`)."""
         if self.stack:
             self.stack.change(config)
-        before, self.config = self.config, config
+        before, self.config, self.document = self.config, config, b""
         if config.gateway.keys != before.gateway.keys:
             self.keys.configure(config.gateway.keys)
         if config.policy != before.policy:

@@ -8,7 +8,7 @@ from typing import Any
 from penstock.callers import Caller
 from penstock.config import Policy, nearest
 from penstock.errors import BadRequest, Forbidden
-from serving.fields import BATCHES, TEMPLATE_KWARGS, TEXT
+from serving.fields import BATCHES, PROMPTS, TEMPLATE_KWARGS, TEXT
 from serving.schemas import check_schema, check_structured_outputs
 
 Check = Callable[[Any, str, Policy, Caller], None]
@@ -103,7 +103,9 @@ def check_tools(value: Any, name: str, limits: Policy, caller: Caller) -> None:
         if room < 0:
             most = limits.max_schema_bytes * TOOLS_AS_SCHEMAS
             raise BadRequest(f"{name}: they have more than {most} bytes (policy.max_schema_bytes)", param=name)
-        kind = tool.get("type", "function") if type(tool) is dict else "function"
+        if type(tool) is not dict:
+            raise BadRequest(f"{param} must be an object, such as {{type: function, function: ...}}", param=param)
+        kind = tool.get("type", "function")
         if "raw-fields" in caller.scopes or "input_schema" in tool or str(kind) in TOOLS_OF_THE_CALLER:
             continue
         raise Forbidden(
@@ -160,3 +162,29 @@ BY_LIMIT: Mapping[str, tuple[str, ...]] = {
     "max_n": ("n",),
     "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
 }
+
+
+def bounds(limits: Policy) -> dict[str, dict[str, Any]]:
+    """What the checks refuse, field by field, as far as JSON Schema can say it."""
+    tokens = {} if limits.max_tokens is None else {"maximum": limits.max_tokens}
+    word = {"maxLength": limits.max_stop_chars}
+    stops = {"maxItems": limits.max_stops, "items": word, **word}
+    listed = {"maxItems": MAX_LISTED, "maxProperties": MAX_LISTED}
+    an_object = {"type": ["object", "null"]}
+    switches = f"Everybody's are {', '.join(sorted(TEMPLATE_KWARGS))}; others take the scope raw-fields."
+    types = f"Other types than {', '.join(sorted(TOOLS_OF_THE_CALLER))} take the scope raw-fields."
+    text = {} if limits.max_prompt_chars is None else {"maxLength": limits.max_prompt_chars}
+    return {
+        **dict.fromkeys(PROMPTS, text),
+        **dict.fromkeys(BY_LIMIT["max_tokens"], tokens),
+        **dict.fromkeys(("stop", "stop_sequences"), stops),
+        **dict.fromkeys(("allowed_token_ids", "logit_bias", "logprob_token_ids", "stop_token_ids"), listed),
+        "n": {} if limits.max_n is None else {"maximum": limits.max_n},
+        "best_of": {"maximum": 1},
+        "bad_words": {"type": ["array", "null"], "maxItems": MAX_BAD_WORDS, "items": word},
+        "prompt_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_PROMPT_LOGPROBS},
+        "chat_template_kwargs": {**an_object, "description": switches},
+        "structured_outputs": an_object,
+        "modalities": {"enum": [["text"], None]},
+        "tools": {"description": types},
+    }

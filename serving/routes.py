@@ -13,12 +13,14 @@ from serving.bodies import Routed
 from serving.call import Call
 from serving.exchange import Exchange
 from serving.models import described, described_for_anthropic, listed
+from serving.openapi import document
 from serving.wire import ANTHROPIC, JSON, OPENAI, RESPONSES, Dialect
 
 if TYPE_CHECKING:
     from serving.app import Gateway
 
 MODEL_PREFIX = "/v1/models/"
+EACH_MODEL = "/v1/models/{id}"
 SHARED = frozenset({"/v1/models"})
 
 
@@ -65,11 +67,19 @@ async def model(gateway: "Gateway", call: Call) -> None:
     exchange.send(200, JSON, orjson.dumps(describe(name, gateway.began)))
 
 
+async def openapi(gateway: "Gateway", call: Call) -> None:
+    """What this gateway takes, as configured now; made when it is first asked for."""
+    if not gateway.document:
+        gateway.document = orjson.dumps(document({**ROUTES, EACH_MODEL: ONE_MODEL}, gateway.config))
+    call.exchange.send(200, JSON, gateway.document)
+
+
 ONE_MODEL = Route("GET", control=model, scope=None)
 ROUTES: Mapping[str, Route] = {
     "/health": Route("GET", control=health, open=True),
     "/ready": Route("GET", control=ready, open=True),
     "/metrics": Route("GET", control=figures, scope="metrics"),
+    "/openapi.json": Route("GET", control=openapi, scope=None),
     "/v1/models": Route("GET", control=models, scope=None),
     "/v1/chat/completions": Route("POST", shape=bodies.ChatCompletions),
     "/v1/completions": Route("POST", shape=bodies.Completions),
@@ -86,7 +96,7 @@ ROUTES: Mapping[str, Route] = {
 
 def route_name(path: str) -> str:
     """The path as a label: a bounded set, whatever is asked for."""
-    return path if path in ROUTES else "/v1/models/{id}" if path.startswith(MODEL_PREFIX) else "other"
+    return path if path in ROUTES else EACH_MODEL if path.startswith(MODEL_PREFIX) else "other"
 
 
 def dialect_of(exchange: Exchange) -> Dialect:

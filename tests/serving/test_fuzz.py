@@ -1,11 +1,9 @@
-"""Thousands of mutated bodies and headers for every route: a status below 500 and no exception, whatever comes."""
+"""Thousands of bodies and headers for every route, drawn from the gateway's own OpenAPI document and mutated: a status
+below 500 that stands in the document, and no exception, whatever comes."""
 
 import asyncio
-import copy
 import json
 import logging
-import string
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -18,28 +16,32 @@ from engine.continuation import is_exact
 from engine.scripted import Scripted
 from engine.sim import simulator
 from penstock.callers import LOCAL, SCOPES, Caller
-from penstock.config import Policy as Limits
+from penstock.config import Config
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import bodies, fields
 from serving.answer import Answer
 from serving.exchange import Exchange
+from serving.openapi import document
 from serving.policy import Policy, Unfetched
 from serving.relay import as_json
 from serving.routes import ROUTES
 from tests.reliability.client import Caller as Client
 from tests.reliability.client import post
 from tests.serving.conftest import Running
+from tests.serving.drawn import drawn, header, mutated, resolved, validator
 from tests.serving.test_media import PNG
 from tests.serving.test_policy import LEAST
 
 BODIES_A_ROUTE = 2000
+COMPARED_A_ROUTE = 150
 SENT_A_ROUTE = 200
 SOON_S = 5.0
+DELETE = "\x7f"  # in a head it makes it none, which is told in no caller's dialect
 
 IMAGE = {"type": "image_url", "image_url": {"url": PNG}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BLOCK = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG.partition(",")[2]}}
-# Whole requests of every kind, from which mutations take pieces.
+# What no schema of ours tells: pieces that reach deeper, into media, grammars and tools.
 RICH: dict[str, dict[str, Any]] = {
     fields.CHAT: {
         "messages": [
@@ -90,74 +92,37 @@ RICH: dict[str, dict[str, Any]] = {
     },
     fields.COUNT_TOKENS: {"messages": [{"role": "user", "content": [BLOCK]}], "system": "s"},
 }
-ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e300, "", "x", "x" * 5000, "\x00", "é🌊",
-    "data:,", "http://127.0.0.1/", "../../etc/passwd", "{{ 7*7 }}", "'; DROP TABLE keys; --", [], {}, [None], [[]],
-    [[[[[[]]]]]], {"": ""}, {"a": {"b": [{}]}}, ["x"] * 300, {"type": "text"}, {"type": ["text"]}, {"type": {}},
-    {"url": 5}, {"url": "file:///"}, "sim", "(a+)+$" * 200, {"pattern": "a" * 5000}, [{"role": "user"}],
-]  # fmt: skip
 NAMES = sorted({name for path in fields.PATHS for name in fields.known(path)} | {"type", "content", "role", "", "zzz"})
-HEADERS = """authorization x-api-key x-request-id x-request-timeout-s x-session-id traceparent tracestate accept
-content-type expect idempotency-key anthropic-version anthropic-beta origin cookie x-forwarded-for forwarded range
-if-none-match te connection""".split()
+# Of which the document has nothing to say.
+OTHER_HEADERS = """authorization x-api-key traceparent tracestate accept content-type expect anthropic-version
+anthropic-beta origin cookie x-forwarded-for forwarded range if-none-match te connection""".split()
 
 CALLERS = [LOCAL, Caller("1", "ada", "ada"), Caller("2", "bob", "bob", frozenset(SCOPES))]
-POLICIES = [
-    Policy(Limits()),
-    Policy(Limits(max_tokens=64, max_prompt_chars=500)),
-    Policy(Limits(unknown_fields="pass")),
+ALL_SCOPES = CALLERS[-1]
+SERVED: dict[str, Any] = {"engines": {"e": {"kind": "scripted"}}, "models": {"sim": {"engine": "e"}}}
+CONFIGS = [
+    Config(**SERVED, policy=policy)
+    for policy in ({}, {"max_tokens": 64, "max_prompt_chars": 500}, {"unknown_fields": "pass"})
 ]
+POLICIES = [Policy(config.policy) for config in CONFIGS]
+DOCUMENTS = [document(ROUTES, config) for config in CONFIGS]
 
 
-def whole(path: str) -> dict[str, Any]:
-    return copy.deepcopy({**LEAST[path], **RICH[path], "model": "sim"})
+def schema_of(path: str, whole: dict[str, Any] = DOCUMENTS[0]) -> dict[str, Any]:
+    schema: dict[str, Any] = whole["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return schema
 
 
-def mutated(random: Random, path: str) -> dict[str, Any]:
-    """A request in which a few things are left out, doubled, of another kind or in another place."""
-    body = whole(path)
-    for name in random.sample(list(body), random.randrange(len(body))):
-        if name not in LEAST[path] or random.random() < 0.05:
-            del body[name]
-    for _ in range(random.choice((0, 1, 1, 1, 2, 3, 8))):
-        mutate(random, body)
-    return body
+def body_of(random: Random, path: str, whole: dict[str, Any] = DOCUMENTS[0]) -> dict[str, Any]:
+    """As the document says it, for the model that is served."""
+    examples = {**LEAST[path], **RICH[path]}
+    body = drawn(random, schema_of(path, whole), whole, examples)
+    least = {} if random.random() < 0.1 else LEAST[path]
+    return {**least, **body, "model": "sim"}
 
 
-def mutate(random: Random, body: dict[str, Any]) -> None:
-    places = [*places_in(body)]
-    if not places:
-        return
-    holder, key = random.choice(places)
-    match random.randrange(6):
-        case 0:
-            del holder[key]
-        case 1:
-            holder[key] = odd(random)
-        case 2:
-            holder[key] = [holder[key], holder[key]]
-        case 3:
-            other, name = random.choice(places)
-            holder[key] = copy.deepcopy(other[name])
-        case 4 if isinstance(holder, dict):
-            holder[random.choice(NAMES)] = odd(random)
-        case _:
-            body[random.choice(NAMES)] = odd(random)
-
-
-def odd(random: Random) -> Any:
-    if random.random() < 0.8:
-        value = random.choice(ODD)
-        return copy.deepcopy(value)
-    return "".join(random.choices(string.printable, k=random.randrange(20)))
-
-
-def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Everything in a document, as what holds it and the key or index."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in list(items):
-        yield value, key
-        yield from places_in(inner)
+def odd_body(random: Random, path: str) -> Any:
+    return mutated(random, body_of(random, path, random.choice(DOCUMENTS)), NAMES)
 
 
 def checked(path: str, raw: bytes, policy: Policy, caller: Caller) -> dict[str, Any] | None:
@@ -185,7 +150,7 @@ def short(error: PenstockError) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_no_mutated_body_raises_anything_but_a_refusal(path: str, seed: int) -> None:
     random = Random(seed)
-    raw = json.dumps(mutated(random, path)).encode()
+    raw = json.dumps(odd_body(random, path)).encode()
     body = checked(path, raw, random.choice(POLICIES), random.choice(CALLERS))
     if body and path in (fields.CHAT, fields.TEXT) and not isinstance(body, Unfetched):
         try:
@@ -205,34 +170,61 @@ def test_nor_does_what_is_no_json(path: str, raw: bytes) -> None:
 def test_enough_of_the_mutations_pass_to_mean_something(path: str) -> None:
     random = Random(path)
     passed = sum(
-        checked(path, json.dumps(mutated(random, path)).encode(), POLICIES[0], LOCAL) is not None for _ in range(200)
+        checked(path, json.dumps(odd_body(random, path)).encode(), POLICIES[0], ALL_SCOPES) is not None
+        for _ in range(200)
     )
     assert 10 < passed < 195
 
 
-def header(random: Random) -> str:
-    kind = random.randrange(4)
-    if kind == 0:
-        return "".join(random.choices(string.ascii_letters + string.digits, k=random.randrange(40)))
-    if kind == 1:
-        return random.choice(
-            ["-1", "0", "nan", "1e999", "inf", "5", "100-continue", "close", "null", "*/*", "identity"]
-        )
-    if kind == 2:
-        return "".join(chr(random.randrange(0x20, 0x100)) for _ in range(random.randrange(30)))
-    return "x" * random.randrange(3000)
+@pytest.mark.parametrize("path", fields.PATHS)
+def test_what_is_drawn_from_the_document_is_what_it_allows(path: str) -> None:
+    random = Random(path)
+    for whole in DOCUMENTS:
+        allowed = validator(schema_of(path, whole), whole)
+        for _ in range(30):
+            body = drawn(random, schema_of(path, whole), whole)
+            assert not [error.message for error in allowed.iter_errors(body)], body
 
 
-async def status_of(caller: Client, request: bytes) -> int:
-    """Of the whole answer, after which the connection is ready for the next."""
+@pytest.mark.parametrize("path", fields.PATHS)
+def test_what_the_document_does_not_allow_is_refused(path: str) -> None:
+    """Also to who has every scope; the reverse is not promised."""
+    random = Random(path)
+    refused = 0
+    for policy, whole in zip(POLICIES, DOCUMENTS, strict=True):
+        schema = schema_of(path, whole)
+        allowed = validator(schema, whole)
+        for _ in range(COMPARED_A_ROUTE):
+            body = mutated(random, body_of(random, path, whole), NAMES)
+            as_good = body
+            if isinstance(body, dict) and policy.limits.unknown_fields == "refuse":
+                as_good = {name: value for name, value in body.items() if value or name in schema["properties"]}
+            wrong = next(allowed.iter_errors(as_good), None)
+            if wrong:
+                refused += 1
+                assert checked(path, json.dumps(body).encode(), policy, ALL_SCOPES) is None, (wrong.message, body)
+    assert refused > COMPARED_A_ROUTE / 3
+
+
+async def status_of(caller: Client, request: bytes) -> tuple[int, bytes]:
+    """Of the whole answer, after which the connection is ready for the next; and its body."""
     await caller.send(request)
     status, headers = await caller.head()
     while status < 200:
         status, headers = await caller.head()
-    await caller.body(headers)
+    body = await caller.body(headers)
     if headers.get("connection") == "close":
         caller.leave()
-    return status
+    return status, body
+
+
+def headers_of(random: Random, path: str) -> dict[str, str]:
+    """Of the document's parameters a few, and of other headers."""
+    whole = DOCUMENTS[0]
+    known = [resolved(parameter, whole) for parameter in whole["paths"][path]["post"]["parameters"]]
+    found = {of["name"]: header(random, of["schema"]) for of in random.sample(known, random.randrange(3))}
+    others = random.sample(OTHER_HEADERS, random.randrange(3))
+    return found | {name: header(random, {"type": "string"}) for name in others}
 
 
 @pytest.mark.anyio
@@ -241,13 +233,24 @@ async def test_no_mutated_request_is_answered_with_a_5xx(
     gateway: Running, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     random = Random(path)
+    responses = DOCUMENTS[0]["paths"][path]["post"]["responses"]
+    refusals = {
+        int(status): validator(content["schema"], DOCUMENTS[0])
+        for status, response in responses.items()
+        if status != "200" and (content := resolved(response, DOCUMENTS[0])["content"]["application/json"])
+    }
+    seen = set()
     async with simulator(mean_tokens=4) as sim:
         tree = {"engines": {"e": {"urls": [sim.url]}}, "models": {"sim": {"engine": "e"}}}
         async with gateway(**tree, gateway={"receive_timeout_s": 5}) as client, Client(str(client.base_url)) as caller:
             for _ in range(SENT_A_ROUTE):
-                headers = {random.choice(HEADERS): header(random).strip() for _ in range(random.randrange(4))}
-                body = mutated(random, path)
+                headers, body = headers_of(random, path), odd_body(random, path)
                 async with asyncio.timeout(SOON_S):
-                    assert await status_of(caller, post(body, path, headers)) < 500, (body, headers)
+                    status, said = await status_of(caller, post(body, path, headers))
+                assert status < 500, (body, headers)
+                if status != 200 and DELETE not in "".join(headers.values()):
+                    assert refusals[status].is_valid(json.loads(said)), (status, said, headers)
+                seen.add(status)
+    assert 400 in seen
     surprises = [record for record in caplog.records if record.name == "asyncio" or record.levelno >= logging.ERROR]
     assert not surprises, [record.getMessage() for record in surprises]

@@ -132,6 +132,8 @@ def test_a_pattern_within_the_bounds_passes_and_costs_no_more_for_being_slow() -
         (fields.CHAT, {"tools": [tool({}), tool(deep(40))]}, "tools[1]"),
         (fields.CHAT, {"tools": [tool({"enum": ["a" * 70_000]})]}, "tools[0]"),
         (fields.CHAT, {"tools": [tool({"enum": ["a" * 60_000]})] * 20}, "tools"),
+        (fields.TOKENIZE, {"tools": [tool({}), None]}, "tools[1]"),
+        (fields.TOKENIZE, {"tools": ["input_schema"]}, "tools[0]"),
         (fields.CHAT, {"structured_outputs": {"grammar": "a" * 70_000}}, "structured_outputs"),
         (fields.CHAT, {"structured_outputs": {"choice": ["a"] * 70_000}}, "structured_outputs"),
         (fields.CHAT, {"structured_outputs": {"json": "{"}}, "structured_outputs.json"),

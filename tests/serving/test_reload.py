@@ -290,6 +290,12 @@ async def test_what_needs_a_restart_is_refused_as_a_whole_and_named(
         assert (await ask(here.url, ASK)).status == 200
 
 
+async def largest_n(here: Followed) -> int:
+    """As the OpenAPI document has it."""
+    operation = (await here.client.get("/openapi.json")).json()["paths"]["/v1/chat/completions"]["post"]
+    return int(operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["n"]["maximum"])
+
+
 async def test_limits_and_policy_change(tmp_path: Path) -> None:
     async with simulator(itl_s=0.02) as sim, following(tmp_path, tree_of(sim)) as here:
         tree = tree_of(sim, policy={"max_n": 1})
@@ -301,8 +307,10 @@ async def test_limits_and_policy_change(tmp_path: Path) -> None:
         await until(lambda: sim.started == 2)
         assert (await ask(here.url, about(2, ASK))).status == 503
         assert (await ask(here.url, {**ASK, "n": 2})).status == 400
+        assert await largest_n(here) == 1
         await here.becomes(tree_of(sim))
         assert (await ask(here.url, {**about(3, ASK), "n": 2})).status == 200
+        assert await largest_n(here) == 8
         assert [said.done for said in await asyncio.gather(running, limited)] == [True, True]
 
 

@@ -47,6 +47,7 @@ TABLE = """
 GET     /health                     200  200   200     200    200  200     200   200
 GET     /ready                      200  200   200     200    200  200     200   200
 GET     /metrics                    401  401   401     200    403  200     403   403
+GET     /openapi.json               401  401   401     200    200  200     200   200
 GET     /v1/models                  401  401   401     200    200  200     200   200
 GET     /v1/models/sim              401  401   401     200    200  200     200   403
 GET     /v1/models/other            401  401   401     404    404  404     404   404
@@ -76,7 +77,7 @@ ENGINES_OWN = """/abort_requests /classify /cohere/v2/chat /cohere/v2/chat/rende
 /v1/chat/completions/render /v1/completions/derender /v1/completions/render /v1/load_lora_adapter /v1/messages/render
 /v1/realtime /v1/responses/render /v1/responses/resp_1 /v1/responses/resp_1/cancel /v1/systemone
 /v1/unload_lora_adapter /v2/embed /v2/rerank /version /wake_up /weight_checker /weight_info""".split()
-NOWHERE = ["/", "/docs", "/openapi.json", "/redoc", "/v1", "/v1/", "/admin", "/keys", "/debug", "/.env", "/sim/faults"]
+NOWHERE = ["/", "/docs", "/redoc", "/v1", "/v1/", "/admin", "/keys", "/debug", "/.env", "/sim/faults"]
 # What a relay asks of an engine: the inference routes, and what its probe looks at.
 REACHED = {*BODIES, "/health", "/v1/models", "/metrics"}
 

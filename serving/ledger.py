@@ -46,7 +46,8 @@ class Cost:
     asked: Asked | None = None
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
-    text: Sequence[str] = ()
+    texts: Sequence[Sequence[str]] = ()
+    """The pieces of each choice's."""
 
     @property
     def sent(self) -> bool:
@@ -245,7 +246,7 @@ def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     if type(limit) is int and limit > 0 and counts[1] > limit * choices_wanted(body):
         return False
-    return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(cost.text))
+    return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(map(any, cost.texts)))
 
 
 async def counted(cost: Cost) -> Used:
@@ -258,11 +259,11 @@ async def counted(cost: Cost) -> Used:
     prompt = len(await tokens_of(asked.path, asked.body, replica))
     if not prompt:
         return estimated(cost)
-    text = "".join(cost.text)
-    return Used(prompt, 0, await tokens_in(text, asked.body, replica) if text else 0)
+    texts = filter(None, map("".join, cost.texts))  # one by one, or the last word of one and the first of another join
+    return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
 
 
 def estimated(cost: Cost) -> Used:
     """Four characters a token for the prompt; a piece of a stream is a token, most often."""
     prompt = cost.asked.hint.prompt_tokens if cost.asked else 0
-    return Used(prompt, 0, len(cost.text), estimated=1)
+    return Used(prompt, 0, sum(map(len, cost.texts)), estimated=1)

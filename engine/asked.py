@@ -77,7 +77,7 @@ class Receiver(Protocol):
     """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause.
 
     `used` tells, once a try that has begun is over, however it ended, what the engine has counted, None if it never
-    said, and the pieces of text that came.
+    said, and the pieces of every choice's text that came.
     """
 
     source: Source | None
@@ -88,7 +88,7 @@ class Receiver(Protocol):
 
     def end(self, data: bytes) -> None: ...
 
-    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None: ...
+    def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None: ...
 
 
 class NoFirstByte(EngineTimeout):

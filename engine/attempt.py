@@ -133,7 +133,7 @@ class Attempt:
     def _settle(self, error: PenstockError | None, *, decided: bool) -> None:
         """What it tells of the replica, and the receiver of what it has cost."""
         if self.begun and self.reading:
-            self.receiver.used(self.reading.usage, self.reading.text)
+            self.receiver.used(self.reading.usage, self.reading.texts)
         replica = self.replica
         breaker = replica.breaker
         if not decided or isinstance(error, RateLimited):
@@ -153,7 +153,7 @@ class Attempt:
 
     @property
     def came(self) -> int:
-        return len(self.reading.text) if self.reading else 0
+        return sum(map(len, self.reading.texts)) if self.reading else 0
 
     @property
     def heard(self) -> bool:

@@ -149,13 +149,20 @@ class Joined:
     def end(self, data: bytes) -> None:
         self.receiver.end(self._joined(data))
 
-    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
+    def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None:
         """What the caller sees: one prompt, and all that was said."""
-        self.receiver.used(self._as_one(usage) if usage else None, [self.said.text, *text])
+        self.receiver.used(self._as_one(usage) if usage else None, [[self.said.text, *text] for text in texts])
 
     def _as_one(self, usage: Mapping[str, Any]) -> dict[str, Any]:
         more = {"prompt_tokens": -self.tokens, "completion_tokens": self.tokens}
-        return {name: count + more.get(name, 0) if name in more else count for name, count in usage.items()}
+        one = {name: count + more.get(name, 0) if name in more else count for name, count in usage.items()}
+        details = one.get("prompt_tokens_details")
+        if details and details.get("cached_tokens"):  # of the prompt alone, not of what was said
+            one["prompt_tokens_details"] = {
+                **details,
+                "cached_tokens": min(details["cached_tokens"], one["prompt_tokens"]),
+            }
+        return one
 
     def _joined(self, data: bytes) -> bytes:
         return b"".join(self._rewritten(event) + b"\n\n" for event in data.split(b"\n\n") if event)

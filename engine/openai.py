@@ -73,7 +73,7 @@ class Taken:
     def end(self, data: bytes) -> None:
         self.more(data)
 
-    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
+    def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None:
         """The stream itself says so."""
 
     def close(self) -> None:

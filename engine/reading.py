@@ -5,7 +5,7 @@ answer that is cut, not JSON, or not an answer. A `Reading` holds one stream's s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -38,7 +38,7 @@ class Reading:
 
     `began`: an event with content has come, so that the answer can no longer be had elsewhere unnoticed.
     `over`: its proper end has come; whatever follows is dropped.
-    `text`: the pieces of it that have come, where the family says so plainly.
+    `text`: the pieces of it that have come, where the family says so plainly; of several choices, the first one's.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,11 @@ class Reading:
         self.usage: Mapping[str, Any] | None = None
         self.text: list[str] = []
         self._splitter = sse.EventSplitter()
+
+    @property
+    def texts(self) -> Sequence[Sequence[str]]:
+        """The pieces of every choice."""
+        return (self.text,)
 
     def feed(self, data: bytes) -> bytes:
         if not self._splitter.rest and data[-2:] == b"\n\n" and b"\r" not in data and b"\n\n\n" not in data:
@@ -112,6 +117,11 @@ class OpenAIReading(Reading):
         self._before = NOTHING_LIKE_IT
         self._after = b""
         self._finished: set[int] = set()
+        self._others: dict[int, list[str]] = {}
+
+    @property
+    def texts(self) -> Sequence[Sequence[str]]:
+        return (self.text, *self._others.values())
 
     def feed(self, data: bytes) -> bytes:
         if data.startswith(self._before) and data.endswith(self._after) and not self._splitter.rest:
@@ -209,7 +219,9 @@ class OpenAIReading(Reading):
             if type(text) is not str:
                 raise StreamInterrupted(NO_CHUNK)
             self.began = True
-            self.text.append(text)  # last, for an event that is no good is not passed on
+            index = choice.get("index", 0)
+            pieces = self._others.setdefault(index, []) if index else self.text
+            pieces.append(text)  # last, for an event that is no good is not passed on
         return repaired
 
     def _read_delta(self, delta: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ class Heard:
 
     def __init__(self, exchange: Exchange, body: Mapping[str, Any]) -> None:
         self._text: list[str] = []
-        exchange.cost = self._cost = Cost(text=self._text, body=body)
+        exchange.cost = self._cost = Cost(texts=[self._text], body=body)
 
     async def __call__(self, delta: Delta) -> None:
         self._text.append(text_of(delta))

@@ -44,7 +44,7 @@ class Call:
     def came(self) -> int:
         """How many pieces of the answer have come."""
         source, cost = self.exchange.source, self.exchange.cost
-        return source.came if source else len(cost.text) if cost else 0
+        return source.came if source else sum(map(len, cost.texts)) if cost else 0
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -51,8 +51,9 @@ class Cost:
     asked: Asked | None = None
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
-    text: Sequence[str] = ()
     body: Mapping[str, Any] | None = None
+    texts: Sequence[Sequence[str]] = ()
+    """The pieces of each choice's."""
 
     @property
     def sent(self) -> bool:
@@ -241,7 +242,7 @@ def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     if type(limit) is int and limit > 0 and counts[1] > limit * choices_wanted(body):
         return False
-    return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(cost.text))
+    return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(map(any, cost.texts)))
 
 
 async def counted(cost: Cost) -> Used:
@@ -254,8 +255,8 @@ async def counted(cost: Cost) -> Used:
     prompt = len(await tokens_of(asked.path, asked.body, replica))
     if not prompt:
         return estimated(cost)
-    text = "".join(cost.text)
-    return Used(prompt, 0, await tokens_in(text, asked.body, replica) if text else 0)
+    texts = filter(None, map("".join, cost.texts))  # one by one, or the last word of one and the first of another join
+    return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
 
 
 def estimated(cost: Cost) -> Used:
@@ -265,7 +266,7 @@ def estimated(cost: Cost) -> Used:
     else:
         body = cost.body or {}
         prompt = sum(characters(body.get(name)) for name in PROMPT) // CHARS_PER_TOKEN
-    return Used(prompt, 0, sum(map(tokens_in_piece, cost.text)), estimated=1)
+    return Used(prompt, 0, sum(tokens_in_piece(piece) for pieces in cost.texts for piece in pieces), estimated=1)
 
 
 def tokens_in_piece(piece: str) -> int:

@@ -159,8 +159,8 @@ class Passing:
         if data:
             self.exchange.write(data)
 
-    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None:
-        self.cost.usage, self.cost.text = usage, text
+    def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None:
+        self.cost.usage, self.cost.texts = usage, texts
 
 
 def forwarded(exchange: Exchange) -> bytes:

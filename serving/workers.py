@@ -37,6 +37,7 @@ def hold(host: str, port: int) -> socket.socket:
 async def serve(config: Config, source: Source, address: tuple[str, int], ready: Callable[[Keys], None]) -> None:
     """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. `source` is followed. Raises
     StartError."""
+    metrics.limits_shared.forget()  # no limit is held here: whether they are shared, the workers say
     async with governed(config, address) as state, engines_here(config) as engines:
         workers = Workers(config, address, engines)
         running = asyncio.create_task(workers.run())

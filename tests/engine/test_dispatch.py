@@ -45,7 +45,7 @@ class Heard:
     def end(self, data: bytes) -> None:
         self.data += data
 
-    def used(self, usage: Mapping[str, Any] | None, text: Sequence[str]) -> None: ...
+    def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None: ...
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.sim import Fault, simulator
-from tests.reliability.client import CHAT, TEXT
+from tests.reliability.client import CHAT, TEXT, ask
 from tests.reliability.conftest import STREAM, WITH_USAGE, Behind, about
 
 pytestmark = pytest.mark.anyio
@@ -84,6 +84,19 @@ async def test_a_stream_that_breaks_again_and_again_is_continued_each_time(befor
     assert (said.text, said.done) == (wanted.text, True)
     assert said.usage
     assert said.usage["completion_tokens"] == wanted.completion_tokens
+
+
+async def test_what_was_cached_of_the_rest_is_told_of_the_prompt_alone(before: Behind) -> None:
+    """The replica that goes on finds its prompt in the cache, and the text so far, which is no part of the caller's."""
+    body = WITH_USAGE | {"max_tokens": 40}
+    async with simulator(Fault("cut", after=36), mean_tokens=100) as bad, simulator(mean_tokens=100) as other:
+        assert (await ask(other.url, body)).done
+        async with before(bad, other) as gateway:
+            said = await gateway.ask(body)
+    assert bad.started == 1
+    assert said.usage
+    assert said.usage["completion_tokens"] == 40
+    assert said.usage["prompt_tokens_details"]["cached_tokens"] == said.usage["prompt_tokens"]
 
 
 @pytest.mark.parametrize(

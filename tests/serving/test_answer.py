@@ -172,4 +172,4 @@ async def test_a_stream_counts_in_the_limits_while_it_runs(tmp_path: Path) -> No
     [([], 0), (["a", "b", ""], 3), (["x" * LONGEST_TOKEN_CHARS], 1), (["A whole sentence, held back. " * 4], 29)],
 )
 def test_a_long_piece_is_more_than_a_token(text: list[str], tokens: int) -> None:
-    assert estimated(Cost(text=text, body=BODY)).completion_tokens == tokens
+    assert estimated(Cost(texts=[text], body=BODY)).completion_tokens == tokens

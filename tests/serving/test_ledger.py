@@ -91,6 +91,19 @@ async def test_of_a_cut_stream_the_engine_is_asked_what_came(store: Store) -> No
     assert row["prompt_tokens"] > 0
 
 
+async def test_of_several_choices_that_are_cut_each_is_counted_by_itself(store: Store) -> None:
+    """Where the text of one ends and that of the other begins, no word spans both."""
+    async with simulator(Fault("cut", after=6)) as sim:
+        async with gateway_with(Ledger(store), sim) as client:
+            for number in range(10):
+                said = await ask(str(client.base_url), about(number, STREAM | {"n": 2}))
+                assert not said.done
+            await asyncio.sleep(1)
+        row = await sums(store)
+    assert (row["requests"], row["estimated"]) == (row["cut"], 0)
+    assert row["completion_tokens"] == 6 * row["requests"] > 0
+
+
 async def test_a_client_that_leaves_pays_for_what_came(store: Store) -> None:
     async with simulator(itl_s=0.05) as sim:
         async with gateway_with(Ledger(store), sim) as client:

@@ -5,7 +5,7 @@ While a call is under way, what else is to be asked collects for the next: the m
 What runs is leased, and renewed each second: of a gateway that is killed, everything is free again after LEASE_S.
 
 A request waits at most PATIENCE_S for Redis, and not at all while that is known to be gone (`serving/redis_health.py`);
-when it does again, what runs is leased anew. One Redis, or one with replicas, but no cluster.
+when it answers again, what runs is leased anew. One Redis, or one with replicas, but no cluster.
 """
 
 import asyncio

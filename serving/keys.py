@@ -44,14 +44,16 @@ class Keys:
             digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
         }
 
-    def learn(self, keys: Iterable[Key]) -> None:
-        """What has been stored, changed or revoked."""
+    def learn(self, keys: Iterable[Key], *, all: bool = False) -> None:
+        """What has been stored, changed or revoked; `all`: there are no others, so those known before are forgotten."""
+        stored = {} if all else self._stored
         for key in keys:
             self.closed = True
             if key.revoked_at is None:
-                self._stored[key.id.encode()] = (key.digest, key.caller)
+                stored[key.id.encode()] = (key.digest, key.caller)
             else:
-                self._stored.pop(key.id.encode(), None)
+                stored.pop(key.id.encode(), None)
+        self._stored = stored
 
     def limited(self) -> list[str]:
         """The names of the stored keys that have limits."""

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
-from penstock.callers import UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
+from penstock.callers import RESERVED_TENANTS, UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
 from penstock.home import home
 from penstock.store import Store
@@ -208,12 +208,18 @@ class Keyring:
             await self._same_pepper(connection)
 
     async def create(self, wanted: Wanted, actor: str) -> Made:
-        """Raises Conflict while a key of that name is live."""
+        """Raises Conflict while a key of that name is live, BadRequest for a tenant that is not for stored keys."""
         now = time.time()
         id = drawn(ID_CHARACTERS)
+        tenant = wanted.tenant or wanted.name
+        if tenant in RESERVED_TENANTS:
+            raise BadRequest(
+                f"the tenant {tenant} is that of callers whose keys are not stored: give this key another tenant",
+                param="tenant",
+            )
         row = wanted.model_dump(exclude={"expires"}) | {
             "holder": id,
-            "tenant": wanted.tenant or wanted.name,
+            "tenant": tenant,
             "scopes": sorted(wanted.scopes),
             "models": None if wanted.models is None else sorted(wanted.models),
             "created_at": now,

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from penstock import audit
-from penstock.callers import USUAL_SCOPES, Quota
+from penstock.callers import LOCAL, USUAL_SCOPES, Quota
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
 from penstock.keyring import NOTHING, Keyring, digest, duration_s, pepper, wanted
 from penstock.store import Store, opened
 from penstock.tables import keys
+from serving.keys import configured
 from tests.databases import save
 
 pytestmark = pytest.mark.anyio
@@ -75,6 +76,16 @@ async def test_a_plain_key_may_generate_with_all_models_for_ever(ring: Keyring) 
     assert (caller.tenant, caller.scopes) == ("plain", USUAL_SCOPES)
     assert (caller.models, caller.expires_at) == (None, None)
     assert caller.quota.is_unlimited
+
+
+@pytest.mark.parametrize("tenant", sorted({LOCAL.tenant, *(configured(number).tenant for number in range(2))}))
+async def test_no_key_is_made_in_the_tenant_of_callers_without_a_stored_one(ring: Keyring, tenant: str) -> None:
+    for fields in ({"name": tenant}, {"name": "a", "tenant": tenant}):
+        with pytest.raises(BadRequest, match="give this key another tenant") as raised:
+            await ring.create(wanted(fields), "me")
+        assert raised.value.param == "tenant"
+    made = await ring.create(named(tenant, tenant="ours"), "me")
+    assert made.stored.caller.tenant == "ours"
 
 
 async def test_the_key_itself_is_nowhere_in_the_database(ring: Keyring, store: Store, database: str) -> None:

@@ -51,3 +51,8 @@ class Caller:
 
 LOCAL = Caller("local", "local", "local", frozenset(SCOPES) - {"admin"})
 """Whoever calls from this machine while no keys are needed."""
+
+CONFIGURED = "config"
+"""The tenant of all keys of the configuration (`gateway.keys`)."""
+RESERVED_TENANTS = frozenset({CONFIGURED, LOCAL.tenant})
+"""Those that no stored key can be in."""

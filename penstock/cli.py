@@ -1,5 +1,12 @@
 """The `penstock` command. Each command imports what it needs when it runs, so that --help stays quick."""
 
+import sys
+
+from penstock import hangup
+
+if sys.argv[1:2] == ["serve"]:  # not later: to import the rest takes long enough to be ended by a signal
+    hangup.keep()
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,6 +72,8 @@ def serve(
         run(tree, source, say=typer.echo)
     except StartError as error:
         fail(error.message)
+    finally:
+        hangup.ignore()
 
 
 @app.command()

@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
-from penstock.callers import UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
+from penstock.callers import RESERVED_TENANTS, UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
 from penstock.home import home
 from penstock.store import Store
-from penstock.tables import keys, marks
+from penstock.tables import audit as entries
+from penstock.tables import changes, keys, marks
 
 SUBJECT = "keys"
 PREFIX = "sk-ps-"
@@ -41,7 +42,17 @@ LONGEST_S = 100 * 365 * 86400
 PEPPER_BYTES = 32
 
 # Made once: it is run all the time, and to make it costs more than to run it.
-SINCE = sa.select(keys).where(keys.c.change > sa.bindparam("after")).order_by(keys.c.change)
+NOW = sa.select(
+    sa.select(changes.c.number).where(changes.c.subject == SUBJECT).scalar_subquery().label("last_change"),
+    sa.select(sa.func.max(entries.c.number)).scalar_subquery().label("last_entry"),
+    sa.select(entries.c.digest).where(entries.c.number == sa.bindparam("entry")).scalar_subquery().label("entry_now"),
+).subquery("now")
+LAST_DIGEST = sa.select(entries.c.digest).where(entries.c.number == NOW.c.last_entry).scalar_subquery()
+SINCE = (
+    sa.select(NOW, LAST_DIGEST.label("last_digest"), keys)
+    .select_from(NOW.outerjoin(keys, keys.c.change > sa.bindparam("after")))
+    .order_by(keys.c.change)
+)
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 BigCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
@@ -161,6 +172,29 @@ class Made:
     stored: Key
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How far a copy has read: the last change that a key bore, and the audit log's last entry with its digest, which
+    no other history of the database has."""
+
+    change: int = 0
+    entry: int = 0
+    digest: str | None = None
+
+
+NOTHING = Seen()
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """`seen` is what has been read with this. `restored`: what was seen is no longer there, so that `keys` are not all
+    that may differ."""
+
+    keys: list[Key]
+    seen: Seen
+    restored: bool
+
+
 class Keyring:
     """Every change of a key, its entry in the audit log and the word to all copies are one transaction."""
 
@@ -174,12 +208,18 @@ class Keyring:
             await self._same_pepper(connection)
 
     async def create(self, wanted: Wanted, actor: str) -> Made:
-        """Raises Conflict while a key of that name is live."""
+        """Raises Conflict while a key of that name is live, BadRequest for a tenant that is not for stored keys."""
         now = time.time()
         id = drawn(ID_CHARACTERS)
+        tenant = wanted.tenant or wanted.name
+        if tenant in RESERVED_TENANTS:
+            raise BadRequest(
+                f"the tenant {tenant} is that of callers whose keys are not stored: give this key another tenant",
+                param="tenant",
+            )
         row = wanted.model_dump(exclude={"expires"}) | {
             "holder": id,
-            "tenant": wanted.tenant or wanted.name,
+            "tenant": tenant,
             "scopes": sorted(wanted.scopes),
             "models": None if wanted.models is None else sorted(wanted.models),
             "created_at": now,
@@ -236,10 +276,23 @@ class Keyring:
         async with self.store.read() as connection:
             return [Key.of(row) for row in (await connection.execute(query)).mappings()]
 
-    async def since(self, change: int) -> list[Key]:
-        """Those that later changes have written, in their order."""
+    async def since(self, seen: Seen) -> News:
+        """The keys that later changes have written, in their order; all, after NOTHING.
+
+        One statement, hence one moment. Every change of a key has its entry in the audit log, so a database that has
+        been put back lacks the last entry seen, or has another in its place, whatever has been changed since.
+        """
         async with self.store.read() as connection:
-            return [Key.of(row) for row in (await connection.execute(SINCE, {"after": change})).mappings()]
+            rows = (await connection.execute(SINCE, {"after": seen.change, "entry": seen.entry})).mappings().all()
+        now = rows[0]
+        found = [Key.of(row) for row in rows if row["id"] is not None]
+        # not the counter: while a dump is being put back, it may be there before the keys are
+        change = found[-1].change if found else seen.change
+        return News(
+            found,
+            Seen(change, now["last_entry"] or 0, now["last_digest"]),
+            restored=(now["last_change"] or 0) < seen.change or now["entry_now"] != seen.digest,
+        )
 
     async def _add(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Made:
         await connection.execute(

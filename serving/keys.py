@@ -5,18 +5,22 @@ what an unknown id does: nothing is learned from how long a refusal takes.
 """
 
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from penstock.callers import LOCAL, Caller, Scope
+from penstock.callers import CONFIGURED, LOCAL, RESERVED_TENANTS, Caller, Scope
 from penstock.config import LOOPBACK
 from penstock.errors import Forbidden, InvalidKey
 from penstock.keyring import ID, PEPPER_BYTES, Key, digest
+
+log = logging.getLogger(__name__)
 
 REMEDY = "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
 UNKNOWN = "the API key is not known here: check it for typing errors, or ask whoever runs this gateway"
@@ -44,14 +48,16 @@ class Keys:
             digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
         }
 
-    def learn(self, keys: Iterable[Key]) -> None:
-        """What has been stored, changed or revoked."""
+    def learn(self, keys: Iterable[Key], *, all: bool = False) -> None:
+        """What has been stored, changed or revoked; `all`: there are no others, so those known before are forgotten."""
+        stored = {} if all else self._stored
         for key in keys:
             self.closed = True
             if key.revoked_at is None:
-                self._stored[key.id.encode()] = (key.digest, key.caller)
+                stored[key.id.encode()] = (key.digest, apart(key.caller))
             else:
-                self._stored.pop(key.id.encode(), None)
+                stored.pop(key.id.encode(), None)
+        self._stored = stored
 
     def limited(self) -> list[str]:
         """The names of the stored keys that have limits."""
@@ -81,7 +87,23 @@ class Keys:
 
 def configured(number: int) -> Caller:
     """Whoever has a key of the configuration: no limits, all but the admin API."""
-    return Caller(f"config-{number}", f"config-{number}", "config", LOCAL.scopes)
+    return Caller(f"config-{number}", f"config-{number}", CONFIGURED, LOCAL.scopes)
+
+
+def apart(caller: Caller) -> Caller:
+    """A stored key that was made before its tenant was reserved shares nothing with those whom that is for: it gets a
+    tenant that no key can be given, `config (stored)`."""
+    if caller.tenant not in RESERVED_TENANTS:
+        return caller
+    tenant = f"{caller.tenant} (stored)"
+    log.warning(
+        "the tenant of the key %r, %s, is that of callers whose keys are not stored, so it counts as %r: "
+        "make a key with another tenant in its place",
+        caller.name,
+        caller.tenant,
+        tenant,
+    )
+    return replace(caller, tenant=tenant)
 
 
 def require(caller: Caller, scope: Scope) -> None:

@@ -17,6 +17,7 @@ from penstock import metrics
 from penstock.addresses import is_discovered
 from penstock.config import Config
 from penstock.errors import ConfigError, StartError
+from penstock.hangup import Hangup
 from penstock.source import Source
 from serving.admission import check_shared
 
@@ -51,9 +52,19 @@ class Reload:
         self.note = note
 
     async def run(self) -> NoReturn:
-        """Until cancelled."""
+        """Until cancelled. A SIGHUP that came before counts; afterwards whoever had the signal has it again."""
         told = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told.set)
+        loop = asyncio.get_running_loop()
+        # not the loop's own handler, which would leave a moment, between two, in which the signal ends the process
+        before = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(told.set))
+        if isinstance(before, Hangup) and before.came:
+            told.set()
+        try:
+            await self._follow(told)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    async def _follow(self, told: asyncio.Event) -> NoReturn:
         last = self.source.read_at
         while True:
             with suppress(TimeoutError):

@@ -15,7 +15,7 @@ from typing import NoReturn
 from penstock import audit
 from penstock.config import LOOPBACK, Config
 from penstock.errors import StartError
-from penstock.keyring import Keyring, pepper
+from penstock.keyring import NOTHING, Keyring, pepper
 from penstock.store import UNAVAILABLE, Store, opened, reason
 from serving.admission import check_shared
 from serving.keys import Keys
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 PATIENCE_S = 5.0
+RESTORED = (
+    "the database has been put back to an earlier state than was known here (change %d of the keys): all keys are read "
+    "again; a key that was revoked after that state was saved is valid again, until it is revoked once more"
+)
 
 
 @dataclass(frozen=True)
@@ -106,16 +110,18 @@ class Copy:
         self.keyring = keyring
         self.keys = keys
         self.config = config
-        self._change = 0
+        self._seen = NOTHING
         self._lost = False
 
     async def refresh(self) -> bool:
         """Whether anything has changed."""
-        changed = await self.keyring.since(self._change)
-        if changed:
-            self.keys.learn(changed)
-            self._change = changed[-1].change
-        return bool(changed)
+        news = await self.keyring.since(self._seen)
+        if restored := news.restored:
+            log.warning(RESTORED, self._seen.change)
+            news = await self.keyring.since(NOTHING)
+        self.keys.learn(news.keys, all=restored)
+        self._seen = news.seen
+        return bool(news.keys) or restored
 
     async def follow(self) -> NoReturn:
         """Whatever goes wrong, the next look may succeed: without this task no revocation would ever be known."""

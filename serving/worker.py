@@ -4,11 +4,15 @@ What it knows of the engines started here, the parent tells it; engines elsewher
 outlives its parent.
 """
 
+import signal
+
+if __name__ == "__main__":  # before all that takes long to import; the parent reads the configuration, and tells
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 import asyncio
 import ctypes
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -79,7 +83,6 @@ class Worker:
         """Until told to stop, and drained."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, lambda: self._drain(self._usual_drain()))
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent reads the configuration, and tells
         failed: asyncio.Future[None] = loop.create_future()
         failed.add_done_callback(lambda _: self._drain(Drain()))
         async with (

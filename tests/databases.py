@@ -1,14 +1,16 @@
 """Debian's Postgres, started for this run of the tests on a free port, and a fresh database for each test."""
 
+import asyncio
 import os
 import pwd
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,41 @@ class Postgres:
 
     def _control(self, *words: str) -> None:
         as_postgres([self.binaries / "pg_ctl", "-D", self.data, *words])
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A database as it was, to be put back while others use it."""
+
+    database: str
+    file: Path
+
+    async def put_back(self, *, at_once: bool = True) -> None:
+        """`at_once`: in one transaction; else table by table, as `pg_restore --clean` does."""
+        if self.database.startswith("sqlite"):
+            return copy(self.file, sqlite_file(self.database))
+        words = ["--clean", *(["--single-transaction"] if at_once else []), "--dbname", self.database, str(self.file)]
+        await asyncio.to_thread(subprocess.run, ["pg_restore", *words], check=True)
+
+
+async def save(database: str, folder: Path) -> Saved:
+    """With SQLite's own means, or Postgres's."""
+    saved = Saved(database, folder / "saved")
+    if database.startswith("sqlite"):
+        copy(sqlite_file(database), saved.file)
+    else:
+        words = ["pg_dump", "--format=custom", "--file", str(saved.file), database]
+        await asyncio.to_thread(subprocess.run, words, check=True)
+    return saved
+
+
+def sqlite_file(database: str) -> Path:
+    return Path(database.removeprefix("sqlite:///"))
+
+
+def copy(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target, timeout=10)) as writing:
+        reading.backup(writing)
 
 
 def as_postgres(words: list[str | Path]) -> None:

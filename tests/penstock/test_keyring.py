@@ -15,11 +15,13 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from penstock import audit
-from penstock.callers import USUAL_SCOPES, Quota
+from penstock.callers import LOCAL, USUAL_SCOPES, Quota
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
-from penstock.keyring import Keyring, digest, duration_s, pepper, wanted
+from penstock.keyring import NOTHING, Keyring, digest, duration_s, pepper, wanted
 from penstock.store import Store, opened
 from penstock.tables import keys
+from serving.keys import configured
+from tests.databases import save
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +76,16 @@ async def test_a_plain_key_may_generate_with_all_models_for_ever(ring: Keyring) 
     assert (caller.tenant, caller.scopes) == ("plain", USUAL_SCOPES)
     assert (caller.models, caller.expires_at) == (None, None)
     assert caller.quota.is_unlimited
+
+
+@pytest.mark.parametrize("tenant", sorted({LOCAL.tenant, *(configured(number).tenant for number in range(2))}))
+async def test_no_key_is_made_in_the_tenant_of_callers_without_a_stored_one(ring: Keyring, tenant: str) -> None:
+    for fields in ({"name": tenant}, {"name": "a", "tenant": tenant}):
+        with pytest.raises(BadRequest, match="give this key another tenant") as raised:
+            await ring.create(wanted(fields), "me")
+        assert raised.value.param == "tenant"
+    made = await ring.create(named(tenant, tenant="ours"), "me")
+    assert made.stored.caller.tenant == "ours"
 
 
 async def test_the_key_itself_is_nowhere_in_the_database(ring: Keyring, store: Store, database: str) -> None:
@@ -153,12 +165,29 @@ async def test_an_unknown_name_is_told_with_the_nearest(ring: Keyring) -> None:
 async def test_a_copy_is_told_what_has_changed_and_no_more(ring: Keyring) -> None:
     await ring.create(named("a"), "me")
     await ring.create(named("b"), "me")
-    first, second = await ring.since(0)
-    assert [key.caller.name for key in (first, second)] == ["a", "b"]
-    assert await ring.since(second.change) == []
+    read = await ring.since(NOTHING)
+    assert [key.caller.name for key in read.keys] == ["a", "b"]
+    again = await ring.since(read.seen)
+    assert (again.keys, again.seen, again.restored) == ([], read.seen, False)
     await ring.revoke("a", "me")
-    (changed,) = await ring.since(second.change)
-    assert (changed.id, changed.state) == (first.id, "revoked")
+    news = await ring.since(read.seen)
+    assert [(key.id, key.state) for key in news.keys] == [(read.keys[0].id, "revoked")]
+    assert not news.restored
+
+
+async def test_a_copy_is_told_of_another_history_whatever_its_number(
+    ring: Keyring, database: str, tmp_path: Path
+) -> None:
+    await ring.create(named("a"), "me")
+    saved = await save(database, tmp_path)
+    await ring.create(named("b"), "me")
+    read = await ring.since(NOTHING)
+    await saved.put_back()
+    assert (await ring.since(read.seen)).restored  # the number has fallen
+    for name in ("c", "d", "e"):
+        await ring.create(named(name), "me")
+        assert (await ring.since(read.seen)).restored  # it is the same again, then higher
+    assert [key.caller.name for key in (await ring.since(NOTHING)).keys] == ["a", "c", "d", "e"]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +289,7 @@ async def test_ten_thousand_keys_are_read_in_a_moment(ring: Keyring, store: Stor
         row = dict((await connection.execute(sa.select(keys))).mappings().one())
         many = [{**row, "id": f"{number:08}", "name": f"n{number}"} for number in range(10_000)]
         await connection.execute(keys.insert(), many)
-    read = await asyncio.wait_for(ring.since(0), 10)
+    read = (await asyncio.wait_for(ring.since(NOTHING), 10)).keys
     assert len(read) == 10_001
     assert sys.getsizeof(read[0].digest) < 100
     assert made.stored.id in {key.id for key in read}

@@ -84,6 +84,8 @@ def test_scripts_get_json() -> None:
         (["keys", "create", "--name", "a", "--rpm", "0"], "rpm: "),
         (["keys", "create", "--name", "a", "--scopes", "root"], "scopes"),
         (["keys", "create", "--name", "a", "--expires", "soon"], "expires: write a duration"),
+        (["keys", "create", "--name", "config"], "give this key another tenant"),
+        (["keys", "create", "--name", "a", "--tenant", "local"], "give this key another tenant"),
         (["keys", "rotate", "absent"], "no key is named 'absent'"),
         (["keys", "rotate", "a", "--overlap", "later"], "--overlap later: write a duration"),
         (["keys", "revoke", "absent"], "no key is named 'absent'"),

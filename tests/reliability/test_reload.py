@@ -4,8 +4,11 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,51 @@ async def test_sighup_without_a_file_is_told_and_harmless(tmp_path: Path) -> Non
     await asyncio.to_thread(signalled)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sighup_at_any_moment_ends_nothing_and_is_not_forgotten(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGUP_AT_EVERY_IMPORT)
+    file, port = tmp_path / "p.yaml", free_port()
+    write(file, {"engines": {"s": {"kind": "scripted"}}, "models": {"m": {"engine": "s"}}})
+    command = [*PENSTOCK, "serve", "--config", str(file), "--port", str(port), "--workers", str(workers)]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def hang_up(process: "subprocess.Popen[str]") -> None:
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.002)
+
+    with ThreadPoolExecutor() as threads:
+        with running(command, port, tmp_path, PYTHONPATH=path) as served:
+            served.until("p.yaml was read again; changed: nothing", 10)
+            sent = [line.split() for line in (tmp_path / "sent").read_text().splitlines()]
+            assert len({pid for pid, _ in sent}) == (1 if workers == 1 else 1 + workers)
+            assert [str(served.process.pid), "typer"] in sent
+            ended = threads.submit(hang_up, served.process)
+        ended.result()
+    assert served.process.returncode == 0, served.text[-2000:]
+    assert "replaced" not in served.text
+
+
 def test_the_bad_files_are_as_bad_as_they_are_meant_to_be() -> None:
     for text, _ in BAD[:-1]:
         assert yaml.safe_load(text)
+
+
+# Every process signals itself from the first module on that Penstock's own code imports beside its handler.
+HANGUP_AT_EVERY_IMPORT = """
+import os, signal, sys
+
+class AtEveryImport:
+    armed = False
+
+    def find_spec(self, name, path=None, target=None):
+        if name in ("penstock", "serving"):
+            self.armed = True
+        if self.armed and name not in FIRST:
+            with open(os.path.join(os.environ["PENSTOCK_HOME"], "sent"), "a") as sent:
+                sent.write(f"{os.getpid()} {name}\\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+
+FIRST = {"penstock", "penstock.cli", "penstock.hangup", "serving", "serving.worker", "signal", "types"}
+sys.meta_path.insert(0, AtEveryImport())
+"""

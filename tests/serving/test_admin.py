@@ -124,6 +124,8 @@ async def test_with_neither_kind_of_key_nobody_is_let_in(ring: Keyring) -> None:
         ("POST", "/admin/keys", {"name": "a", "scopes": ["root"]}, 400, "scopes"),
         ("POST", "/admin/keys", {"name": "a", "digest": "x"}, 400, "digest"),
         ("POST", "/admin/keys", {"name": "a", "expires": "soon"}, 400, "expires"),
+        ("POST", "/admin/keys", {"name": "config"}, 400, "tenant"),
+        ("POST", "/admin/keys", {"name": "a", "tenant": "local"}, 400, "tenant"),
         ("POST", "/admin/keys", [], 400, None),
         ("POST", "/admin/keys/a/rotate", {"overlap": "later"}, 400, "overlap"),
         ("POST", "/admin/keys/absent/rotate", {}, 404, "name"),

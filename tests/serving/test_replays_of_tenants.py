@@ -12,6 +12,7 @@ import pytest
 from engine.sim import Simulator, simulator
 from penstock.keyring import Keyring, wanted
 from penstock.store import Store, opened
+from penstock.tables import keys
 from penstock.used import used
 from serving.ledger import Ledger
 from tests.reliability.client import CHAT, Caller, ask, post
@@ -153,6 +154,30 @@ async def test_who_may_not_ask_is_not_given_what_another_key_of_the_tenant_was(
                 while (await post_as(client, made["gone"], headers)).status_code != 401:
                     await asyncio.sleep(0.1)
             assert sim.started == 2
+
+
+@pytest.mark.parametrize("headers", [{}, KEY], ids=["cache", "key"])
+async def test_a_stored_key_from_before_tenants_were_reserved_shares_nothing_with_configured_ones(
+    tmp_path: Path, headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    database = f"sqlite:///{tmp_path}/keys.db"
+    configured = ["sk-configured-0001", "sk-configured-0002"]
+    async with opened(database) as store, simulator() as sim:
+        ring = Keyring(store, PEPPER.encode())
+        made = [await ring.create(wanted({"name": name}), "test") for name in ("old", "older")]
+        async with store.begin() as connection:
+            await connection.execute(keys.update().values(tenant="config"))
+        tree: dict[str, Any] = {"engines": {"e": {"urls": [sim.url]}}, "models": {"sim": {"engine": "e"}}}
+        tree |= {"state": {"database": database, "pepper": PEPPER}, "response_cache": {"enabled": True}}
+        async with run_gateway(hot=True, stored=True, gateway={"keys": configured}, **tree) as client:
+            asking = [*configured, *(one.key for one in made)]
+            answers = [await post_as(client, key, headers) for key in asking]
+        mark = REPLAYED if headers else CACHE
+        given = [answer.headers.get(mark) in ("true", "hit") for answer in answers]
+        assert given == [False, True, False, True]
+        assert {row["tenant"] for row in await used(store, ["tenant"])} == {"config", "config (stored)"}
+        assert [key.described()["tenant"] for key in await ring.all()] == ["config", "config"]
+    assert "the tenant of the key 'old', config, is that of callers whose keys are not stored" in caplog.text
 
 
 async def test_limits_of_an_answer_are_not_told_again(tmp_path: Path) -> None:

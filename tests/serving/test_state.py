@@ -16,13 +16,14 @@ import sqlalchemy as sa
 from engine.scripted import Scripted
 from penstock import audit
 from penstock.config import Config
-from penstock.errors import StartError
+from penstock.errors import InvalidKey, StartError
 from penstock.keyring import ID, Keyring, digest, wanted
 from penstock.store import opened
 from penstock.tables import keys
 from serving import state as state_module
-from serving.state import governed, kept
-from tests.databases import Postgres
+from serving.keys import Keys
+from serving.state import Copy, governed, kept
+from tests.databases import Postgres, save
 from tests.serving.conftest import run_gateway
 
 pytestmark = pytest.mark.anyio
@@ -235,6 +236,72 @@ async def test_keys_go_on_while_the_database_is_gone_and_changes_are_known_when_
     lost = [record for record in caplog.records if "the database does not answer" in record.getMessage()]
     assert len(lost) == 2  # one of each gateway
     assert all(record.exc_info is None for record in lost)
+
+
+async def test_after_a_restore_gateways_forget_what_is_no_longer_there_and_see_what_is_revoked(
+    database: str, ring: Keyring, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    first, second = await made(ring, "first"), await made(ring, "second")
+    saved = await save(database, tmp_path)
+    later = [await made(ring, f"later{number}") for number in range(5)]
+    async with gateways(database) as clients:
+        assert [await status(client, key) for client in clients for key in (first, later[4])] == [200] * 4
+        await saved.put_back()
+        await asyncio.gather(*(becomes(401, client, key, within_s=6) for client in clients for key in later))
+        assert [await status(client, key) for client in clients for key in (first, second)] == [200] * 4
+        await ring.revoke("first", "test")  # whose number is one that was seen before
+        await asyncio.gather(*(becomes(401, client, first) for client in clients))
+        assert [await status(client, second) for client in clients] == [200, 200]
+    assert caplog.text.count("the database has been put back to an earlier state") == 2
+
+
+async def test_a_restore_that_is_followed_by_many_changes_before_the_next_look_is_seen(
+    database: str, ring: Keyring, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    kept_key = await made(ring, "kept")
+    saved = await save(database, tmp_path)
+    lost = await made(ring, "lost")
+    keys = Keys([], ring.pepper)
+    copy = Copy(ring, keys, Config(**tree(database)))
+    await copy.refresh()
+    await saved.put_back()
+    new = [await made(ring, f"new{number}") for number in range(5)]
+    await ring.revoke("kept", "test")
+    assert await copy.refresh()
+    for key in (kept_key, lost):
+        with pytest.raises(InvalidKey):
+            keys.check({b"x-api-key": key.encode()})
+    assert [keys.check({b"x-api-key": key.encode()}).name for key in new] == [f"new{number}" for number in range(5)]
+    assert "all keys are read again" in caplog.text
+    caplog.clear()
+    assert not await copy.refresh()
+    assert not caplog.records
+
+
+async def test_a_database_put_back_to_before_its_first_key_opens_nothing(
+    database: str, ring: Keyring, tmp_path: Path
+) -> None:
+    saved = await save(database, tmp_path)
+    key = await made(ring)
+    async with gateways(database, 1) as (client,):
+        assert await status(client, key) == 200
+        await saved.put_back()
+        await becomes(401, client, key, within_s=6)
+        assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_a_restore_table_by_table_ends_with_every_key_known(postgres: Postgres, tmp_path: Path) -> None:
+    database = await postgres.fresh()
+    async with opened(database) as store:
+        ring = Keyring(store, PEPPER.encode())
+        old = [await made(ring, f"old{number}") for number in range(3)]
+        saved = await save(database, tmp_path)
+        lost = await made(ring, "lost")
+        async with gateways(database, 1) as (client,):
+            for _ in range(3):
+                await saved.put_back(at_once=False)
+                await becomes(401, client, lost, within_s=6)
+                await asyncio.gather(*(becomes(200, client, key, within_s=6) for key in old))
 
 
 async def test_keys_go_on_while_the_database_hangs_and_the_end_does_not_wait_for_it(

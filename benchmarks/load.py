@@ -89,6 +89,7 @@ class Crowd:
         began = time.perf_counter()
         sent = 0
         while self.left > 0:
+            self.left -= 1
             due = began + sent / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             while self.idle and not self.idle[0].transport:

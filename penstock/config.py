@@ -7,11 +7,12 @@ A key that does not exist is an error which names the file, the line and the nea
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +20,7 @@ from pydantic_settings import (
 )
 
 from penstock.addresses import is_discovered, why_not
+from penstock.errors import StartError
 
 ENV_PREFIX = "PENSTOCK_"
 DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "base"}}}
@@ -76,7 +78,8 @@ class State(Section):
     """Where what outlasts a process is kept: a database, and for limits across processes Redis."""
 
     database: SecretStr | None = Field(
-        None, description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME [default: penstock.db in the home]"
+        None,
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME [default: penstock.db in the home]",
     )
     redis: SecretStr | None = Field(None, description="redis://HOST:PORT/0: limits hold across processes and gateways")
     redis_lost: Literal["open", "closed"] = Field(
@@ -85,6 +88,18 @@ class State(Section):
     pepper: SecretStr | None = Field(
         None, description="the secret under which keys are hashed [default: a file in the home, made when needed]"
     )
+
+    @field_validator("database", "redis")
+    @classmethod
+    def urls_can_be_used(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if url is not None:
+            from penstock.state_urls import check_redis, database_of
+
+            try:
+                (check_redis if info.field_name == "redis" else database_of)(url.get_secret_value())
+            except StartError as error:
+                raise ValueError(re.sub(r"^state\.\w+:? ", "", error.message)) from None
+        return url
 
     @field_validator("pepper")
     @classmethod

@@ -14,15 +14,13 @@ import asyncpg
 import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from penstock.errors import StartError
-from penstock.home import home
+from penstock.state_urls import Database, database_of
 from penstock.tables import changes
 
-DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_S = 5
 COMMAND_S = 15
 UNAVAILABLE = (OSError, sqlite3.Error, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -31,31 +29,18 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATING = 5067_1122  # any number of ours: who holds the lock of this name migrates
 
 
-def url_of(database: str | None) -> sa.URL:
-    """`postgresql://...` -> the same with the driver that is used; None: penstock.db in the home. Raises StartError."""
-    try:
-        url: sa.URL | None = make_url(database or f"sqlite:///{home() / 'penstock.db'}")
-        assert url is not None
-        url = url.set(drivername=DRIVERS[url.drivername.partition("+")[0]])
-    except (ArgumentError, KeyError):
-        url = None
-    if url is None or (url.get_backend_name() == "sqlite" and not url.database):
-        # without the text, which may hold a password
-        raise StartError("state.database must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME")
-    return url
-
-
 @asynccontextmanager
 async def opened(database: SecretStr | str | None) -> AsyncIterator["Store"]:
     """The store, its tables brought up to date. Raises StartError."""
-    url = url_of(database.get_secret_value() if isinstance(database, SecretStr) else database)
+    wanted = database_of(database.get_secret_value() if isinstance(database, SecretStr) else database)
+    wanted.check_files()
     store: Store | None = None
     try:
         try:
-            store = Store(engine_of(url))
+            store = Store(engine_of(wanted))
             await store.migrate()
         except UNAVAILABLE as error:
-            name = url.render_as_string(hide_password=True)
+            name = wanted.url.render_as_string(hide_password=True)
             raise StartError(f"the database {name} cannot be used: {reason(error)}") from error
         yield store
     finally:
@@ -65,13 +50,14 @@ async def opened(database: SecretStr | str | None) -> AsyncIterator["Store"]:
                     await store.engine.dispose()
 
 
-def engine_of(url: sa.URL) -> AsyncEngine:
+def engine_of(database: Database) -> AsyncEngine:
     """Raises OSError or sqlite3.Error where a file cannot be made."""
+    url = database.for_engine
     if url.get_backend_name() == "sqlite":
         make_file(Path(url.database or ""))
         return create_async_engine(url, connect_args={"timeout": BUSY_S})
-    limits = {"timeout": BUSY_S, "command_timeout": COMMAND_S}
-    return create_async_engine(url, pool_pre_ping=True, pool_size=5, pool_timeout=BUSY_S, connect_args=limits)
+    arguments = {"timeout": BUSY_S, "command_timeout": COMMAND_S} | database.arguments
+    return create_async_engine(url, pool_pre_ping=True, pool_size=5, pool_timeout=BUSY_S, connect_args=arguments)
 
 
 def make_file(file: Path) -> None:

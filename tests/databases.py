@@ -9,8 +9,8 @@ import sqlite3
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,39 @@ class Postgres:
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         self._control("start", "-w", "-t", str(START_S), "-l", str(self.data / "log"), "-o", options)
+
+    @asynccontextmanager
+    async def over_tls(self) -> AsyncIterator[Path]:
+        """While the block runs it speaks TLS, too. The file of the authority that has signed its certificate."""
+        folder = self.data.parent
+        key, certificate = folder / "tls.key", folder / "tls.crt"
+        words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        words += ["-subj", "/CN=penstock tests", "-addext", "subjectAltName=IP:127.0.0.1"]
+        as_postgres(["openssl", *words, "-keyout", key, "-out", certificate])
+        await self._setting(f"SET ssl_key_file = '{key}'", f"SET ssl_cert_file = '{certificate}'", "SET ssl = on")
+        try:
+            yield certificate
+        finally:
+            await self._setting("RESET ssl", "RESET ssl_key_file", "RESET ssl_cert_file")
+
+    async def _setting(self, *changes: str) -> None:
+        """Returns when new connections find them."""
+        connection = await asyncpg.connect(self.url("postgres"))
+        try:
+            loaded = await connection.fetchval("SELECT pg_conf_load_time()")
+            for change in changes:
+                await connection.execute(f"ALTER SYSTEM {change}")
+            await connection.execute("SELECT pg_reload_conf()")
+        finally:
+            await connection.close()
+        while True:
+            connection = await asyncpg.connect(self.url("postgres"))
+            try:
+                if await connection.fetchval("SELECT pg_conf_load_time()") > loaded:
+                    return
+            finally:
+                await connection.close()
+            await asyncio.sleep(0.05)
 
     def stop(self) -> None:
         """As a crash: whoever is connected is cut off."""

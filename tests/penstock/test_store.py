@@ -131,13 +131,107 @@ async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://x", "sqlite://", "nonsense", "sqlite:///", "postgresql//secret-word", "://secret-word@"]
+    "url",
+    [
+        "postgresql://u:secret-word@h:port/x",
+        "mysql://x",
+        "sqlite://",
+        "nonsense",
+        "sqlite:///",
+        "postgresql//secret-word",
+        "://secret-word@",
+    ],
 )
 async def test_an_address_of_no_database_is_told_without_repeating_it(url: str) -> None:
     with pytest.raises(StartError, match=r"state\.database must be") as raised:
         async with opened(url):
             pass
     assert "secret-word" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("sslmod=require", "unknown parameter 'sslmod', did you mean 'sslmode'? accepted are sslmode, sslrootcert,"),
+        ("colour=red", "unknown parameter 'colour': accepted are sslmode, sslrootcert, "),
+        ("password=secret-word", "unknown parameter 'password'"),
+        ("sslmode=yes", "sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("sslmode=", "the parameter sslmode has no value"),
+        ("sslmode", "the parameter sslmode has no value"),
+        ("connect_timeout=1&sslmode&host=a", "the parameter sslmode has no value"),
+        ("sslmode=require&sslmode=disable", "the parameter sslmode stands there more than once"),
+        ("connect_timeout=soon", "connect_timeout must be a whole number, 1 or more"),
+        ("connect_timeout=0", "connect_timeout must be a whole number, 1 or more"),
+        (
+            "sslmode=verify-full&sslrootcert=/no/ca.pem",
+            "sslrootcert names '/no/ca.pem', which cannot be read",
+        ),
+    ],
+)
+async def test_a_parameter_of_the_address_that_cannot_be_used_is_told_by_its_name(
+    parameters: str, message: str
+) -> None:
+    with pytest.raises(StartError) as raised:
+        async with opened(f"postgresql://penstock:secret-word@127.0.0.1:1/penstock?{parameters}"):
+            pass
+    assert raised.value.message.startswith(f"state.database: {message}")
+    assert "secret-word" not in str(raised.value)
+
+
+async def test_sqlite_takes_no_parameters(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="unknown parameter 'mode': a URL of SQLite has none"):
+        async with opened(f"sqlite:///{tmp_path}/x.db?mode=ro"):
+            pass
+
+
+async def said(database: str, query: str) -> object:
+    async with opened(database) as store, store.read() as connection:
+        return (await connection.exec_driver_sql(query)).scalar()
+
+
+ENCRYPTED = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+
+
+async def test_libpqs_parameters_do_what_they_do_there(postgres: Postgres) -> None:
+    database = await postgres.fresh()
+    assert await said(f"{database}?application_name=penstock-7&connect_timeout=3", "SHOW application_name") == (
+        "penstock-7"
+    )
+    assert await said(f"{database}?sslmode=prefer&prepared_statement_cache_size=0", ENCRYPTED) is False
+    elsewhere = database.replace("127.0.0.1", "").replace(f":{postgres.port}", "")
+    assert await said(f"{elsewhere}?host=127.0.0.1:{postgres.port}", "SELECT 1") == 1
+    with pytest.raises(StartError, match="rejected SSL upgrade"):
+        await said(f"{database}?sslmode=require", ENCRYPTED)
+
+
+async def test_over_tls_the_mode_says_how_much_is_verified(postgres: Postgres, tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=other", "-out", str(other)]
+    await asyncio.to_thread(
+        subprocess.run, ["openssl", *words, "-keyout", str(tmp_path / "key")], check=True, capture_output=True
+    )
+    database = await postgres.fresh()
+    by_name = database.replace("127.0.0.1", "localhost")
+    async with postgres.over_tls() as authority:
+        for parameters, expected in {
+            "sslmode=disable": False,
+            "sslmode=prefer": True,
+            "sslmode=require": True,
+            f"sslmode=require&sslrootcert={authority}": True,
+            f"sslmode=verify-ca&sslrootcert={authority}": True,
+            f"sslmode=verify-full&sslrootcert={authority}": True,
+        }.items():
+            assert await said(f"{database}?{parameters}", ENCRYPTED) is expected, parameters
+        assert await said(f"{by_name}?sslmode=verify-ca&sslrootcert={authority}", ENCRYPTED) is True
+        for refused in (
+            f"{by_name}?sslmode=verify-full&sslrootcert={authority}",
+            f"{database}?sslmode=verify-ca&sslrootcert={other}",
+            f"{database}?sslmode=require&sslrootcert={other}",
+        ):
+            with pytest.raises(StartError, match="certificate verify failed"):
+                await said(refused, ENCRYPTED)
+        with pytest.raises(StartError, match=r"root certificate file .* does not exist"):
+            await said(f"{database}?sslmode=verify-full", ENCRYPTED)
 
 
 async def test_a_database_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:

@@ -242,6 +242,10 @@ class Engine(Section):
         return self
 
 
+MOST_NAME_CHARS = 512
+"""As many as the ledger has room for."""
+
+
 class Model(Section):
     """A served model: the name clients ask for."""
 
@@ -295,6 +299,8 @@ class Config(BaseSettings):
     def models_name_engines(self) -> Self:
         if not self.models:
             raise ValueError("no model is served: add `models: {NAME: {engine: ENGINE}}`")
+        if long := [name for name in self.models if len(name) > MOST_NAME_CHARS]:
+            raise ValueError(f"models.{long[0][:40]}...: a name has {MOST_NAME_CHARS} characters at most")
         for name, model in self.models.items():
             if model.engine not in self.engines:
                 unknown = f"unknown engine {model.engine!r}{nearest(model.engine, self.engines)}"

@@ -41,6 +41,9 @@ fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another serv
 usage_unwritten = _all.gauge(
     "penstock_usage_unwritten", "1 while usage waits for a database that does not answer.", across="max"
 )
+usage_refused = _all.counter(
+    "penstock_usage_refused_total", "Batches of usage that the table would not take, left in `noted`."
+)
 usage_implausible = _all.counter("penstock_usage_implausible_total", "Engine's figures of usage that cannot be.")
 
 shed = _all.counter("penstock_shed_total", "Requests refused by limits, by whose they are.", "model", "reason")

@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy Core sees them. `penstock/migrations/` makes and changes them."""
 
-from sqlalchemy import JSON, BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -62,6 +62,7 @@ noted = Table(  # what is written and not yet added to `usage`: a row for each b
     metadata,
     Column("batch", String(32), primary_key=True),
     Column("rows", Text, nullable=False),  # JSON, see penstock/batches.py
+    Column("refused", Boolean),  # it could not be added, and stays
 )
 
 batches = Table(  # of usage, that have been written: one whose confirmation was lost is not written again

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from penstock.batches import add_up
+from penstock.batches import add_up_before_reading
 from penstock.store import Store
 from penstock.tables import usage
 
@@ -42,6 +42,6 @@ async def used(
         query = query.where(usage.c.day <= until)
     if key:
         query = query.where(usage.c.name == key)
-    await add_up(store)
+    await add_up_before_reading(store)
     async with store.read() as connection:
         return [dict(row) for row in (await connection.execute(query)).mappings()]

@@ -7,19 +7,19 @@ last batch; an ordinary end loses nothing.
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from engine.affinity import CHARS_PER_TOKEN
 from engine.asked import Asked
 from engine.pool import Pool
 from engine.reading import STREAMING, choices_wanted
+from engine.replica import Replica
 from engine.tokens import tokens_in, tokens_of
 from penstock import batches, metrics
 from penstock.callers import Caller
@@ -34,8 +34,8 @@ COUNTING = 8
 """How many requests are counted by engines at once; what waits longer than COUNT_WITHIN_S is estimated."""
 COUNT_WITHIN_S = 2.0
 LOOK_S = 0.05
-ADD_EVERY = 20
-"""Batches; who reads the usage adds them up before."""
+ADD_EVERY_S = 10.0
+"""Who reads the usage adds it up before."""
 MOST_TOKENS = 2**40
 """Of one request: far more than any engine could, and far less than a database's integers hold."""
 LONGEST_TOKEN_CHARS = 16
@@ -132,8 +132,11 @@ class Ledger:
         day = today()
         used = estimated(cost)
         try:
-            async with asyncio.timeout(COUNT_WITHIN_S), self._slots:
-                used = await counted(cost)
+            async with asyncio.timeout(COUNT_WITHIN_S):
+                if cost.pool:
+                    await one_usable(cost.pool)  # before it takes a slot that others' engines could use
+                async with self._slots:
+                    used = await counted(cost)
         except (PenstockError, TimeoutError) as error:
             log.debug("tokens are estimated: %s", error)
         finally:  # cancelled too: at the end there is no time to ask
@@ -142,22 +145,25 @@ class Ledger:
 
     async def run(self) -> None:
         """Writes twice a second; when it is cancelled, what is left."""
+        adding = asyncio.create_task(self._add_up())
         try:
-            for turn in itertools.count(1):
+            while True:
                 await asyncio.sleep(EVERY_S)
-                if await self._flush() and turn % ADD_EVERY == 0:
-                    await self._add_up()
+                await self._flush()
         finally:
+            adding.cancel()
+            await asyncio.wait([adding])
             await self.close()
-            await self._add_up()
 
-    async def _add_up(self) -> None:
-        """What cannot be added now is added later: it is written."""
-        try:
-            await batches.add_up(self.store)
-        except Exception as error:
-            unforeseen = None if isinstance(error, UNAVAILABLE) else error
-            log.warning("usage is written, and not yet added up: %s", reason(error), exc_info=unforeseen)
+    async def _add_up(self) -> NoReturn:
+        """Beside the writing, which does not wait for it. What cannot be added now is added later: it is written."""
+        while True:
+            await asyncio.sleep(ADD_EVERY_S)
+            try:
+                await batches.add_up(self.store, wait=False)
+            except Exception as error:
+                unforeseen = None if isinstance(error, UNAVAILABLE) else error
+                log.warning("usage is written, and not yet added up: %s", reason(error), exc_info=unforeseen)
 
     async def close(self) -> None:
         for task in list(self._counting):
@@ -250,13 +256,19 @@ async def counted(cost: Cost) -> Used:
     asked, pool = cost.asked, cost.pool
     if asked is None or pool is None:
         return estimated(cost)
-    while (replica := next((replica for replica in pool.replicas if replica.usable), None)) is None:
-        await asyncio.sleep(LOOK_S)  # the one that has just failed is being looked at
+    replica = await one_usable(pool)
     prompt = len(await tokens_of(asked.path, asked.body, replica))
     if not prompt:
         return estimated(cost)
     texts = filter(None, map("".join, cost.texts))  # one by one, or the last word of one and the first of another join
     return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
+
+
+async def one_usable(pool: Pool) -> Replica:
+    """Waits for one: that which has just failed is being looked at."""
+    while (replica := next((replica for replica in pool.replicas if replica.usable), None)) is None:
+        await asyncio.sleep(LOOK_S)
+    return replica
 
 
 def estimated(cost: Cost) -> Used:

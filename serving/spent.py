@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from penstock.batches import add_up
+from penstock.batches import add_up_before_reading
 from penstock.store import Store
 from penstock.tables import usage
 from serving.windows import Budget, Calendar
@@ -42,7 +42,7 @@ async def spent(store: Store, calendar: Calendar, whose: sa.ColumnElement[bool])
         .where(usage.c.day >= f"{calendar.month}-01", usage.c.day <= f"{calendar.month}-31", whose)
         .group_by(usage.c.key_id)
     )
-    await add_up(store)
+    await add_up_before_reading(store)
     async with store.read() as connection:
         rows = await connection.execute(query)
         return {key: Spent(day, int(in_day), int(in_month)) for key, in_day, in_month in rows}

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from random import Random
-from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 
 from penstock import batches
 from penstock.store import Store, opened
-from penstock.tables import noted, usage
+from penstock.tables import noted
 from penstock.used import used
 
 pytestmark = pytest.mark.anyio
@@ -58,15 +58,52 @@ async def test_more_batches_than_are_added_at_once_written_and_added_by_many_at_
     assert {one["key_id"]: one["requests"] for one in rows} == expected
 
 
-async def test_what_was_not_added_is_not_lost_when_adding_fails(store: Store) -> None:
+@pytest.mark.parametrize(
+    "document",
+    ["", "[[1]]", '{"columns": ["key_id"], "rows": [[1, 2]]}', '{"columns": ["day"], "rows": [["2026-11-22"]]}'],
+)
+async def test_a_batch_that_cannot_be_added_is_in_no_others_way(store: Store, document: str) -> None:
     await batches.write(store, "a", [row(1, 1)])
     async with store.begin() as connection:
-        await connection.execute(noted.insert().values(batch="b", rows="[[1]]"))
-    with pytest.raises(ValueError, match="zip"):
-        await batches.add_up(store)
+        await connection.execute(noted.insert().values(batch="b", rows=document))
+    await batches.write(store, "c", [row(1, 2)])
+    (found,) = await used(store, [])
+    assert found["requests"] == 3
+    assert await waiting(store) == 1  # for a person to look at
+    await batches.write(store, "d", [row(1, 4)])
+    (found,) = await used(store, [])
+    assert found["requests"] == 7
+
+
+async def test_what_postgres_will_not_take_is_in_no_others_way(store: Store) -> None:
+    if store.is_sqlite:
+        pytest.skip("SQLite takes text of any length")
+    await batches.write(store, "a", [row(1, 1), ("k1", "m" * 600, *row(1, 1)[2:])])
+    await batches.write(store, "b", [row(2, 2)])
+    (found,) = await used(store, [])
+    assert found["requests"] == 2
+    assert await waiting(store) == 1
+
+
+async def test_a_column_that_a_batch_does_not_know_is_none(store: Store) -> None:
+    """It was written before there was that column, or by a gateway that is older."""
+    known = [*batches.COLUMNS[:-1]]
+    document = orjson.dumps({"columns": known, "rows": [row(1, 1)[:-1]]}).decode()
     async with store.begin() as connection:
-        await connection.execute(sa.delete(noted).where(noted.c.batch == "b"))
-    await batches.add_up(store)
-    async with store.read() as connection:
-        found: list[Any] = [*(await connection.execute(sa.select(usage.c.requests))).scalars()]
-    assert found == [1]
+        await connection.execute(noted.insert().values(batch="a", rows=document))
+    (found,) = await used(store, [])
+    assert (found["requests"], found[batches.COLUMNS[-1]]) == (1, 0)
+
+
+async def test_while_another_process_adds_nobody_waits_long(store: Store) -> None:
+    if store.is_sqlite:
+        pytest.skip("of SQLite there is one writer")
+    await batches.write(store, "a", [row(1, 1)])
+    async with store.begin() as other:
+        await batches.alone(other, wait=True)
+        await batches.add_up(store, wait=False)
+        assert await waiting(store) == 1
+        await batches.write(store, "b", [row(1, 1)])
+        assert await used(store, ["key"]) == []  # after LOCK_S, and the log says so
+    (found,) = await used(store, [])
+    assert found["requests"] == 2

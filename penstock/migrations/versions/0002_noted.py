@@ -12,6 +12,7 @@ def upgrade() -> None:
         "noted",
         sa.Column("batch", sa.String(32), primary_key=True),
         sa.Column("rows", sa.Text, nullable=False),
+        sa.Column("refused", sa.Boolean),
     )
 
 

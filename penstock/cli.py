@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from penstock import keys_cli
+from penstock import eval_cli, keys_cli
 from penstock.shell import ConfigFile, explained, fail, loaded
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_cli.keys, name="keys")
 app.add_typer(keys_cli.audit, name="audit")
+app.add_typer(eval_cli.evals, name="eval")
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[

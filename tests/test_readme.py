@@ -28,6 +28,7 @@ MEASURES = ".venv/bin/python -m benchmarks."  # minutes each: what they are made
 TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training
 SERVES = ".venv/bin/penstock serve"
 KEEPS = (".venv/bin/penstock keys", ".venv/bin/penstock usage", ".venv/bin/penstock audit")
+EVALUATES = ".venv/bin/penstock eval"
 SIMULATES = ".venv/bin/penstock sim"
 SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
@@ -53,7 +54,9 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, *KEEPS, *MAKES)), command
+        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, *KEEPS, *MAKES)), (
+            command
+        )
 
 
 def test_keys_are_made_shown_replaced_and_withdrawn(tmp_path: Path) -> None:
@@ -95,6 +98,15 @@ def test_every_benchmark_shown_takes_the_options_shown(command: str) -> None:
     words = [sys.executable, *shlex.split(command)[1:], "--help"]
     shown = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
     assert shown.returncode == 0, shown.stderr
+
+
+def test_a_model_is_evaluated_as_shown(demo: Served, tmp_path: Path) -> None:
+    shown = [here(command, demo) for command in commands() if command.startswith(EVALUATES)]
+    for command in shown:
+        words = command.replace("README.md", str(REPOSITORY / "README.md")).replace("recipes/demo/model", str(DEMO))
+        done = subprocess.run(words.split(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, bool(done.stdout)) == (0, True), (command, done.stderr)
+    assert len(shown) == 5
 
 
 @pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from training.data import FAMILIES, conversation
+from evals.metrics import verbatim
+from training.data import FAMILIES
 from training.families.words import Conversation, Message
+from training.held_out import LONGEST_ANSWER, held_out
 
 BATCH = 50
-LONGEST_ANSWER = 160
 
 
 class Asked(NamedTuple):
@@ -31,20 +32,14 @@ class Asked(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        return self.answer == self.expected
+        return bool(verbatim(self.answer, [self.expected]))
 
 
 def exact_answers(folder: Path, items: int) -> dict[str, int]:
     """Exact answers of every family, out of `items` that no training seed can draw."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return {
-        family: sum(
-            asked.exact
-            for asked in ask(model, tokenizer, [conversation(family, "evaluation", i) for i in range(items)])
-        )
-        for family in FAMILIES
-    }
+    return {family: sum(asked.exact for asked in ask(model, tokenizer, held_out(family, items))) for family in FAMILIES}
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Conversation]) -> list[Asked]:

@@ -56,7 +56,7 @@ def test_help_names_the_commands_and_imports_nothing_that_only_they_need() -> No
     shown = subprocess.run(
         [sys.executable, "-c", f"{code}; print({heavy} & set(sys.modules))"], capture_output=True, text=True, check=True
     )
-    for command in ("serve", "chat", "models", "keys", "audit", "config", "doctor", "train"):
+    for command in ("serve", "chat", "models", "keys", "audit", "config", "doctor", "train", "eval"):
         assert command in shown.stdout
     assert shown.stdout.splitlines()[-1] == "set()"
 

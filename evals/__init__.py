@@ -1,0 +1,1 @@
+"""How good an answer is, how sure that is, and whether another model answers better."""

@@ -1,0 +1,61 @@
+"""Two runs of one task, item by item: is the second worse?"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from evals.metrics import Difference, paired_bootstrap
+from evals.runs import Result, Run
+from penstock.errors import BadRequest
+
+Verdict = Literal["regression", "improvement", "no difference shown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    before: Result
+    after: Result
+    difference: Difference
+
+    @property
+    def verdict(self) -> Verdict:
+        """A difference is shown when its interval has zero outside."""
+        low, high = self.difference.interval
+        return "regression" if high < 0 else "improvement" if low > 0 else "no difference shown"
+
+    def described(self) -> dict[str, Any]:
+        low, high = self.difference.interval
+        return {
+            "before": self.before.described(),
+            "after": self.after.described(),
+            "difference": self.difference.mean,
+            "interval": [low, high],
+            "p": self.difference.p,
+            "verdict": self.verdict,
+        }
+
+
+def compare(before: Run, after: Run) -> Comparison:
+    """Raises BadRequest where the runs are not of the same items and metric, or are not whole. What failed in `after`
+    counts against it; what failed in `before` would hide a regression, and is refused."""
+    if before.head.digest != after.head.digest:
+        raise BadRequest(
+            f"the runs are not of the same task: {described(before)}; {described(after)}. "
+            "The items, the metric and the sampling must be equal"
+        )
+    for run in (before, after):
+        if missing := run.head.items - len(run.records):
+            raise BadRequest(f"{described(run)}: {missing} items were not asked yet; run it again with the same --out")
+    if errors := before.result.errors:
+        raise BadRequest(
+            f"{described(before)}: {errors} items have no answer, and a comparison with them would flatter the second "
+            "run; run the first again with the same --out"
+        )
+    scores = {record.id: record.score for record in after.records}
+    pairs = [(record.score, scores[record.id]) for record in before.records]
+    first, second = zip(*pairs, strict=True)
+    return Comparison(before.result, after.result, paired_bootstrap(first, second))
+
+
+def described(run: Run) -> str:
+    head = run.head
+    return f"{head.task} by {head.metric}, {head.items} items, {head.model} ({head.digest})"

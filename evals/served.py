@@ -1,0 +1,72 @@
+"""Log-probabilities from any server with `/v1/completions` that echoes a prompt of tokens, and `/tokenize`, as vLLM."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from engine.connection import Client
+from engine.failures import from_answer
+from penstock.errors import EngineError, ModelNotFound, NotFound
+
+TIMEOUT_S = 600
+
+
+class Served:
+    """`base_url` with or without the `/v1` that OpenAI's clients want."""
+
+    def __init__(self, base_url: str, model: str, api_key: str | None = None) -> None:
+        self.model = model
+        self._client = Client(rooted(base_url), api_key)
+
+    async def tokens(self, text: str) -> list[int]:
+        try:
+            found = await self._post("/tokenize", {"prompt": text})
+        except ModelNotFound:
+            raise
+        except NotFound as error:
+            raise NotFound(
+                f"/tokenize: {error.message}. The perplexity of a served model needs a server that has it (vLLM, "
+                "Penstock), or the folder of the weights as --model"
+            ) from error
+        return list(found["tokens"])
+
+    async def text(self, tokens: Sequence[int]) -> str:
+        return str((await self._post("/detokenize", {"tokens": list(tokens)}))["prompt"])
+
+    async def logprobs(self, tokens: Sequence[int]) -> list[float]:
+        """Nothing is generated: `echo` with `max_tokens` 0 scores the prompt alone."""
+        asked = {"prompt": list(tokens), "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+        answer = await self._post("/v1/completions", asked)
+        try:
+            first, *found = answer["choices"][0]["logprobs"]["token_logprobs"]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineError("the server tells no log-probabilities of the prompt (`echo` with `logprobs`)") from error
+        found = found[: len(tokens) - 1]  # some servers generate a token all the same
+        if first is not None or len(found) != len(tokens) - 1 or not all(isinstance(one, float | int) for one in found):
+            raise EngineError(
+                f"the server told {len(found) + 1} log-probabilities for a prompt of {len(tokens)} tokens; it must "
+                "take prompts of tokens and echo them"
+            )
+        return [float(one) for one in found]
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        said = orjson.dumps({"model": self.model, **body})
+        answer = await self._client.ask("POST", path, said, timeout_s=TIMEOUT_S)
+        if answer.status != 200:
+            raise from_answer(answer.status, answer.body)
+        try:
+            found = orjson.loads(answer.body)
+        except orjson.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise EngineError(f"the server's answer on {path} is no JSON object")
+        return found
+
+
+def rooted(base_url: str) -> str:
+    """`http://127.0.0.1:8000/v1/` -> `http://127.0.0.1:8000`."""
+    return base_url.rstrip("/").removesuffix("/v1")

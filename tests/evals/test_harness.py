@@ -1,0 +1,290 @@
+"""Tasks put to a `Chat`, the runs they leave, and two runs beside each other."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from engine.openai import OpenAIChat
+from engine.pool import Pool
+from engine.replica import Replica
+from engine.sim import simulator
+from evals.compare import compare
+from evals.harness import ask_all, head
+from evals.metrics import wilson
+from evals.runs import Record, Run, result
+from evals.tasks import Item, Task
+from penstock.chat import ChatRequest, Emit, Message, Reply, Usage
+from penstock.errors import BadRequest, EngineError, EngineUnavailable, InvalidKey, RateLimited
+from tests.conftest import REPOSITORY, Served
+from training.evaluate_demo import ask
+from training.held_out import held_out, task
+
+FOLDER = REPOSITORY / "recipes/demo/model"
+
+
+def numbers(count: int) -> Task:
+    """`0` is to be answered by `0`, and so on."""
+    items = [Item(str(n), [{"role": "user", "content": str(n)}], [str(n)]) for n in range(count)]
+    return Task("numbers", "verbatim", items)
+
+
+@dataclass
+class Parrot:
+    """Says what it was told, but for what `says` makes of it; counts how many ask at once."""
+
+    says: Callable[[str], str] = lambda text: text
+    asked: list[str] = field(default_factory=list)
+    most: int = 0
+    now: int = 0
+
+    async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0.001)
+            self.asked.append(request.messages[-1].text)
+            text = self.says(request.messages[-1].text)
+        finally:
+            self.now -= 1
+        return Reply(Message(role="assistant", content=text), usage=Usage(3, 2))
+
+
+def put(task: Task, chat: Parrot, path: Path | None = None, concurrency: int = 4) -> Run:
+    run = Run.begin(head(task, "m"), path)
+    try:
+        asyncio.run(ask_all(task, chat, run, concurrency))
+    finally:
+        run.close()
+    return run
+
+
+def wrong_from(first: int) -> Callable[[str], str]:
+    return lambda text: text if int(text) < first else "no"
+
+
+def failing(*numbers: int) -> Callable[[str], str]:
+    def says(text: str) -> str:
+        if int(text) in numbers:
+            raise EngineError("it broke")
+        return text
+
+    return says
+
+
+def test_a_result_by_hand() -> None:
+    """10 items of 3 + 2 tokens, 8 of them right."""
+    found = put(numbers(10), Parrot(wrong_from(8))).result
+    assert (found.n, found.errors, found.cut, found.score) == (10, 0, 0, 0.8)
+    assert found.interval == wilson(8, 10)
+    assert found.tokens_per_correct == 50 / 8
+    assert found.latency_s
+    assert found.latency_s >= 0.001
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_are_asked_at_once_than_may_be(concurrency: int) -> None:
+    chat = Parrot()
+    put(numbers(12), chat, concurrency=concurrency)
+    assert chat.most == concurrency
+    assert sorted(map(int, chat.asked)) == list(range(12))
+
+
+def test_items_that_fail_are_counted_and_told() -> None:
+    run = put(numbers(5), Parrot(failing(1, 3)))
+    found = run.result
+    assert (found.n, found.errors, found.score) == (5, 2, 3 / 5)
+    assert {one.id: one.error for one in run.records if one.error} == dict.fromkeys("13", "EngineError: it broke")
+
+
+def test_nothing_right_has_no_price() -> None:
+    assert put(numbers(2), Parrot(wrong_from(0))).result.tokens_per_correct is None
+    assert result(head(numbers(1), "m"), [Record("0", error="x")]).latency_s is None
+
+
+def test_a_wrong_key_ends_it_at_once() -> None:
+    def says(text: str) -> str:
+        raise InvalidKey("no such key")
+
+    chat = Parrot(says)
+    with pytest.raises(InvalidKey, match="no such key"):
+        put(numbers(50), chat)
+    assert len(chat.asked) <= 4
+
+
+def test_who_is_told_to_wait_asks_again() -> None:
+    first = iter([True] * 2)
+
+    def says(text: str) -> str:
+        if next(first, False):
+            raise RateLimited("slowly", retry_after_s=0)
+        return text
+
+    chat = Parrot(says)
+    assert put(numbers(3), chat).result.score == 1
+    assert len(chat.asked) == 5
+
+
+def test_who_is_always_told_to_wait_gives_up() -> None:
+    def says(text: str) -> str:
+        raise RateLimited("slowly", retry_after_s=0)
+
+    chat = Parrot(says)
+    assert put(numbers(1), chat).records[0].error == "RateLimited: slowly"
+    assert len(chat.asked) == 5
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_server_that_goes_is_told_of_each_item_unless_it_was_never_there(answered: int) -> None:
+    def says(text: str) -> str:
+        if int(text) >= answered:
+            raise EngineUnavailable("nobody answers", retry_after_s=0)
+        return text
+
+    if not answered:
+        with pytest.raises(EngineUnavailable, match="nobody answers"):
+            put(numbers(20), Parrot(says), concurrency=1)
+    else:
+        found = put(numbers(20), Parrot(says), concurrency=1).result
+        assert (found.n, found.errors, found.score) == (20, 19, 1 / 20)
+
+
+def test_a_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    """Four answers, one failure, half a line: the failure and what is missing are asked, and nothing else."""
+    path = tmp_path / "run.jsonl"
+    whole = put(numbers(8), Parrot(failing(2)), path, concurrency=1)
+    kept = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(kept[:6]) + kept[6][:20])
+    chat = Parrot()
+    run = put(numbers(8), chat, path)
+    assert sorted(chat.asked) == ["2", "5", "6", "7"]
+    assert run.result.score == 1
+    again = Run.read(path)
+    assert again.head == whole.head
+    assert {record.id: record.score for record in again.records} == {str(n): 1.0 for n in range(8)}
+    assert len(path.read_bytes().splitlines()) == 1 + 5 + 4
+    assert put(numbers(8), chat, path).result.n == 8
+    assert len(chat.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [(numbers(3), "digest"), (replace(numbers(2), metric="f1"), "metric"), (replace(numbers(2), name="x"), "task")],
+)
+def test_another_run_is_not_gone_on_with(tmp_path: Path, other: Task, says: str) -> None:
+    path = tmp_path / "run.jsonl"
+    put(numbers(2), Parrot(), path)
+    before = path.read_bytes()
+    with pytest.raises(BadRequest, match=f"its {says} is .* --out"):
+        put(other, Parrot(), path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "hello\n", "{}\n", '{"task": 1}\n', "[1]\n"])
+def test_what_is_no_run_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadRequest, match="is no run"):
+        Run.read(path)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="cannot write the run"):
+        put(numbers(1), Parrot(), tmp_path / "none" / "run.jsonl")
+    with pytest.raises(BadRequest, match="cannot read the run"):
+        Run.read(tmp_path / "none")
+
+
+def test_a_run_that_is_worse_on_its_own_items_is_a_regression() -> None:
+    before, after = put(numbers(60), Parrot(wrong_from(50))), put(numbers(60), Parrot(wrong_from(40)))
+    found = compare(before, after)
+    assert (found.before.score, found.after.score) == (50 / 60, 40 / 60)
+    assert found.difference.mean == pytest.approx(-10 / 60)
+    assert found.verdict == "regression"
+    assert compare(after, before).verdict == "improvement"
+    assert compare(before, before).verdict == "no difference shown"
+
+
+def test_one_item_of_many_shows_no_difference() -> None:
+    found = compare(put(numbers(60), Parrot()), put(numbers(60), Parrot(wrong_from(59))))
+    assert found.difference.mean < 0
+    assert found.verdict == "no difference shown"
+
+
+def test_items_are_paired_whatever_order_they_came_in(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run = put(numbers(20), Parrot(wrong_from(10)), path)
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"".join(reversed(rest)))
+    assert compare(run, Run.read(path)).difference.interval == (0, 0)
+
+
+def test_runs_that_cannot_be_compared_are_refused() -> None:
+    whole = put(numbers(4), Parrot())
+    with pytest.raises(BadRequest, match="not of the same task"):
+        compare(whole, put(numbers(5), Parrot()))
+    partial = Run(whole.head, {record.id: record for record in whole.records[:3]})
+    for pair in ((whole, partial), (partial, whole)):
+        with pytest.raises(BadRequest, match="1 items were not asked yet"):
+            compare(*pair)
+    failed = put(numbers(4), Parrot(failing(0)))
+    with pytest.raises(BadRequest, match="flatter the second"):
+        compare(failed, whole)
+    assert compare(whole, failed).difference.mean == -1 / 4
+
+
+async def killed_once(folder: Path) -> tuple[int, int, int]:
+    """Lines when it was killed, lines at the end, and requests that the engine has seen."""
+    questions, out = folder / "task.jsonl", folder / "run.jsonl"
+    rows = [json.dumps({"prompt": f"Question {n}?", "answer": "a"}) for n in range(24)]
+    questions.write_text("\n".join(rows))
+    penstock = str(Path(sys.executable).parent / "penstock")
+    async with simulator(itl_s=0.01) as sim:
+        command = [penstock, "eval", str(questions), "--model", "sim", "--base-url", sim.url, "--out", str(out)]
+        first = await asyncio.create_subprocess_exec(*command, "--concurrency", "2", stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(60):
+            while not out.exists() or out.read_bytes().count(b"\n") < 6:
+                await asyncio.sleep(0.01)
+        first.kill()
+        await first.communicate()
+        before = out.read_bytes().count(b"\n") - 1
+        second = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        await second.communicate()
+        assert second.returncode == 0
+        return before, len(Run.read(out).records), len(sim.requests)
+
+
+def test_a_killed_run_asks_only_the_rest(tmp_path: Path) -> None:
+    before, after, requests = asyncio.run(killed_once(tmp_path))
+    assert 5 <= before < after == 24
+    assert 24 <= requests <= 24 + 2  # what was under way when it was killed is asked twice
+
+
+@pytest.mark.parametrize("family", ["one_passage", "tool_call", "extraction", "react"])
+def test_the_engine_answers_as_transformers_does(exact: Served, family: str) -> None:
+    """The one count through the served model, the other over the exported weights: the same items are right."""
+    items = 12
+
+    async def served() -> Run:
+        asked = task(family, items)
+        run = Run.begin(head(asked, "demo"), None)
+        replica = Replica.at("exact", exact.url)
+        replica.set_ready(True)
+        try:
+            await ask_all(asked, OpenAIChat(Pool("exact", [replica], 0)), run)
+        finally:
+            replica.close()
+        return run
+
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    here = ask(model, PreTrainedTokenizerFast.from_pretrained(FOLDER), held_out(family, items))
+    there = {record.id: record for record in asyncio.run(served()).records}
+    assert [one.exact for one in here] == [bool(there[f"{family}/{index}"].score) for index in range(items)]
+    assert sum(one.exact for one in here) >= items // 2
+    assert not any(record.error for record in there.values())

@@ -21,7 +21,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from penstock.store import Store
 from penstock.tables import audit
 
-Action = Literal["key.created", "key.rotated", "key.revoked", "gateway.started", "gateway.stopped", "config.reloaded"]
+Action = Literal[
+    "key.created",
+    "key.rotated",
+    "key.revoked",
+    "gateway.started",
+    "gateway.stopped",
+    "config.reloaded",
+    "version.added",
+    "alias.moved",
+    "artifacts.deleted",
+]
 
 SUBJECT = "audit"
 BEGINNING = "0" * 64

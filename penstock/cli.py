@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from penstock import eval_cli, keys_cli
+from penstock import eval_cli, keys_cli, registry_cli
+from penstock.references import Reference, is_reference
 from penstock.shell import ConfigFile, explained, fail, loaded
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(keys_cli.keys, name="keys")
 app.add_typer(keys_cli.audit, name="audit")
 app.add_typer(eval_cli.evals, name="eval")
+app.add_typer(registry_cli.registry, name="registry")
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[
@@ -37,7 +39,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="A folder, or a Hugging Face id [default: what is configured]")
+        str | None,
+        typer.Argument(help="A folder, registry:NAME@ALIAS, or a Hugging Face id [default: what is configured]"),
     ] = None,
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="The address to bind [default: 127.0.0.1]")] = None,
@@ -251,9 +254,14 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def started_here(model: str) -> dict[str, Any]:
-    """`org/name` is served as `org/name`, a folder by its own name."""
+    """`org/name` is served as `org/name`, a folder by its own name, `registry:demo@production` as `demo`."""
     path = Path(model).expanduser()
     name = path.resolve().name if path.is_dir() else model
+    if is_reference(model):
+        try:
+            name = Reference.of(model).name
+        except ValueError as error:
+            fail(str(error))
     return {"engines": {"base": {"model": model}}, "models": {name: {"engine": "base"}}}
 
 

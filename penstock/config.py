@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from penstock.addresses import is_discovered, why_not
 from penstock.errors import StartError
+from penstock.references import Reference, is_reference
 
 ENV_PREFIX = "PENSTOCK_"
 DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "base"}}}
@@ -109,6 +110,21 @@ class State(Section):
         return pepper
 
 
+class Registry(Section):
+    """Where the files of registered models are kept; what is said of them is in the database."""
+
+    artifacts: str | None = Field(
+        None, description="a directory, or an fsspec URL such as s3://BUCKET/PREFIX [default: artifacts in the home]"
+    )
+
+    @field_validator("artifacts")
+    @classmethod
+    def artifacts_are_somewhere(cls, place: str | None) -> str | None:
+        if place is not None and not place.strip():
+            raise ValueError("name a directory or a URL, or leave it out")
+        return place
+
+
 class Admin(Section):
     """The admin API, on a port of its own."""
 
@@ -186,7 +202,9 @@ class Engine(Section):
     """A pool of identical replicas: started and supervised here (`model`), or running elsewhere (`urls`)."""
 
     kind: Literal["scripted"] | None = Field(None, description="`scripted`: set answers, without any model")
-    model: str | None = Field(None, description="`demo`, a directory, or a Hugging Face id; with urls: its name there")
+    model: str | None = Field(
+        None, description="`demo`, a directory, registry:NAME@ALIAS, or a Hugging Face id; with urls: its name there"
+    )
     urls: dict[str, float] = Field({}, description="where it runs: a list, or a mapping of addresses to weights")
     api_key: SecretStr | None = Field(None, description="sent to the servers in `urls`")
     replicas: int = Field(1, ge=1)
@@ -237,6 +255,8 @@ class Engine(Section):
             raise ValueError("an engine needs `model` (started here) or `urls` (running elsewhere)")
         if self.urls and (self.options or self.env or self.replicas != 1 or self.device != "auto"):
             raise ValueError("`options`, `env`, `device` and `replicas` are for engines started here, not for `urls`")
+        if self.model and not self.urls and is_reference(self.model):
+            Reference.of(self.model)
         if self.api_key and not self.urls:
             raise ValueError("`api_key` is for `urls`; an engine started here is reached by its socket alone")
         return self
@@ -272,6 +292,7 @@ class Config(BaseSettings):
 
     gateway: Gateway = Gateway()
     state: State = State()
+    registry: Registry = Registry()
     admin: Admin = Admin()
     policy: Policy = Policy()
     response_cache: ResponseCache = ResponseCache()

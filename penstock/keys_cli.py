@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from penstock.shell import ConfigFile, explained, fail, loaded
+from penstock.shell import ConfigFile, actor, explained, fail, loaded
 
 if TYPE_CHECKING:
     from penstock.audit import Verdict
@@ -175,18 +175,12 @@ def with_store(config: ConfigFile, do: "Callable[[Store], Awaitable[T]]") -> T:
 
 def with_keyring(config: ConfigFile, do: "Callable[[Keyring, str], Awaitable[T]]") -> T:
     """`do` is given the name under which the audit log has who types. Raises PenstockError."""
-    import getpass
-
     from penstock.keyring import Keyring, pepper
 
     secret = loaded(config).state.pepper
 
     async def done(store: "Store") -> T:
-        try:
-            actor = f"cli:{getpass.getuser()}"
-        except (OSError, KeyError):
-            actor = "cli"
-        return await do(Keyring(store, pepper(secret)), actor)
+        return await do(Keyring(store, pepper(secret)), actor())
 
     return with_store(config, done)
 

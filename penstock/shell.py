@@ -26,6 +26,16 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def actor() -> str:
+    """Who types, as the audit log has it."""
+    import getpass
+
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (OSError, KeyError):
+        return "cli"
+
+
 class explained:
     """Turns a PenstockError inside the block into its message and exit status 1."""
 

@@ -1,6 +1,19 @@
 """The tables, as SQLAlchemy Core sees them. `penstock/migrations/` makes and changes them."""
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 metadata = MetaData()
 
@@ -83,4 +96,48 @@ audit = Table(
     Column("details", Text, nullable=False),  # JSON
     Column("previous", String(64), nullable=False),
     Column("digest", String(64), nullable=False),
+)
+
+versions = Table(  # of models: written once, never changed
+    "versions",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),  # full, adapter, quantized, reward
+    Column("parent", String(128)),  # the version it was made from: NAME@NUMBER
+    Column("origin", String(256)),  # where it was imported from: a Hugging Face id with its revision
+    Column("digest", String(64), nullable=False, index=True),  # of `files`
+    Column("files", JSON, nullable=False),  # {path: {sha256, size}}
+    Column("template", String(64)),  # digests of the chat template and of the tokenizer
+    Column("tokenizer", String(64)),
+    Column("recipe", Text),
+    Column("data", JSON, nullable=False),  # {name: SHA-256}
+    Column("metrics", JSON, nullable=False),  # {name: number}
+    Column("card", Text),  # README.md
+    Column("created_at", Float, nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("change", BigInteger, nullable=False, index=True),  # of the subject `versions`
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("alias", String(96), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("change", BigInteger, nullable=False, index=True),  # of the subject `aliases`, which wrote this row last
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+)
+
+alias_moves = Table(  # every change of `aliases`
+    "alias_moves",
+    metadata,
+    Column("change", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(96), nullable=False, index=True),
+    Column("alias", String(96), nullable=False),
+    Column("from_version", Integer),
+    Column("to_version", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("report", JSON),  # of the gate, where there was one
 )

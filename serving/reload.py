@@ -31,6 +31,7 @@ FIXED: Sequence[Path] = (
     ("gateway", "workers"),
     ("admin",),
     ("state",),
+    ("registry",),
     ("log",),
 )
 NO_FILE = "SIGHUP: there is no configuration file to read again; `penstock serve --config FILE` has one"

@@ -21,6 +21,7 @@ from engine.scripted import Scripted
 from engine.supervisor import Supervisor
 from penstock.config import Config, Engine, Gateway, Script
 from penstock.home import run_dir
+from registry.resolve import with_local_models
 from serving.answer import Answer
 from serving.relay import Relay
 
@@ -147,7 +148,8 @@ async def engines_here(config: Config) -> AsyncIterator[Engines]:
     """Starts the engines that run here; on leaving, drains and ends them. Raises StartError."""
     folder = run_dir()
     sockets = (folder / f"{number}.sock" for number in itertools.count())
-    local = {name: engine for name, engine in config.engines.items() if engine.model and not engine.urls}
+    named = {name: engine for name, engine in config.engines.items() if engine.model and not engine.urls}
+    local = await with_local_models(config, named)
     here = machine.detect().shared_by(sum(engine.replicas for engine in local.values())) if local else None
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     try:

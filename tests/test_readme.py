@@ -29,6 +29,7 @@ TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/trai
 SERVES = ".venv/bin/penstock serve"
 KEEPS = (".venv/bin/penstock keys", ".venv/bin/penstock usage", ".venv/bin/penstock audit")
 EVALUATES = ".venv/bin/penstock eval"
+REGISTERS = ".venv/bin/penstock registry"
 SIMULATES = ".venv/bin/penstock sim"
 SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
@@ -54,9 +55,9 @@ def yaml_blocks() -> list[str]:
 def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
-        assert command.startswith((*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, *KEEPS, *MAKES)), (
-            command
-        )
+        assert command.startswith(
+            (*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, REGISTERS, *KEEPS, *MAKES)
+        ), command
 
 
 def test_keys_are_made_shown_replaced_and_withdrawn(tmp_path: Path) -> None:
@@ -67,6 +68,26 @@ def test_keys_are_made_shown_replaced_and_withdrawn(tmp_path: Path) -> None:
         done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, bool(done.stdout)) == (0, True), (command, done.stderr)
     assert len(kept) == 6
+
+
+def test_versions_are_registered_as_shown_and_one_goes_round(tmp_path: Path) -> None:
+    shown = registered(tmp_path)
+    assert len(shown) == 8
+    assert "demo@1" in shown[3].stdout
+    assert "model.safetensors" not in shown[6].stdout  # it is the same file
+    assert "0 files" in shown[-1].stdout
+
+
+def registered(home: Path) -> list[subprocess.CompletedProcess[str]]:
+    """The README's commands about the registry, done in this home."""
+    done = []
+    for command in (command for command in commands() if command.startswith(REGISTERS)):
+        words = shlex.split(command.replace(".venv/bin", str(BIN)).replace("runs/", f"{home}/"))
+        env = {**os.environ, "PENSTOCK_HOME": str(home)}
+        done.append(subprocess.run(words, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=60))
+        assert done[-1].returncode == 0, (command, done[-1].stderr)
+        assert done[-1].stdout, command
+    return done
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make")])
@@ -145,6 +166,8 @@ def test_every_python_example_prints_an_answer(demo: Served, code: str) -> None:
 def test_every_command_that_serves_serves(demo: Served, command: str, tmp_path: Path) -> None:
     port = free_port()
     words = [*here(command, demo).split(), "--port", str(port)]
+    if "registry:" in command:
+        registered(tmp_path)
     with running(words, port, tmp_path) as served:
         assert_answers(served, served.client.get("/v1/models").json()["data"][0]["id"])
 

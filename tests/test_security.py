@@ -33,7 +33,7 @@ Tools and agents led astray
 One tenant and another
 Answers as code
 The supply chain""".splitlines()
-PACKAGES = ("penstock", "serving", "engine", "training", "benchmarks")
+PACKAGES = ("penstock", "serving", "engine", "registry", "training", "benchmarks")
 SOURCES = [file for package in PACKAGES for file in sorted((REPOSITORY / package).rglob("*.py"))]
 # Each turns bytes into code, or a text into a command.
 NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}

@@ -1,0 +1,114 @@
+"""Artifacts in a place of fsspec's: s3://BUCKET/PREFIX, gs://, abfs://, file://, memory:// ...
+
+Who may write there is for the environment to say (AWS_ACCESS_KEY_ID and the like), as fsspec's drivers read it.
+"""
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from penstock.errors import StartError
+from registry.artifacts import DRAFT, Kept, copied, measured, missing, write_out
+from registry.manifest import SHA256, File
+
+# An object comes into being when its last byte has arrived; to move it would be a copy.
+WHOLE = frozenset("s3 s3a gs gcs abfs abfss az adl oss r2 hf".split())
+NEVER = 0.0
+
+
+class Elsewhere:
+    """The same layout as a folder's: PREFIX/sha256/ab/abcdef..."""
+
+    def __init__(self, system: Any, root: str) -> None:
+        self.system = system
+        self.root = root.rstrip("/")
+        named = system.protocol
+        self.whole = bool(WHOLE & set([named] if isinstance(named, str) else named))
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Raises StartError, without the URL's user and password."""
+        scheme = url.partition("://")[0]
+        try:
+            import fsspec
+        except ImportError as error:
+            remedy = f"pip install fsspec and its driver for {scheme}"
+            raise StartError(f"registry.artifacts: a {scheme}:// URL needs fsspec: {remedy}") from error
+        try:
+            system, root = fsspec.core.url_to_fs(url, skip_instance_cache=scheme != "memory")
+        except (ImportError, ValueError) as error:
+            raise StartError(f"registry.artifacts: {scheme}:// cannot be used: {error}") from error
+        return cls(system, root)
+
+    def put(self, source: BinaryIO) -> File:
+        file = measured(source)
+        place = self._place(file.sha256)
+        if self.size(file.sha256) == file.size:
+            return file
+        target = place if self.whole else f"{self.root}/{DRAFT}{uuid.uuid4().hex}"
+        self.system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        try:
+            with self.system.open(target, "wb") as writing:
+                copied(source, writing, file)
+        except BaseException:
+            if self.system.exists(target):
+                self.system.rm_file(target)
+            raise
+        if target != place:
+            self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+            self.system.mv(target, place)
+        return file
+
+    def size(self, sha256: str) -> int | None:
+        try:
+            self.system.invalidate_cache()
+            return int(self.system.info(self._place(sha256))["size"])
+        except FileNotFoundError:
+            return None
+
+    def fetch(self, file: File, target: Path, *, link: bool = True) -> None:
+        try:
+            with self.system.open(self._place(file.sha256), "rb") as reading:
+                write_out(reading, target, file)
+        except FileNotFoundError as error:
+            raise missing(file) from error
+
+    def all(self) -> Iterator[Kept]:
+        self.system.invalidate_cache()
+        for place, found in self.system.find(f"{self.root}/sha256", detail=True).items():
+            name = str(place).rpartition("/")[2]
+            if SHA256.fullmatch(name):
+                yield Kept(name, int(found["size"]), seconds(found))
+
+    def delete(self, sha256: str) -> None:
+        try:
+            self.system.rm_file(self._place(sha256))
+        except FileNotFoundError:
+            return
+
+    def tidy(self, before: float) -> int:
+        if not self.system.exists(self.root):
+            return 0
+        left = [found for found in self.system.ls(self.root, detail=True) if f"/{DRAFT}" in found["name"]]
+        old = [found["name"] for found in left if NEVER < seconds(found) < before]
+        for name in old:
+            self.system.rm_file(name)
+        return len(old)
+
+    def _place(self, sha256: str) -> str:
+        return f"{self.root}/sha256/{sha256[:2]}/{sha256}"
+
+
+def seconds(found: dict[str, Any]) -> float:
+    """When it was written, as each driver says it; 0 where none does."""
+    for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        said = found.get(name)
+        if isinstance(said, str):
+            said = datetime.fromisoformat(said)
+        if isinstance(said, datetime):
+            return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+        if said is not None:
+            return float(said)
+    return NEVER

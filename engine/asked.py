@@ -77,7 +77,7 @@ class Receiver(Protocol):
     """Takes a stream: whole events, `begin` first and `end` last. `source` can be asked to pause.
 
     `used` tells, once a try that has begun is over, however it ended, what the engine has counted, None if it never
-    said, and the pieces of every choice's text that came.
+    said, and the pieces of all that was generated and came, each choice's text and whatever else in lists of its own.
     """
 
     source: Source | None

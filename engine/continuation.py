@@ -151,7 +151,8 @@ class Joined:
 
     def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None:
         """What the caller sees: one prompt, and all that was said."""
-        self.receiver.used(self._as_one(usage) if usage else None, [[self.said.text, *text] for text in texts])
+        text, *more = texts
+        self.receiver.used(self._as_one(usage) if usage else None, [[self.said.text, *text], *more])
 
     def _as_one(self, usage: Mapping[str, Any]) -> dict[str, Any]:
         more = {"prompt_tokens": -self.tokens, "completion_tokens": self.tokens}

@@ -12,6 +12,7 @@ import orjson
 
 from engine import sse
 from engine.failures import from_document
+from engine.generated import RESPONSES_PIECES, as_text, beside_content
 from penstock.errors import EngineError, PenstockError, StreamInterrupted
 
 DONE_EVENT = b"data: [DONE]\n\n"
@@ -39,6 +40,7 @@ class Reading:
     `began`: an event with content has come, so that the answer can no longer be had elsewhere unnoticed.
     `over`: its proper end has come; whatever follows is dropped.
     `text`: the pieces of it that have come, where the family says so plainly; of several choices, the first one's.
+    `beside`: those of what else was generated and is no text of the answer, by choice and kind: it costs as much.
     """
 
     def __init__(self) -> None:
@@ -47,12 +49,18 @@ class Reading:
         self.failure: PenstockError | None = None
         self.usage: Mapping[str, Any] | None = None
         self.text: list[str] = []
+        self.beside: dict[tuple[int, str], list[str]] = {}
         self._splitter = sse.EventSplitter()
 
     @property
     def texts(self) -> Sequence[Sequence[str]]:
-        """The pieces of every choice."""
-        return (self.text,)
+        """The pieces of all that was generated, of every choice: the first one's text, then the rest."""
+        return (self.text, *self.beside.values())
+
+    def _generated(self, choice: int, kind: str, piece: Any) -> None:
+        """Something that is no text of the answer, which is to be counted: in whatever type the engine has put it."""
+        if piece:
+            self.beside.setdefault((choice, kind), []).append(as_text(piece))
 
     def feed(self, data: bytes) -> bytes:
         if not self._splitter.rest and data[-2:] == b"\n\n" and b"\r" not in data and b"\n\n\n" not in data:
@@ -121,7 +129,7 @@ class OpenAIReading(Reading):
 
     @property
     def texts(self) -> Sequence[Sequence[str]]:
-        return (self.text, *self._others.values())
+        return (self.text, *self._others.values(), *self.beside.values())
 
     def feed(self, data: bytes) -> bytes:
         if data.startswith(self._before) and data.endswith(self._after) and not self._splitter.rest:
@@ -200,6 +208,7 @@ class OpenAIReading(Reading):
     def _read_choice(self, choice: dict[str, Any]) -> bool:
         """Returns whether the choice had to be put right: some engines write a null for an empty delta."""
         repaired = False
+        beside: Sequence[tuple[str, str]] = ()
         delta = choice.get("delta")
         if delta is None and "delta" in choice:
             choice["delta"] = delta = {}
@@ -209,26 +218,31 @@ class OpenAIReading(Reading):
         else:
             text = delta.get("content")
             if len(delta) > 1 or (delta and text is None):
-                self._read_delta(delta)
+                beside = self._read_delta(delta)
         if choice.get("logprobs"):
             self.only_text = False
         reason = choice.get("finish_reason")
         if reason:
             self._finish(choice, reason)
+        if text and type(text) is not str:
+            raise StreamInterrupted(NO_CHUNK)
+        for kind, piece in beside:
+            self._generated(choice.get("index", 0), kind, piece)
         if text:
-            if type(text) is not str:
-                raise StreamInterrupted(NO_CHUNK)
             self.began = True
             index = choice.get("index", 0)
             pieces = self._others.setdefault(index, []) if index else self.text
             pieces.append(text)  # last, for an event that is no good is not passed on
         return repaired
 
-    def _read_delta(self, delta: dict[str, Any]) -> None:
+    def _read_delta(self, delta: dict[str, Any]) -> Sequence[tuple[str, str]]:
+        """Returns what of it is generated and no content."""
         for name, value in delta.items():
             if value and name not in ("role", "content"):
                 self.began = True
                 self.only_text = False
+                return list(beside_content(delta))
+        return ()
 
     def _finish(self, choice: dict[str, Any], reason: str) -> None:
         if reason in GIVEN_UP:
@@ -254,13 +268,17 @@ class OpenAIReading(Reading):
 
 
 class AnthropicReading(Reading):
-    """Messages: named events, content blocks, a stop reason, then `message_stop`."""
+    """Messages: named events, content blocks, a stop reason, then `message_stop`.
+
+    What `message_start` says of the usage is of the prompt alone: it is not kept once anything was generated.
+    """
 
     EMPTY = frozenset({"message_start", "ping"})
 
     def __init__(self) -> None:
         super().__init__()
         self._stopped = False
+        self._started: Mapping[str, Any] = {}
 
     def _read(self, event: bytes) -> bytes | None:
         data = data_of(event)
@@ -274,17 +292,34 @@ class AnthropicReading(Reading):
             raise StreamInterrupted(NO_CHUNK)
         if kind == "message_start":
             self.usage = (document.get("message") or {}).get("usage")
+            self._started = self.usage or {}
+        elif kind == "content_block_start":
+            self._generated(0, "input_json_delta", (document.get("content_block") or {}).get("name"))
+            self._distrust()
         elif kind == "content_block_delta":
-            self.text.append((document.get("delta") or {}).get("text") or "")
+            self._read_delta(document.get("delta") or {})
+            self._distrust()
         elif kind == "message_delta" and document["delta"].get("stop_reason"):
             self._stopped = True
-            self.usage = {**(self.usage or {}), **(document.get("usage") or {})}
+            if document.get("usage"):
+                self.usage = {**self._started, **document["usage"]}
         if kind == "message_stop":
             if not self._stopped:
                 raise StreamInterrupted("the engine's stream ended without a stop reason")
             self.over = True
         self.began = self.began or kind not in self.EMPTY
         return None
+
+    def _read_delta(self, delta: dict[str, Any]) -> None:
+        text = delta.get("text")
+        if text:
+            self.text.append(as_text(text))
+        for name in ("thinking", "partial_json"):
+            self._generated(0, delta.get("type") or name, delta.get(name))
+
+    def _distrust(self) -> None:
+        if not self._stopped and (self.text or self.beside):
+            self.usage = None
 
 
 class ResponsesReading(Reading):
@@ -307,7 +342,12 @@ class ResponsesReading(Reading):
             raise from_document(500, document["response"])
         self.began = self.began or kind not in self.EMPTY
         if kind == "response.output_text.delta":
-            self.text.append(document.get("delta") or "")
+            if document.get("delta"):
+                self.text.append(as_text(document["delta"]))
+        elif kind in RESPONSES_PIECES:
+            self._generated(0, kind, document.get("delta"))
+        elif kind == "response.output_item.added":
+            self._generated(0, "response.function_call_arguments.delta", (document.get("item") or {}).get("name"))
         if kind not in self.LAST:
             return None
         self.over = True

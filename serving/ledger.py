@@ -1,7 +1,7 @@
 """What every key has used, by model and day: noted in memory as requests end, written in batches by a task.
 
 The numbers are the engine's own. Where it never told them, as of a stream that was cut or whose client left, it is
-asked to count: the prompt and the text that came, as tokens. Only where nobody can be asked, as of a composed model's
+asked to count: the prompt and all that came, as tokens. Only where nobody can be asked, as of a composed model's
 answer that did not come to its end, they are estimated, and counted as such. A kill -9 loses what was noted since the
 last batch; an ordinary end loses nothing.
 """
@@ -53,7 +53,7 @@ class Cost:
     usage: Mapping[str, Any] | None = None
     body: Mapping[str, Any] | None = None
     texts: Sequence[Sequence[str]] = ()
-    """The pieces of each choice's."""
+    """The pieces of all that was generated: each choice's text, reasoning and calls of tools in lists of their own."""
 
     @property
     def sent(self) -> bool:
@@ -252,7 +252,7 @@ def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
 
 
 async def counted(cost: Cost) -> Used:
-    """The engine's own count of the prompt, and of the text that came. Raises PenstockError."""
+    """The engine's own count of the prompt, and of all that came. Raises PenstockError."""
     asked, pool = cost.asked, cost.pool
     if asked is None or pool is None:
         return estimated(cost)

@@ -43,7 +43,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request for text. Sampling parameters, tools and formats are ignored: the text depends on the prompt."""
+    """One request for text. Sampling parameters, tools and formats are ignored: the text depends on the prompt.
+
+    `thinking`: all of a chat's answer is reasoning, as a model's that never came to its answer."""
 
     path: str
     model: str
@@ -55,6 +57,7 @@ class Asked:
     usage_wanted: bool
     endless: bool
     salt: str = ""
+    thinking: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,7 +88,13 @@ def asked(path: str, body: Any, model: Model) -> Asked:
         usage_wanted=bool(options.get("include_usage")),
         endless=bool(body.get("ignore_eos")),
         salt=salt_of(body),
+        thinking=thinking(body),
     )
+
+
+def thinking(body: Mapping[str, Any]) -> bool:
+    options = body.get("chat_template_kwargs")
+    return isinstance(options, dict) and options.get("enable_thinking") is True
 
 
 def salt_of(body: Mapping[str, Any]) -> str:

@@ -72,6 +72,7 @@ class Chat:
 
     prefix, object, whole_object = "chatcmpl-", "chat.completion.chunk", "chat.completion"
     before, after = b'"delta":{"content":', b'},"logprobs":null,'
+    before_thought = b'"delta":{"reasoning":'
     goes_on = b'"finish_reason":null,"token_ids":null}]}\n\n'
 
     def __init__(self, asked: Asked) -> None:
@@ -79,8 +80,9 @@ class Chat:
         self.frame = {"id": identity(self.prefix), "object": self.object, "created": int(time.time())}
         self.frame["model"] = asked.model
         opened = orjson.dumps(self.frame)[:-1]
+        before = self.before_thought if asked.thinking else self.before
         self.heads = [
-            b'data: %b,"choices":[{"index":%d,%b' % (opened, index, self.before) for index in range(len(asked.prompts))
+            b'data: %b,"choices":[{"index":%d,%b' % (opened, index, before) for index in range(len(asked.prompts))
         ]
         self.tail = self.after + self.goes_on
 
@@ -108,7 +110,8 @@ class Chat:
         return orjson.dumps({**document, "system_fingerprint": FINGERPRINT, "usage": used.document()})
 
     def choice(self, ended: Ended) -> dict[str, Any]:
-        message = {"role": "assistant", "content": ended.text, "refusal": None, "reasoning": None}
+        content, reasoning = (None, ended.text) if self.asked.thinking else (ended.text, None)
+        message = {"role": "assistant", "content": content, "refusal": None, "reasoning": reasoning}
         return {"index": ended.index, "message": message, "logprobs": None, **self.why(ended)}
 
     def why(self, ended: Ended) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Completion(Chat):
 
     prefix, object, whole_object = "cmpl-", "text_completion", "text_completion"
     before, after = b'"text":', b',"logprobs":null,'
+    before_thought = before
     goes_on = b'"finish_reason":null,"stop_reason":null,"token_ids":null}]}\n\n'
 
     def opening(self, used: Used) -> Iterable[Event]:

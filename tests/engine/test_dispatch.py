@@ -234,3 +234,23 @@ async def test_a_replica_that_is_given_up_while_it_is_connected_to_leaves_nothin
     replica.close()
     del asking
     gc.collect()  # an error that nobody has looked at is told by the event loop, and fails the test
+
+
+class Watching(Heard):
+    """Notes how much of the answer has come, as the limits of a key are told while it runs."""
+
+    came = 0
+
+    def more(self, data: bytes) -> None:
+        super().more(data)
+        if self.source:
+            self.came = self.source.came
+
+
+async def test_what_is_thought_has_come_as_much_as_what_is_said() -> None:
+    async with simulator(itl_s=0.005) as sim, pool_before([sim]) as pool:
+        for body in (STREAM, STREAM | {"chat_template_kwargs": {"enable_thinking": True}}):
+            heard = Watching()
+            await Dispatch(pool, Asked(CHAT, body, hint=hint_of(body)), heard, Limits(), "m").run()
+            assert (heard.text == "") == (body is not STREAM)
+            assert heard.came > 5

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -71,7 +71,7 @@ class Shared(Places, Protocol):
     async def book(self, ticket: "Ticket", may_wait: bool) -> Verdict | None:
         """None: it does not answer."""
 
-    def renew(self, tickets: Iterable["Ticket"]) -> None: ...
+    def renew(self, tickets: Collection["Ticket"]) -> None: ...
 
     def settle(self, ticket: "Ticket", tokens: int) -> None: ...
 
@@ -96,6 +96,7 @@ class Ticket:
         "place",
         "progress",
         "reserved",
+        "told",
     )
 
     def __init__(
@@ -115,6 +116,8 @@ class Ticket:
         self.accounts = of_both(account, line)
         self.estimate = estimate
         self.came = 0
+        self.told = 0
+        """What of `came` Redis has said that it has counted."""
         self.reserved = 0
         self.place: str | None = None
         self.began: float | None = None

@@ -44,10 +44,10 @@ def booking(ticket: Ticket, may_wait: bool, calendar: Calendar) -> dict[str, Any
 
 
 def entry(ticket: Ticket, calendar: Calendar) -> dict[str, Any]:
-    """Of one that runs, or has."""
+    """Of one that runs, or has. `told`: what Redis has said that it has counted."""
     names = [name for _, name, _ in periods(ticket.caller.quota, calendar)]
     accounts = [{"base": base, "periods": names if whose == "key" else []} for whose, base, _, _ in whose_of(ticket)]
-    document: dict[str, Any] = {"ticket": ticket.id, "accounts": accounts, "came": ticket.came}
+    document: dict[str, Any] = {"ticket": ticket.id, "accounts": accounts, "told": ticket.told}
     if ticket.line and ticket.place:
         document["place"] = {"base": line_base(ticket.line), "name": ticket.place}
     return document

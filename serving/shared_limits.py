@@ -9,9 +9,10 @@ when it answers again, what runs is leased anew. One Redis, or one with replicas
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from penstock import metrics
 from penstock.store import UNAVAILABLE, Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
@@ -45,6 +47,7 @@ AT_ONCE = 100
 LATE_S = 0.01
 """An event loop that is later than this was busy, and Redis may have answered long ago."""
 MOST_UNSETTLED = 20_000
+MINUTE_S = 60.0
 WITHOUT = {
     "open": "hold in each process by itself",
     "closed": "cannot be checked, and whatever has any is refused",
@@ -69,9 +72,13 @@ class SharedLimits:
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
         self._asked: list[Asked] = []
+        self._numbers = itertools.count(1)
         self._unsettled: list[dict[str, Any]] = []
+        self._settled = 0
+        """The number of the last settlement that Redis has answered."""
+        self._left_out = False
         self._to_renew: list[Ticket] = []
-        self._live: Iterable[Ticket] = ()
+        self._live: Collection[Ticket] = ()
         self._talking: asyncio.Task[None] | None = None
         self._health = RedisHealth(self._probe, WITHOUT[lost])
         self._health.when_back = lambda: self.renew(self._live)
@@ -109,7 +116,7 @@ class SharedLimits:
 
     def _forget(self, ticket: Ticket) -> None:
         """It may be booked, though nobody has heard of it."""
-        self._settle({**self._entry(ticket), "tokens": 0, "again": True})
+        self._settle({**self._entry(ticket), "tokens": 0})
         if ticket.line:
             self.give_back(ticket.line, ticket.id)
 
@@ -162,7 +169,7 @@ class SharedLimits:
     def settle(self, ticket: Ticket, tokens: int) -> None:
         self._settle({**self._entry(ticket), "tokens": tokens})
 
-    def renew(self, tickets: Iterable[Ticket]) -> None:
+    def renew(self, tickets: Collection[Ticket]) -> None:
         """Keeps what runs, with what has come of it."""
         self._live = tickets
         if self.is_up and not self._to_renew:
@@ -171,9 +178,18 @@ class SharedLimits:
 
     def _settle(self, document: dict[str, Any]) -> None:
         if len(self._unsettled) < MOST_UNSETTLED:
-            self._unsettled.append(document)
+            since = asyncio.get_running_loop().time()
+            self._unsettled.append({**document, "number": next(self._numbers), "since": since})
+        else:
+            self._leave_out()
         if self.is_up:
             self._talk()
+
+    def _leave_out(self) -> None:
+        metrics.redis_left_out.inc()
+        if not self._left_out:
+            log.error(LEFT_OUT, MOST_UNSETTLED)
+        self._left_out = True
 
     def _entry(self, ticket: Ticket) -> dict[str, Any]:
         return entry(ticket, self._today())
@@ -204,22 +220,24 @@ class SharedLimits:
     async def _talk_once(self) -> None:
         wanted = [one for one in self._asked if not one.answer.done()]  # else who asked has left
         asked, self._asked = wanted[:AT_ONCE], wanted[AT_ONCE:]
+        now = asyncio.get_running_loop().time()
         settled = self._unsettled[:AT_ONCE]
+        if settled and settled[0]["since"] < now - MINUTE_S:
+            settled = [{**one, "late": one["since"] < now - MINUTE_S} for one in settled]
+        settled_to = settled[-1]["number"] if settled else self._settled
         renewed, self._to_renew = self._to_renew[:AT_ONCE], self._to_renew[AT_ONCE:]
-        live = set(self._live)
-        renewals = [{**self._entry(ticket), "reserved": ticket.reserved} for ticket in renewed if ticket in live]
+        came = [(ticket, ticket.came) for ticket in renewed if ticket in self._live]
+        renewals = [{**self._entry(ticket), "came": count, "reserved": ticket.reserved} for ticket, count in came]
         operations = [
             {"operation": "settle", "tickets": settled},
-            {"operation": "renew", "tickets": renewals},
+            {"operation": "renew", "tickets": renewals, "after": settled_to},
             *(one.document for one in asked),
         ]
-        waited_s = asyncio.get_running_loop().time() - asked[0].since if asked else 0.0
+        waited_s = now - asked[0].since if asked else 0.0
         try:
             answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
         except Exception as error:  # whatever it is, those who ask are not kept waiting
             self._health.failed(error)
-            for one_settled in settled:
-                one_settled["again"] = True  # what may have been settled is not counted twice
             self._unanswered(asked)
             self._unanswered(self._asked)
             return
@@ -228,6 +246,10 @@ class SharedLimits:
             raise
         self._health.worked()
         del self._unsettled[: len(settled)]
+        self._settled, self._left_out = settled_to, False
+        if not isinstance(answers[1], Exception):
+            for ticket, count in came:
+                ticket.told = count
         for answer in answers:
             if isinstance(answer, Exception):  # of one account; to those who ask about it, Redis is silent
                 self._health.refused(answer)
@@ -271,6 +293,12 @@ async def soon(answer: Awaitable[Any], within_s: float) -> Any:
         return task.result()
     finally:
         task.cancel()
+
+
+LEFT_OUT = (
+    "%d ended requests wait for Redis, and it is told of no more until it answers: what they have used is in the "
+    "ledger, and not in the budgets that Redis keeps"
+)
 
 
 def limit_of(said: bytes) -> Limit:

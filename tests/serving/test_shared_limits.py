@@ -18,7 +18,7 @@ from penstock.callers import LOCAL, Caller
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
-from serving import admission
+from serving import admission, shared_limits
 from serving.admission import Admission, Estimate, Ticket
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
@@ -664,12 +664,133 @@ async def test_what_was_settled_without_an_answer_is_not_counted_twice(server: R
     caller = key(tpm=1000)
     async with gateways(gateway):
         ticket = await gateway.enter(caller)
-        entry = {**gateway.shared._entry(ticket), "tokens": 100}
-        await gateway.shared._call("settle", {"tickets": [entry]})
-        await gateway.shared._call("settle", {"tickets": [{**entry, "again": True}]})
+        booked = {**gateway.shared._entry(ticket), "tokens": 100, "number": 1}
+        unknown = {**booked, "ticket": "unknown", "tokens": 50, "number": 2}
+        renewal = {**booked, "came": 100, "reserved": 20}
+        for _ in range(2):
+            await gateway.shared._call("settle", {"tickets": [booked, unknown]})
+        assert await gateway.shared._call("renew", {"tickets": [renewal], "after": 0}) == 0  # sent before, come late
         await gateway.enter(caller, Estimate(0, 0))
-        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"900"
+        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"850"
         gateway.of.live.clear()
+
+
+def used_today(server: RedisServer, caller: Caller) -> int:
+    with redis.Redis.from_url(server.url) as client:
+        (day,) = client.keys(f"penstock:key:{{{caller.id}}}:????-??-??")
+        return int(client.get(day) or 0)
+
+
+@asynccontextmanager
+async def without_redis(server: RedisServer, gateway: Gateway) -> AsyncIterator[None]:
+    """It is silent, and nobody asks it any more; until the block has ended and it is asked again."""
+    with server.frozen():
+        while gateway.shared.is_up:
+            (await gateway.enter(key("other", rpm=1000))).leave(0)
+        yield
+    async with asyncio.timeout(10):
+        while not gateway.shared.is_up:
+            await asyncio.sleep(0.05)
+    await gateway.written()
+
+
+async def test_what_was_used_while_redis_was_silent_is_in_its_budgets_afterwards(server: RedisServer) -> None:
+    gateway = Gateway(server)
+    caller = key(daily_tokens=10**6, monthly_tokens=10**7)
+
+    def comes(ticket: Ticket, tokens: int) -> None:
+        ticket.progress = lambda: tokens
+        gateway.of._sweep()
+
+    async with gateways(gateway):
+        before, ends_at_once = await gateway.enter(caller), await gateway.enter(caller)
+        comes(before, 100)
+        await gateway.written()
+        assert used_today(server, caller) == 100
+        with server.frozen():  # this one's end is sent, and Redis finds it when it wakes up
+            ends_at_once.leave(20)
+            while gateway.shared.is_up:
+                await gateway.enter(caller, Estimate(0, 0))
+            during, outlasts = await gateway.enter(caller), await gateway.enter(caller)
+            comes(during, 40_000)
+            comes(before, 3_000)
+            comes(outlasts, 5_000)
+            during.leave(50_000)
+            before.leave(3_200)
+        async with asyncio.timeout(10):
+            while not gateway.shared.is_up:
+                await asyncio.sleep(0.05)
+        await gateway.written()
+        assert used_today(server, caller) == 20 + 50_000 + 3_200 + 5_000
+        comes(outlasts, 6_000)
+        outlasts.leave(7_000)
+        for ticket in [*gateway.of.live]:
+            ticket.leave(0)
+        await gateway.written()
+        assert used_today(server, caller) == 20 + 50_000 + 3_200 + 7_000
+        assert gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) == used_today(server, caller)
+    server_is_clean(server, caller)
+
+
+async def test_what_a_lease_that_ended_was_counted_for_is_not_counted_again(server: RedisServer) -> None:
+    """As of a gateway that the network has cut off for longer than a lease."""
+    clock = Clock()
+    cut_off, other = Gateway(server, clock), Gateway(server, clock)
+    caller = key(daily_tokens=1000)
+    async with gateways(cut_off, other):
+        settled, goes_on = await cut_off.enter(caller), await cut_off.enter(caller)
+        settled.progress = goes_on.progress = lambda: 100
+        cut_off.of._sweep()
+        await cut_off.written()
+        clock.passed += LEASE_S + 1
+        await other.enter(caller)
+        assert used_today(server, caller) == 200
+        settled.leave(130)
+        goes_on.progress = lambda: 150
+        cut_off.of._sweep()
+        await cut_off.written()
+        assert used_today(server, caller) == 280
+        goes_on.leave(160)
+        await cut_off.written()
+        assert used_today(server, caller) == 290
+
+
+async def test_a_minutes_limit_has_nothing_of_an_outage_that_lasted_longer(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_limits, "MINUTE_S", 0.1)
+    gateway = Gateway(server)
+    caller = key(tpm=1000, daily_tokens=10**6)
+    async with gateways(gateway):
+        (await gateway.enter(caller)).leave(1)
+        await gateway.written()
+        async with without_redis(server, gateway):
+            (await gateway.enter(caller)).leave(998)
+            await asyncio.sleep(0.2)
+        assert used_today(server, caller) == 999
+        (await gateway.enter(caller, Estimate(0, 0))).leave(0)
+        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"999"
+
+
+async def test_what_is_too_much_to_be_told_later_is_told_once_in_the_log_and_counted(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limits, "MOST_UNSETTLED", 10)
+    gateway = Gateway(server)
+    caller = key(daily_tokens=10**6)
+    left_out = metrics.redis_left_out.values.get((), 0)
+    async with gateways(gateway):
+        (await gateway.enter(caller)).leave(1)
+        await gateway.written()
+        async with without_redis(server, gateway):
+            waiting = len(gateway.shared._unsettled)
+            for _ in range(30):
+                (await gateway.enter(caller)).leave(100)
+        assert metrics.redis_left_out.values[()] == left_out + 20 + waiting
+        assert used_today(server, caller) == 1 + 100 * (10 - waiting)
+    told = [record.getMessage() for record in caplog.records if "wait for Redis" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("10 ended requests wait for Redis")
 
 
 async def test_nothing_is_kept_for_ever(server: RedisServer) -> None:

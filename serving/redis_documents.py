@@ -53,10 +53,10 @@ def entry(ticket: Ticket, calendar: Calendar) -> dict[str, Any]:
     return document
 
 
-def memory(ticket: Ticket, known: Spent | None, calendar: Calendar) -> dict[str, Any]:
+def memory(ticket: Ticket, known: Spent) -> dict[str, Any]:
     """What its key has used before, as the database has it."""
-    day = {"name": calendar.day, "used": known.in_day if known else 0, "keep_s": KEEP_DAY_S}
-    month = {"name": calendar.month, "used": known.in_month if known else 0, "keep_s": KEEP_MONTH_S}
+    day = {"name": known.day, "used": known.in_day, "keep_s": KEEP_DAY_S}
+    month = {"name": known.month, "used": known.in_month, "keep_s": KEEP_MONTH_S}
     return {"base": key_base(ticket), "periods": [day, month]}
 
 

@@ -99,7 +99,7 @@ local function release(base, ticket)
   if not entry then return nil end
   redis.call('HDEL', base .. ':tickets', ticket)
   local reserved, counted = read(entry)
-  redis.call('HINCRBY', base, 'reserved', -reserved)
+  if reserved > 0 then redis.call('HINCRBY', base, 'reserved', -reserved) end -- Redis does not take a "-0"
   return counted
 end
 

@@ -25,13 +25,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from penstock import metrics
-from penstock.store import UNAVAILABLE, Store
+from penstock.store import Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
 from serving.lines import Line
 from serving.redis_documents import booking, entry, line_base, memory
 from serving.redis_health import RedisHealth
-from serving.spent import spent_by
+from serving.spent import Spent, SpentReads
 from serving.windows import Calendar, day_ends_in, month_ends_in
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ LEAST_S = 0.005
 """What a call is given at least, whatever those who ask have waited for the one before."""
 PROBED_WITHIN_S = 0.5
 LEASE_S = 6.0
-DATABASE_S = 1.0
 AT_ONCE = 100
 LATE_S = 0.01
 """An event loop that is later than this was busy, and Redis may have answered long ago."""
@@ -67,7 +66,7 @@ class SharedLimits:
         self.goes_on_without = lost == "open"
         self.process = uuid4().hex[:16]
         self._clock = clock
-        self._store: Store | None = None
+        self._spent: SpentReads | None = None
         self._calendar = Calendar()
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
@@ -89,7 +88,7 @@ class SharedLimits:
 
     async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None:
         """`when_lost`: to be called whenever each process is to go by its own accounts."""
-        self._store = store
+        self._spent = SpentReads(store, self._today()) if store else None
         self._health.when_lost = when_lost
         await self._health.open()
 
@@ -99,6 +98,8 @@ class SharedLimits:
             talking.cancel()
             await asyncio.gather(talking, return_exceptions=True)
         await self._health.close()
+        if self._spent:
+            await self._spent.close()
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -142,14 +143,10 @@ class SharedLimits:
 
     async def _remember(self, ticket: Ticket) -> bool:
         """Redis has not heard of the key's day, or has forgotten it: the database tells, if it answers."""
-        calendar = self._today()
-        try:
-            async with asyncio.timeout(DATABASE_S):
-                known = await spent_by(self._store, calendar, ticket.caller.id) if self._store else None
-        except UNAVAILABLE as error:  # TimeoutError is an OSError
-            log.error("what the key %s has used cannot be read: %s", ticket.caller.id, error)
-            return False
-        return bool(await self._call("remember", memory(ticket, known, calendar)))
+        known: Spent | None = Spent(self._today().day)
+        if self._spent:
+            known = await self._spent.spent_by(ticket.caller.id)
+        return known is not None and bool(await self._call("remember", memory(ticket, known)))
 
     async def take(self, line: Line, place: str) -> bool | None:
         more = len(line.queue) > 1

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from penstock.callers import LOCAL, Caller
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
-from serving import admission, shared_limits
+from serving import admission, shared_limits, spent
 from serving.admission import Admission, Estimate, Ticket
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
@@ -378,6 +379,79 @@ async def test_budgets_are_those_of_all_and_a_redis_that_was_emptied_asks_the_da
                 await second.enter(caller)
             empty_at(server)
             assert await first.enters(caller)  # the ledger was told of none of it
+
+
+@asynccontextmanager
+async def many_used(database: str, keys: int) -> AsyncIterator[Store]:
+    """Of each key `k0`, `k1` ... 100 tokens yesterday, and a number of its own today."""
+    counts = dict.fromkeys(("requests", "cached_tokens", "completion_tokens", "cut", "abandoned", "estimated"), 0)
+    rows = [
+        {"key_id": f"k{number}", "tenant": "t", "name": "n", "model": "m", "day": day, "prompt_tokens": tokens} | counts
+        for number in range(keys)
+        for day, tokens in (("2026-11-21", 100), ("2026-11-22", 1 + number))
+    ]
+    async with opened(database) as store:
+        async with store.begin() as connection:
+            await connection.execute(sa.insert(usage), rows)
+        yield store
+
+
+async def test_many_keys_that_redis_does_not_know_are_looked_up_together(
+    server: RedisServer, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At midnight, or where Redis has come back empty."""
+    monkeypatch.setattr(shared_limits, "PATIENCE_S", 10)
+    monkeypatch.setattr(spent, "READ_WITHIN_S", 10)
+    async with many_used(database, 500) as store:
+        gateway = Gateway(server, Clock(), lost="closed", store=store)
+        callers = [key(f"k{number}", daily_tokens=2 + number, monthly_tokens=200 + number) for number in range(499)]
+        async with gateways(gateway):
+            transactions = 0
+
+            def begun(_: sa.Connection) -> None:
+                nonlocal transactions
+                transactions += 1
+
+            sa.event.listen(store.engine.sync_engine, "begin", begun)
+            tickets = await asyncio.gather(*(gateway.enter(caller, Estimate(0, 0)) for caller in callers))
+            assert 2 <= transactions <= 2 * 6  # Redis says of a hundred at once that it does not know them
+            before = transactions
+            for ticket in tickets:
+                ticket.leave(1)
+            await gateway.written()
+            for caller in callers[:20]:
+                with pytest.raises(OverBudget, match="tokens a day"):
+                    await gateway.enter(caller, Estimate(0, 0))
+            with pytest.raises(OverBudget, match="600 tokens a month"):
+                await gateway.enter(key("k499", monthly_tokens=600), Estimate(0, 0))
+            await gateway.enter(key("new", daily_tokens=1), Estimate(0, 0))
+            assert transactions == before + 4
+        with redis.Redis.from_url(server.url) as client:
+            used = [client.get(f"penstock:key:{{k{number}}}:2026-11-22") for number in range(499)]
+        assert used == [b"%d" % (2 + number) for number in range(499)]
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+
+
+async def test_what_keys_have_used_cannot_be_read_is_told_once(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limits, "PATIENCE_S", 10)
+    monkeypatch.setattr(spent, "READ_WITHIN_S", 0.2)
+    async with many_used(f"sqlite:///{tmp_path}/p.db", 30) as store:
+        gateway = Gateway(server, Clock(), store=store)
+        async with gateways(gateway):
+            with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                for _ in range(3):
+                    entering = (gateway.enter(key(f"k{number}", daily_tokens=1000)) for number in range(30))
+                    await asyncio.gather(*entering)  # as without Redis
+                other.execute("ROLLBACK")
+            with pytest.raises(OverBudget, match="30 tokens a day"):
+                await gateway.enter(key("k29", daily_tokens=30))
+    told = [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+    assert len(told) == 2, told
+    assert told[0].startswith("what keys have used cannot be read; where Redis does not know it")
+    assert told[1] == "what keys have used can be read again"
 
 
 async def test_a_start_without_redis_forgets_no_budget(server: RedisServer, tmp_path: Path) -> None:

@@ -367,15 +367,24 @@ class Admission:
         """Counts what has come, keeps the leases, forgets who has not been here for long."""
         try:
             for ticket in list(self.live):
-                ticket.count(ticket.progress())
+                self._count(ticket)
             if self.shared:
                 self.shared.renew(self.live)
             self._sweeps += 1
             if self._sweeps % FORGET_EVERY == 0:
                 now = self.now()
                 self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
-        finally:  # whatever one of them runs into, the leases of all are kept
+        finally:
             self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
+
+    def _count(self, ticket: Ticket) -> None:
+        """Whatever one of them runs into, what came of the others is counted, and the leases of all are kept."""
+        try:
+            ticket.count(ticket.progress())
+        except Exception:
+            if ticket.progress is not nothing_came:
+                log.exception("what has come of a request cannot be counted before it ends")
+            ticket.progress = nothing_came
 
     def _error(self, refusal: Refusal, ticket: Ticket | None, line: Line | None) -> PenstockError:
         """`ticket`: whose key's limit it is; None: it is the model's."""

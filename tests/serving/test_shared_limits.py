@@ -262,6 +262,30 @@ async def test_what_lives_keeps_its_leases(server: RedisServer) -> None:
         assert await second.enters(caller)
 
 
+async def test_what_cannot_be_counted_takes_no_lease_and_no_count_of_others_with_it(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    first, second = Gateway(server, clock), Gateway(server, clock)
+
+    def breaks() -> int:
+        raise ValueError("no number")
+
+    async with gateways(first, second):
+        tickets = [await first.enter(key(f"k{number}", concurrent=1)) for number in range(20)]
+        for number, ticket in enumerate(tickets):
+            ticket.progress = breaks if number % 2 else lambda: 5
+        for _ in range(10):
+            clock.passed += 1
+            first.of._sweep()
+            await first.written()
+        for number, ticket in enumerate(tickets):
+            assert not await second.enters(ticket.caller)
+            assert ticket.came == (0 if number % 2 else 5)
+    assert caplog.text.count("what has come of a request cannot be counted before it ends") == 10
+    assert caplog.text.count("ValueError: no number") == 10
+
+
 async def test_a_waiting_gateway_has_its_turn_beside_one_that_asks_all_the_time(server: RedisServer) -> None:
     async with three(server, concurrent=1) as all:
         served: list[int] = []

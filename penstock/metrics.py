@@ -53,6 +53,9 @@ queue_seconds = _all.histogram(
 )
 limits_shared = _all.gauge("penstock_limits_shared", "1 while limits hold across processes, by Redis.", across="min")
 redis_refusals = _all.counter("penstock_redis_refusals_total", "Calls that Redis answered with an error.", "error")
+redis_left_out = _all.counter(
+    "penstock_redis_left_out_total", "Ended requests that Redis was never told of: too many waited for it."
+)
 redis_failures = _all.counter("penstock_redis_failures_total", "Calls that Redis did not answer in time, or refused.")
 
 engine_ready = _all.gauge("penstock_engine_ready", "1 while the replica answers its probe.", *BY_REPLICA, across="min")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -24,6 +24,23 @@ SQLALCHEMYS = ("host", "port", "prepared_statement_cache_size")
 ACCEPTED = (*LIBPQS, "connect_timeout", *SQLALCHEMYS)
 WITHOUT_VALUE = re.compile(rf"[?&]({'|'.join(ACCEPTED)})=?(?=&|$)")
 CANNOT_BE_USED = "state.database must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+OF_REDIS = ("db", "username", "password", "client_name", "socket_timeout", "socket_connect_timeout", "socket_read_size")
+OF_REDIS_TCP = ("socket_keepalive",)
+OF_REDIS_TLS = (
+    "ssl_keyfile",
+    "ssl_certfile",
+    "ssl_password",
+    "ssl_cert_reqs",
+    "ssl_ca_certs",
+    "ssl_ca_data",
+    "ssl_ca_path",
+    "ssl_check_hostname",
+    "ssl_min_version",
+    "ssl_ciphers",
+    "ssl_include_verify_flags",
+    "ssl_exclude_verify_flags",
+)
+"""redis-py's parameters but for those of what limits go by: how answers are read, retries, the pool."""
 REDIS_SHAPE = "redis://HOST:PORT/0, rediss://:PASSWORD@HOST:PORT/0 or unix:///PATH"
 QUOTING = "in a password, write / as %2F, # as %23, @ as %40"
 
@@ -63,15 +80,15 @@ def database_of(text: str | None) -> Database:
     accepted = ACCEPTED if url.get_backend_name() == "postgresql" else ()
     for name in url.query:
         if name not in accepted:
-            raise unknown(name, accepted)
+            raise unknown("state.database", name, accepted)
     return Database(url, driver_arguments(url.query))
 
 
-def unknown(name: str, accepted: tuple[str, ...]) -> StartError:
+def unknown(setting: str, name: str, accepted: tuple[str, ...]) -> StartError:
     near = difflib.get_close_matches(name, accepted, n=1)
     meant = f", did you mean {near[0]!r}?" if near else ""
     known = f"accepted are {', '.join(accepted)}" if accepted else "a URL of SQLite has none"
-    return StartError(f"state.database: unknown parameter {name[:64]!r}{meant}{'' if near else ':'} {known}")
+    return StartError(f"{setting}: unknown parameter {name[:64]!r}{meant}{'' if near else ':'} {known}")
 
 
 def driver_arguments(query: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,17 +114,27 @@ def check_redis(url: str) -> None:
     """Raises StartError for what redis-py would refuse later, or take for something else in silence."""
     if not is_redis(url):
         raise StartError(f"state.redis must be {REDIS_SHAPE}; {QUOTING}")
+    accepted = redis_parameters(urlsplit(url).scheme)
+    for name, values in parse_qs(urlsplit(url).query, keep_blank_values=True).items():
+        if name not in accepted:
+            raise unknown("state.redis", name, accepted)
+        if len(values) > 1:
+            raise StartError(f"state.redis: the parameter {name} stands there more than once")
+        if not values[0]:
+            raise StartError(f"state.redis: the parameter {name} has no value")
     from redis.asyncio import Redis
     from redis.exceptions import RedisError
 
     try:  # none of it connects
         Redis.from_url(url).connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    except TypeError as error:
-        found = re.search(r"argument '(\w+)'", str(error))
-        what = f"unknown parameter {found[1]!r}" if found else "its parameters cannot be used"
-        raise StartError(f"state.redis: {what}; redis-py's are accepted, such as socket_timeout=5") from None
-    except (ValueError, RedisError):
+    except (TypeError, ValueError, RedisError):
         raise StartError("state.redis: the value of a parameter cannot be used; see redis-py's from_url") from None
+
+
+def redis_parameters(scheme: str) -> tuple[str, ...]:
+    if scheme == "unix":
+        return OF_REDIS
+    return (*OF_REDIS, *OF_REDIS_TCP, *(OF_REDIS_TLS if scheme == "rediss" else ()))
 
 
 def is_redis(url: str) -> bool:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -71,7 +71,7 @@ class Shared(Places, Protocol):
     async def book(self, ticket: "Ticket", may_wait: bool) -> Verdict | None:
         """None: it does not answer."""
 
-    def renew(self, tickets: Iterable["Ticket"]) -> None: ...
+    def renew(self, tickets: Collection["Ticket"]) -> None: ...
 
     def settle(self, ticket: "Ticket", tokens: int) -> None: ...
 
@@ -96,6 +96,7 @@ class Ticket:
         "place",
         "progress",
         "reserved",
+        "told",
     )
 
     def __init__(
@@ -115,6 +116,8 @@ class Ticket:
         self.accounts = of_both(account, line)
         self.estimate = estimate
         self.came = 0
+        self.told = 0
+        """What of `came` Redis has said that it has counted."""
         self.reserved = 0
         self.place: str | None = None
         self.began: float | None = None
@@ -364,15 +367,24 @@ class Admission:
         """Counts what has come, keeps the leases, forgets who has not been here for long."""
         try:
             for ticket in list(self.live):
-                ticket.count(ticket.progress())
+                self._count(ticket)
             if self.shared:
                 self.shared.renew(self.live)
             self._sweeps += 1
             if self._sweeps % FORGET_EVERY == 0:
                 now = self.now()
                 self._accounts = {id: account for id, account in self._accounts.items() if not account.is_idle(now)}
-        finally:  # whatever one of them runs into, the leases of all are kept
+        finally:
             self._sweeping = asyncio.get_running_loop().call_later(EVERY_S, self._sweep) if self.live else None
+
+    def _count(self, ticket: Ticket) -> None:
+        """Whatever one of them runs into, what came of the others is counted, and the leases of all are kept."""
+        try:
+            ticket.count(ticket.progress())
+        except Exception:
+            if ticket.progress is not nothing_came:
+                log.exception("what has come of a request cannot be counted before it ends")
+            ticket.progress = nothing_came
 
     def _error(self, refusal: Refusal, ticket: Ticket | None, line: Line | None) -> PenstockError:
         """`ticket`: whose key's limit it is; None: it is the model's."""

@@ -44,19 +44,19 @@ def booking(ticket: Ticket, may_wait: bool, calendar: Calendar) -> dict[str, Any
 
 
 def entry(ticket: Ticket, calendar: Calendar) -> dict[str, Any]:
-    """Of one that runs, or has."""
+    """Of one that runs, or has. `told`: what Redis has said that it has counted."""
     names = [name for _, name, _ in periods(ticket.caller.quota, calendar)]
     accounts = [{"base": base, "periods": names if whose == "key" else []} for whose, base, _, _ in whose_of(ticket)]
-    document: dict[str, Any] = {"ticket": ticket.id, "accounts": accounts, "came": ticket.came}
+    document: dict[str, Any] = {"ticket": ticket.id, "accounts": accounts, "told": ticket.told}
     if ticket.line and ticket.place:
         document["place"] = {"base": line_base(ticket.line), "name": ticket.place}
     return document
 
 
-def memory(ticket: Ticket, known: Spent | None, calendar: Calendar) -> dict[str, Any]:
+def memory(ticket: Ticket, known: Spent) -> dict[str, Any]:
     """What its key has used before, as the database has it."""
-    day = {"name": calendar.day, "used": known.in_day if known else 0, "keep_s": KEEP_DAY_S}
-    month = {"name": calendar.month, "used": known.in_month if known else 0, "keep_s": KEEP_MONTH_S}
+    day = {"name": known.day, "used": known.in_day, "keep_s": KEEP_DAY_S}
+    month = {"name": known.month, "used": known.in_month, "keep_s": KEEP_MONTH_S}
     return {"base": key_base(ticket), "periods": [day, month]}
 
 

@@ -7,10 +7,14 @@
 --   :places             sorted set, place -> when its lease ends
 --   :turns              hash, process -> "urgency:since:seen" of those that wait for a place
 --   :DAY :MONTH         numbers, the tokens of a day and of a month
+--
+-- Of a process, penstock:settled:PROCESS is the number of the last settlement that was made: a call that was taken for
+-- lost is sent again, and may still come, even after its successor.
 
 local SLOTS = 600
 local SEEN_MS = 1000
 local KEEP_MS = 3600000
+local KEEP_SETTLED_MS = 86400000
 
 local now, document = tonumber(ARGV[1]), cjson.decode(ARGV[2])
 local process, lease_ms = document.process, document.lease_ms
@@ -19,6 +23,7 @@ if not now then
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local slot = math.floor(now / 100)
+local settled = 'penstock:settled:{' .. process .. '}'
 
 local function number(value)
   return tonumber(value or 0) or 0
@@ -94,7 +99,7 @@ local function release(base, ticket)
   if not entry then return nil end
   redis.call('HDEL', base .. ':tickets', ticket)
   local reserved, counted = read(entry)
-  redis.call('HINCRBY', base, 'reserved', -reserved)
+  if reserved > 0 then redis.call('HINCRBY', base, 'reserved', -reserved) end -- Redis does not take a "-0"
   return counted
 end
 
@@ -210,8 +215,9 @@ local function step_back(asked)
   return redis.call('HDEL', asked.base .. ':turns', process)
 end
 
-local function spend(account, count)
-  add(account.base, 'tokens', count)
+-- `late`: of a minute that has passed.
+local function spend(account, count, late)
+  if not late then add(account.base, 'tokens', count) end
   for _, name in ipairs(account.periods) do
     local key = account.base .. ':' .. name
     if count > 0 and redis.call('EXISTS', key) == 1 then redis.call('INCRBY', key, count) end
@@ -242,9 +248,12 @@ local function each(operation, tickets)
   return failed or #tickets
 end
 
+-- A ticket that is not known was never booked here, or its lease has ended: all is counted but what this process has
+-- been told that it is.
+
 local function renew_one(one)
   for _, account in ipairs(one.accounts) do
-    local counted = release(account.base, one.ticket) or one.came
+    local counted = release(account.base, one.ticket) or one.told
     spend(account, one.came - counted)
     hold(account.base, one.ticket, one.reserved, math.max(one.came, counted))
   end
@@ -252,19 +261,26 @@ local function renew_one(one)
 end
 
 local function renew(asked)
+  if asked.after < number(redis.call('GET', settled)) then return 0 end
   return each(renew_one, asked.tickets)
 end
 
 local function settle_one(one)
   for _, account in ipairs(one.accounts) do
-    local counted = release(account.base, one.ticket)
-    if counted or not one.again then spend(account, one.tokens - (counted or one.came)) end
+    local counted = release(account.base, one.ticket) or one.told
+    spend(account, one.tokens - counted, one.late)
   end
   if one.place then redis.call('ZREM', one.place.base .. ':places', one.place.name) end
 end
 
 local function settle(asked)
-  return each(settle_one, asked.tickets)
+  local last, new = number(redis.call('GET', settled)), {}
+  for _, one in ipairs(asked.tickets) do
+    if one.number > last then new[#new + 1] = one end
+  end
+  local answer = each(settle_one, new)
+  if #new > 0 and not ended then redis.call('SET', settled, new[#new].number, 'PX', KEEP_SETTLED_MS) end
+  return answer
 end
 
 local function remember(asked)

@@ -9,9 +9,10 @@ when it answers again, what runs is leased anew. One Redis, or one with replicas
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,13 +24,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from penstock.store import UNAVAILABLE, Store
+from penstock import metrics
+from penstock.store import Store
 from serving.accounts import LIMITS, Limit, Refusal, Standing
 from serving.admission import Ticket, Verdict
 from serving.lines import Line
 from serving.redis_documents import booking, entry, line_base, memory
 from serving.redis_health import RedisHealth
-from serving.spent import spent_by
+from serving.spent import Spent, SpentReads
 from serving.windows import Calendar, day_ends_in, month_ends_in
 
 log = logging.getLogger(__name__)
@@ -40,11 +42,11 @@ LEAST_S = 0.005
 """What a call is given at least, whatever those who ask have waited for the one before."""
 PROBED_WITHIN_S = 0.5
 LEASE_S = 6.0
-DATABASE_S = 1.0
 AT_ONCE = 100
 LATE_S = 0.01
 """An event loop that is later than this was busy, and Redis may have answered long ago."""
 MOST_UNSETTLED = 20_000
+MINUTE_S = 60.0
 WITHOUT = {
     "open": "hold in each process by itself",
     "closed": "cannot be checked, and whatever has any is refused",
@@ -64,14 +66,18 @@ class SharedLimits:
         self.goes_on_without = lost == "open"
         self.process = uuid4().hex[:16]
         self._clock = clock
-        self._store: Store | None = None
+        self._spent: SpentReads | None = None
         self._calendar = Calendar()
         self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
         self._script = self._redis.register_script(SCRIPT)
         self._asked: list[Asked] = []
+        self._numbers = itertools.count(1)
         self._unsettled: list[dict[str, Any]] = []
+        self._settled = 0
+        """The number of the last settlement that Redis has answered."""
+        self._left_out = False
         self._to_renew: list[Ticket] = []
-        self._live: Iterable[Ticket] = ()
+        self._live: Collection[Ticket] = ()
         self._talking: asyncio.Task[None] | None = None
         self._health = RedisHealth(self._probe, WITHOUT[lost])
         self._health.when_back = lambda: self.renew(self._live)
@@ -82,7 +88,7 @@ class SharedLimits:
 
     async def open(self, store: Store | None, when_lost: Callable[[], None]) -> None:
         """`when_lost`: to be called whenever each process is to go by its own accounts."""
-        self._store = store
+        self._spent = SpentReads(store, self._today()) if store else None
         self._health.when_lost = when_lost
         await self._health.open()
 
@@ -92,6 +98,8 @@ class SharedLimits:
             talking.cancel()
             await asyncio.gather(talking, return_exceptions=True)
         await self._health.close()
+        if self._spent:
+            await self._spent.close()
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
@@ -109,7 +117,7 @@ class SharedLimits:
 
     def _forget(self, ticket: Ticket) -> None:
         """It may be booked, though nobody has heard of it."""
-        self._settle({**self._entry(ticket), "tokens": 0, "again": True})
+        self._settle({**self._entry(ticket), "tokens": 0})
         if ticket.line:
             self.give_back(ticket.line, ticket.id)
 
@@ -135,14 +143,10 @@ class SharedLimits:
 
     async def _remember(self, ticket: Ticket) -> bool:
         """Redis has not heard of the key's day, or has forgotten it: the database tells, if it answers."""
-        calendar = self._today()
-        try:
-            async with asyncio.timeout(DATABASE_S):
-                known = await spent_by(self._store, calendar, ticket.caller.id) if self._store else None
-        except UNAVAILABLE as error:  # TimeoutError is an OSError
-            log.error("what the key %s has used cannot be read: %s", ticket.caller.id, error)
-            return False
-        return bool(await self._call("remember", memory(ticket, known, calendar)))
+        known: Spent | None = Spent(self._today().day)
+        if self._spent:
+            known = await self._spent.spent_by(ticket.caller.id)
+        return known is not None and bool(await self._call("remember", memory(ticket, known)))
 
     async def take(self, line: Line, place: str) -> bool | None:
         more = len(line.queue) > 1
@@ -162,7 +166,7 @@ class SharedLimits:
     def settle(self, ticket: Ticket, tokens: int) -> None:
         self._settle({**self._entry(ticket), "tokens": tokens})
 
-    def renew(self, tickets: Iterable[Ticket]) -> None:
+    def renew(self, tickets: Collection[Ticket]) -> None:
         """Keeps what runs, with what has come of it."""
         self._live = tickets
         if self.is_up and not self._to_renew:
@@ -171,9 +175,18 @@ class SharedLimits:
 
     def _settle(self, document: dict[str, Any]) -> None:
         if len(self._unsettled) < MOST_UNSETTLED:
-            self._unsettled.append(document)
+            since = asyncio.get_running_loop().time()
+            self._unsettled.append({**document, "number": next(self._numbers), "since": since})
+        else:
+            self._leave_out()
         if self.is_up:
             self._talk()
+
+    def _leave_out(self) -> None:
+        metrics.redis_left_out.inc()
+        if not self._left_out:
+            log.error(LEFT_OUT, MOST_UNSETTLED)
+        self._left_out = True
 
     def _entry(self, ticket: Ticket) -> dict[str, Any]:
         return entry(ticket, self._today())
@@ -204,22 +217,24 @@ class SharedLimits:
     async def _talk_once(self) -> None:
         wanted = [one for one in self._asked if not one.answer.done()]  # else who asked has left
         asked, self._asked = wanted[:AT_ONCE], wanted[AT_ONCE:]
+        now = asyncio.get_running_loop().time()
         settled = self._unsettled[:AT_ONCE]
+        if settled and settled[0]["since"] < now - MINUTE_S:
+            settled = [{**one, "late": one["since"] < now - MINUTE_S} for one in settled]
+        settled_to = settled[-1]["number"] if settled else self._settled
         renewed, self._to_renew = self._to_renew[:AT_ONCE], self._to_renew[AT_ONCE:]
-        live = set(self._live)
-        renewals = [{**self._entry(ticket), "reserved": ticket.reserved} for ticket in renewed if ticket in live]
+        came = [(ticket, ticket.came) for ticket in renewed if ticket in self._live]
+        renewals = [{**self._entry(ticket), "came": count, "reserved": ticket.reserved} for ticket, count in came]
         operations = [
             {"operation": "settle", "tickets": settled},
-            {"operation": "renew", "tickets": renewals},
+            {"operation": "renew", "tickets": renewals, "after": settled_to},
             *(one.document for one in asked),
         ]
-        waited_s = asyncio.get_running_loop().time() - asked[0].since if asked else 0.0
+        waited_s = now - asked[0].since if asked else 0.0
         try:
             answers = await soon(self._run(operations), max(LEAST_S, PATIENCE_S - waited_s))
         except Exception as error:  # whatever it is, those who ask are not kept waiting
             self._health.failed(error)
-            for one_settled in settled:
-                one_settled["again"] = True  # what may have been settled is not counted twice
             self._unanswered(asked)
             self._unanswered(self._asked)
             return
@@ -228,6 +243,10 @@ class SharedLimits:
             raise
         self._health.worked()
         del self._unsettled[: len(settled)]
+        self._settled, self._left_out = settled_to, False
+        if not isinstance(answers[1], Exception):
+            for ticket, count in came:
+                ticket.told = count
         for answer in answers:
             if isinstance(answer, Exception):  # of one account; to those who ask about it, Redis is silent
                 self._health.refused(answer)
@@ -271,6 +290,12 @@ async def soon(answer: Awaitable[Any], within_s: float) -> Any:
         return task.result()
     finally:
         task.cancel()
+
+
+LEFT_OUT = (
+    "%d ended requests wait for Redis, and it is told of no more until it answers: what they have used is in the "
+    "ledger, and not in the budgets that Redis keeps"
+)
 
 
 def limit_of(said: bytes) -> Limit:

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from penstock.callers import LOCAL, Caller
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
-from serving import admission
+from serving import admission, shared_limits, spent
 from serving.admission import Admission, Estimate, Ticket
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
@@ -261,6 +262,30 @@ async def test_what_lives_keeps_its_leases(server: RedisServer) -> None:
         assert await second.enters(caller)
 
 
+async def test_what_cannot_be_counted_takes_no_lease_and_no_count_of_others_with_it(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    first, second = Gateway(server, clock), Gateway(server, clock)
+
+    def breaks() -> int:
+        raise ValueError("no number")
+
+    async with gateways(first, second):
+        tickets = [await first.enter(key(f"k{number}", concurrent=1)) for number in range(20)]
+        for number, ticket in enumerate(tickets):
+            ticket.progress = breaks if number % 2 else lambda: 5
+        for _ in range(10):
+            clock.passed += 1
+            first.of._sweep()
+            await first.written()
+        for number, ticket in enumerate(tickets):
+            assert not await second.enters(ticket.caller)
+            assert ticket.came == (0 if number % 2 else 5)
+    assert caplog.text.count("what has come of a request cannot be counted before it ends") == 10
+    assert caplog.text.count("ValueError: no number") == 10
+
+
 async def test_a_waiting_gateway_has_its_turn_beside_one_that_asks_all_the_time(server: RedisServer) -> None:
     async with three(server, concurrent=1) as all:
         served: list[int] = []
@@ -378,6 +403,79 @@ async def test_budgets_are_those_of_all_and_a_redis_that_was_emptied_asks_the_da
                 await second.enter(caller)
             empty_at(server)
             assert await first.enters(caller)  # the ledger was told of none of it
+
+
+@asynccontextmanager
+async def many_used(database: str, keys: int) -> AsyncIterator[Store]:
+    """Of each key `k0`, `k1` ... 100 tokens yesterday, and a number of its own today."""
+    counts = dict.fromkeys(("requests", "cached_tokens", "completion_tokens", "cut", "abandoned", "estimated"), 0)
+    rows = [
+        {"key_id": f"k{number}", "tenant": "t", "name": "n", "model": "m", "day": day, "prompt_tokens": tokens} | counts
+        for number in range(keys)
+        for day, tokens in (("2026-11-21", 100), ("2026-11-22", 1 + number))
+    ]
+    async with opened(database) as store:
+        async with store.begin() as connection:
+            await connection.execute(sa.insert(usage), rows)
+        yield store
+
+
+async def test_many_keys_that_redis_does_not_know_are_looked_up_together(
+    server: RedisServer, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At midnight, or where Redis has come back empty."""
+    monkeypatch.setattr(shared_limits, "PATIENCE_S", 10)
+    monkeypatch.setattr(spent, "READ_WITHIN_S", 10)
+    async with many_used(database, 500) as store:
+        gateway = Gateway(server, Clock(), lost="closed", store=store)
+        callers = [key(f"k{number}", daily_tokens=2 + number, monthly_tokens=200 + number) for number in range(499)]
+        async with gateways(gateway):
+            transactions = 0
+
+            def begun(_: sa.Connection) -> None:
+                nonlocal transactions
+                transactions += 1
+
+            sa.event.listen(store.engine.sync_engine, "begin", begun)
+            tickets = await asyncio.gather(*(gateway.enter(caller, Estimate(0, 0)) for caller in callers))
+            assert 2 <= transactions <= 2 * 6  # Redis says of a hundred at once that it does not know them
+            before = transactions
+            for ticket in tickets:
+                ticket.leave(1)
+            await gateway.written()
+            for caller in callers[:20]:
+                with pytest.raises(OverBudget, match="tokens a day"):
+                    await gateway.enter(caller, Estimate(0, 0))
+            with pytest.raises(OverBudget, match="600 tokens a month"):
+                await gateway.enter(key("k499", monthly_tokens=600), Estimate(0, 0))
+            await gateway.enter(key("new", daily_tokens=1), Estimate(0, 0))
+            assert transactions == before + 4
+        with redis.Redis.from_url(server.url) as client:
+            used = [client.get(f"penstock:key:{{k{number}}}:2026-11-22") for number in range(499)]
+        assert used == [b"%d" % (2 + number) for number in range(499)]
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+
+
+async def test_what_keys_have_used_cannot_be_read_is_told_once(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limits, "PATIENCE_S", 10)
+    monkeypatch.setattr(spent, "READ_WITHIN_S", 0.2)
+    async with many_used(f"sqlite:///{tmp_path}/p.db", 30) as store:
+        gateway = Gateway(server, Clock(), store=store)
+        async with gateways(gateway):
+            with closing(sqlite3.connect(tmp_path / "p.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                for _ in range(3):
+                    entering = (gateway.enter(key(f"k{number}", daily_tokens=1000)) for number in range(30))
+                    await asyncio.gather(*entering)  # as without Redis
+                other.execute("ROLLBACK")
+            with pytest.raises(OverBudget, match="30 tokens a day"):
+                await gateway.enter(key("k29", daily_tokens=30))
+    told = [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+    assert len(told) == 2, told
+    assert told[0].startswith("what keys have used cannot be read; where Redis does not know it")
+    assert told[1] == "what keys have used can be read again"
 
 
 async def test_a_start_without_redis_forgets_no_budget(server: RedisServer, tmp_path: Path) -> None:
@@ -664,12 +762,133 @@ async def test_what_was_settled_without_an_answer_is_not_counted_twice(server: R
     caller = key(tpm=1000)
     async with gateways(gateway):
         ticket = await gateway.enter(caller)
-        entry = {**gateway.shared._entry(ticket), "tokens": 100}
-        await gateway.shared._call("settle", {"tickets": [entry]})
-        await gateway.shared._call("settle", {"tickets": [{**entry, "again": True}]})
+        booked = {**gateway.shared._entry(ticket), "tokens": 100, "number": 1}
+        unknown = {**booked, "ticket": "unknown", "tokens": 50, "number": 2}
+        renewal = {**booked, "came": 100, "reserved": 20}
+        for _ in range(2):
+            await gateway.shared._call("settle", {"tickets": [booked, unknown]})
+        assert await gateway.shared._call("renew", {"tickets": [renewal], "after": 0}) == 0  # sent before, come late
         await gateway.enter(caller, Estimate(0, 0))
-        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"900"
+        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"850"
         gateway.of.live.clear()
+
+
+def used_today(server: RedisServer, caller: Caller) -> int:
+    with redis.Redis.from_url(server.url) as client:
+        (day,) = client.keys(f"penstock:key:{{{caller.id}}}:????-??-??")
+        return int(client.get(day) or 0)
+
+
+@asynccontextmanager
+async def without_redis(server: RedisServer, gateway: Gateway) -> AsyncIterator[None]:
+    """It is silent, and nobody asks it any more; until the block has ended and it is asked again."""
+    with server.frozen():
+        while gateway.shared.is_up:
+            (await gateway.enter(key("other", rpm=1000))).leave(0)
+        yield
+    async with asyncio.timeout(10):
+        while not gateway.shared.is_up:
+            await asyncio.sleep(0.05)
+    await gateway.written()
+
+
+async def test_what_was_used_while_redis_was_silent_is_in_its_budgets_afterwards(server: RedisServer) -> None:
+    gateway = Gateway(server)
+    caller = key(daily_tokens=10**6, monthly_tokens=10**7)
+
+    def comes(ticket: Ticket, tokens: int) -> None:
+        ticket.progress = lambda: tokens
+        gateway.of._sweep()
+
+    async with gateways(gateway):
+        before, ends_at_once = await gateway.enter(caller), await gateway.enter(caller)
+        comes(before, 100)
+        await gateway.written()
+        assert used_today(server, caller) == 100
+        with server.frozen():  # this one's end is sent, and Redis finds it when it wakes up
+            ends_at_once.leave(20)
+            while gateway.shared.is_up:
+                await gateway.enter(caller, Estimate(0, 0))
+            during, outlasts = await gateway.enter(caller), await gateway.enter(caller)
+            comes(during, 40_000)
+            comes(before, 3_000)
+            comes(outlasts, 5_000)
+            during.leave(50_000)
+            before.leave(3_200)
+        async with asyncio.timeout(10):
+            while not gateway.shared.is_up:
+                await asyncio.sleep(0.05)
+        await gateway.written()
+        assert used_today(server, caller) == 20 + 50_000 + 3_200 + 5_000
+        comes(outlasts, 6_000)
+        outlasts.leave(7_000)
+        for ticket in [*gateway.of.live]:
+            ticket.leave(0)
+        await gateway.written()
+        assert used_today(server, caller) == 20 + 50_000 + 3_200 + 7_000
+        assert gateway.of._account(caller).budget.in_day(gateway.of.now().calendar) == used_today(server, caller)
+    server_is_clean(server, caller)
+
+
+async def test_what_a_lease_that_ended_was_counted_for_is_not_counted_again(server: RedisServer) -> None:
+    """As of a gateway that the network has cut off for longer than a lease."""
+    clock = Clock()
+    cut_off, other = Gateway(server, clock), Gateway(server, clock)
+    caller = key(daily_tokens=1000)
+    async with gateways(cut_off, other):
+        settled, goes_on = await cut_off.enter(caller), await cut_off.enter(caller)
+        settled.progress = goes_on.progress = lambda: 100
+        cut_off.of._sweep()
+        await cut_off.written()
+        clock.passed += LEASE_S + 1
+        await other.enter(caller)
+        assert used_today(server, caller) == 200
+        settled.leave(130)
+        goes_on.progress = lambda: 150
+        cut_off.of._sweep()
+        await cut_off.written()
+        assert used_today(server, caller) == 280
+        goes_on.leave(160)
+        await cut_off.written()
+        assert used_today(server, caller) == 290
+
+
+async def test_a_minutes_limit_has_nothing_of_an_outage_that_lasted_longer(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_limits, "MINUTE_S", 0.1)
+    gateway = Gateway(server)
+    caller = key(tpm=1000, daily_tokens=10**6)
+    async with gateways(gateway):
+        (await gateway.enter(caller)).leave(1)
+        await gateway.written()
+        async with without_redis(server, gateway):
+            (await gateway.enter(caller)).leave(998)
+            await asyncio.sleep(0.2)
+        assert used_today(server, caller) == 999
+        (await gateway.enter(caller, Estimate(0, 0))).leave(0)
+        assert dict(gateway.of.marks(caller))[b"x-ratelimit-remaining-tokens"] == b"999"
+
+
+async def test_what_is_too_much_to_be_told_later_is_told_once_in_the_log_and_counted(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limits, "MOST_UNSETTLED", 10)
+    gateway = Gateway(server)
+    caller = key(daily_tokens=10**6)
+    left_out = metrics.redis_left_out.values.get((), 0)
+    async with gateways(gateway):
+        (await gateway.enter(caller)).leave(1)
+        await gateway.written()
+        async with without_redis(server, gateway):
+            waiting = len(gateway.shared._unsettled)
+            for _ in range(30):
+                (await gateway.enter(caller)).leave(100)
+        assert metrics.redis_left_out.values[()] == left_out + 20 + waiting
+        assert used_today(server, caller) == 1 + 100 * (10 - waiting)
+    told = [record.getMessage() for record in caplog.records if "wait for Redis" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("10 ended requests wait for Redis")
 
 
 async def test_nothing_is_kept_for_ever(server: RedisServer) -> None:

@@ -191,7 +191,10 @@ def test_every_configuration_is_valid(text: str, tmp_path: Path) -> None:
     assert source.load(file).models
 
 
-def test_the_gpu_configuration_becomes_vllms_flags(tmp_path: Path) -> None:
+def test_the_gpu_configuration_becomes_vllms_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the model's chat template, for which the hub would be asked until it does not answer."""
+    hub = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     file = tmp_path / "penstock.yaml"
     file.write_text(yaml_blocks()[1])
     launch = plan("llama-0", source.load(file).engines["llama"], ["llama"], GPU_NODE, tmp_path / "s")

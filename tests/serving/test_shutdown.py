@@ -90,7 +90,7 @@ def closed(connection: socket.socket) -> bool:
 
 
 def test_readiness_goes_first_and_requests_go_on_for_a_while(serve: Start) -> None:
-    with serve(0.0, ready_delay_s=3) as served, ExitStack() as stack:
+    with serve(0.0, ready_delay_s=2) as served, ExitStack() as stack:
         kept = [stack.enter_context(httpx2.Client(base_url=served.url, trust_env=False)) for _ in range(8)]
         assert {client.get("/ready").status_code for client in kept} == {200}
         served.process.send_signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_readiness_goes_first_and_requests_go_on_for_a_while(serve: Start) -> No
 
 
 def test_running_streams_end_while_idle_connections_close_and_new_ones_are_refused(serve: Start) -> None:
-    with serve(0.08) as served, Streams(served) as lines:
+    with serve(0.05) as served, Streams(served) as lines:
         idle = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])))
         served.process.send_signal(signal.SIGTERM)
         until(lambda: refused(served), "new connections are still taken")

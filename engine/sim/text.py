@@ -43,6 +43,12 @@ def words(prompt: Prompt, mean_tokens: int) -> Iterator[Word]:
         begin = prompt.open[: -len(partial)]
         state.update(begin.encode())
         whole = word_after(begin, state.digest(), count - 1, length, mean_tokens)
+        word = partial.lstrip()
+        if not prompt.chat and word and not (whole and whole.text.startswith(partial)):
+            blank = partial.removesuffix(word)  # a prompt's end: the word that came there has none of its own
+            state.update(blank.encode())
+            partial = word
+            whole = word_after(begin + blank, state.digest(), count, length, mean_tokens)
         state.update(partial.encode())
         if whole and whole.text != partial and whole.text.startswith(partial):
             rest = whole.text[len(partial) :]

@@ -24,7 +24,7 @@ def test_a_turn_cut_anywhere_is_continued_with_exactly_its_rest(asked: str, data
     assert whole[:cut] + said(Prompt(given, whole[:cut], chat=True)) == whole
 
 
-@given(prompt=texts, data=st.data())
+@given(prompt=st.builds(str.__add__, texts, st.sampled_from(["", " ", "\n", "\t "])), data=st.data())
 def test_bare_text_cut_anywhere_is_continued_with_exactly_its_rest(prompt: str, data: st.DataObject) -> None:
     whole = said(Prompt("", prompt, chat=False))
     cut = data.draw(st.integers(0, len(whole)))

@@ -106,7 +106,7 @@ def check_tools(value: Any, name: str, limits: Policy, caller: Caller) -> None:
         if type(tool) is not dict:
             raise BadRequest(f"{param} must be an object, such as {{type: function, function: ...}}", param=param)
         kind = tool.get("type", "function")
-        if "raw-fields" in caller.scopes or "input_schema" in tool or str(kind) in TOOLS_OF_THE_CALLER:
+        if "raw-fields" in caller.scopes or str(kind) in TOOLS_OF_THE_CALLER:
             continue
         raise Forbidden(
             f"{param}: tools of type {str(kind)[:SHOWN_CHARS]!r} are for keys with the scope raw-fields; "

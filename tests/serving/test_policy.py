@@ -196,6 +196,7 @@ def test_as_many_prompts_or_inputs_as_engines_and_clients_are_used_to_are_taken_
         (fields.RESPONSES, {"background": False, "store": True, "previous_response_id": None}),
         (fields.RESPONSES, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}),
         (fields.MESSAGES, {"tools": [{"name": "f", "input_schema": {}}], "metadata": {"user_id": "x"}}),
+        (fields.MESSAGES, {"tools": [{"type": "custom", "name": "f", "input_schema": {}}]}),
         (fields.RERANK, {"documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True}),
     ],
 )
@@ -215,6 +216,8 @@ RAW_EXAMPLES: list[tuple[str, dict[str, Any]]] = [
     (fields.CHAT, {"chat_template_kwargs": {"enable_thinking": [1]}}),
     (fields.COUNT_TOKENS, {"chat_template_kwargs": {"tokenize": True}}),
     (fields.RESPONSES, {"tools": [{"type": "mcp", "server_label": "a", "server_url": "http://10.0.0.1/"}]}),
+    (fields.RESPONSES, {"tools": [{"type": "mcp", "server_url": "http://10.0.0.1/", "input_schema": {}}]}),
+    (fields.MESSAGES, {"tools": [{"type": "web_search_20250305", "name": "w", "input_schema": {}}]}),
     (fields.RESPONSES, {"tools": [{"type": "code_interpreter"}]}),
     (fields.CHAT, {"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "gASV"}]}]}),
     (fields.CHAT, {"messages": [{"role": "user", "content": [{"type": "image_embeds", "image_embeds": "gASV"}]}]}),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evals.metrics import Difference, paired_bootstrap
+from evals.metrics import CONFIDENCE, Difference, paired_bootstrap, sign_test
 from evals.runs import Result, Run
 from penstock.errors import BadRequest
 
@@ -15,11 +15,15 @@ class Comparison:
     before: Result
     after: Result
     difference: Difference
+    sign_p: float
 
     @property
     def verdict(self) -> Verdict:
-        """A difference is shown when its interval has zero outside."""
+        """A difference is shown when its interval has zero outside and the exact test says so, too: where few items
+        differ, resampling them is too sure."""
         low, high = self.difference.interval
+        if self.sign_p >= 1 - CONFIDENCE:
+            return "no difference shown"
         return "regression" if high < 0 else "improvement" if low > 0 else "no difference shown"
 
     def described(self) -> dict[str, Any]:
@@ -30,6 +34,7 @@ class Comparison:
             "difference": self.difference.mean,
             "interval": [low, high],
             "p": self.difference.p,
+            "sign_p": self.sign_p,
             "verdict": self.verdict,
         }
 
@@ -53,7 +58,7 @@ def compare(before: Run, after: Run) -> Comparison:
     scores = {record.id: record.score for record in after.records}
     pairs = [(record.score, scores[record.id]) for record in before.records]
     first, second = zip(*pairs, strict=True)
-    return Comparison(before.result, after.result, paired_bootstrap(first, second))
+    return Comparison(before.result, after.result, paired_bootstrap(first, second), sign_test(first, second))
 
 
 def described(run: Run) -> str:

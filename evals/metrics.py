@@ -132,6 +132,16 @@ def paired_bootstrap(
     return Difference(fmean(differences), middle(drawn, confidence), min(1.0, 2 * min(not_better, not_worse)))
 
 
+def sign_test(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided and exact: how often so many of the items that differ would differ in one direction by chance. For
+    right and wrong it is McNemar's test with the binomial distribution. 4 worse, none better -> 0.125."""
+    better = sum(after > before for before, after in zip(first, second, strict=True))
+    worse = sum(after < before for before, after in zip(first, second, strict=True))
+    n = better + worse
+    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
 def means(scores: Sequence[float], seed: int, resamples: int) -> list[float]:
     """Sorted. The sums are exact, so that equal draws are equal however they are ordered."""
     draw = Random(seed).choices

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from evals.metrics import METRICS
+from evals.metrics import METRICS, normalized
 from penstock.errors import BadRequest
 
 GREEDY: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
@@ -79,6 +79,13 @@ def load(path: Path, metric: str | None = None) -> Task:
     chosen = metric or ("number" if worked else "exact")
     if chosen not in METRICS:
         raise BadRequest(f"no metric is called {chosen!r}: use one of {', '.join(METRICS)}")
+    if chosen in ("exact", "f1"):
+        for (number, _), one in zip(rows, items, strict=True):
+            if nothing := next((answer for answer in one.answers if answer and not normalized(answer)), None):
+                raise BadRequest(
+                    f"{path}, line {number}: of the answer {nothing!r} nothing is left once articles and punctuation "
+                    "are taken off, so that an empty answer would be right: use the metric verbatim"
+                )
     return Task(path.name, chosen, items, {**GREEDY, "max_tokens": WORKED_TOKENS} if worked else GREEDY)
 
 

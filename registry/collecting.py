@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock import audit
+from penstock.errors import BadRequest
 from penstock.store import Store
 from registry.artifacts import Artifacts, Kept, swept
 from registry.local_copy import copies
@@ -32,13 +33,19 @@ class Collected:
 
 
 async def collect(store: Store, artifacts: Artifacts, grace_s: float, by: str, *, dry_run: bool = False) -> Collected:
-    """Spares what is younger than the grace."""
+    """Spares what is younger than the grace. Raises BadRequest for a database without versions, which is most likely
+    not the one that the files belong to."""
     before = time.time() - grace_s
     there = await asyncio.to_thread(lambda: list(artifacts.all()))
     async with store.read() as connection:
         wanted, seen = await referred(connection)
     done = Collected()
     old = [file for file in there if file.sha256 not in wanted and file.at <= before]
+    if old and not wanted:
+        raise BadRequest(
+            f"{len(there)} files are kept, and no version of this database refers to any: is state.database the one "
+            "that they were added to? If they are nobody's, delete the folder or the prefix of registry.artifacts by hand"
+        )
     if dry_run:
         done.files = old
     else:

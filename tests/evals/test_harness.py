@@ -217,6 +217,13 @@ def test_one_item_of_many_shows_no_difference() -> None:
     assert found.verdict == "no difference shown"
 
 
+def test_four_flips_of_a_hundred_are_no_regression() -> None:
+    """The bootstrap's interval leaves zero outside; McNemar's exact test gives 0.125."""
+    found = compare(put(numbers(100), Parrot()), put(numbers(100), Parrot(wrong_from(96))))
+    assert found.difference.interval.high < 0
+    assert found.verdict == "no difference shown"
+
+
 def test_items_are_paired_whatever_order_they_came_in(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     run = put(numbers(20), Parrot(wrong_from(10)), path)

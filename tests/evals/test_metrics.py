@@ -21,6 +21,7 @@ from evals.metrics import (
     number,
     paired_bootstrap,
     quantile,
+    sign_test,
     token_f1,
     verbatim,
     wilson,
@@ -214,3 +215,14 @@ def test_quantiles_lie_between_the_nearest(ordered: list[float]) -> None:
         place = share * (len(ordered) - 1)
         naive = sum(value * max(0.0, 1 - abs(place - index)) for index, value in enumerate(ordered))
         assert quantile(ordered, share) == pytest.approx(naive)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p"),
+    [(0, 0, 1.0), (0, 1, 1.0), (0, 4, 0.125), (5, 0, 0.0625), (0, 6, 0.03125), (3, 3, 1.0), (1, 9, 22 / 1024)],
+)
+def test_the_sign_test_counts_the_items_that_differ(better: int, worse: int, p: float) -> None:
+    """By hand: twice the binomial tail, 1 at most."""
+    first = [0.0] * better + [1.0] * worse + [1.0] * 50
+    second = [1.0] * better + [0.0] * worse + [1.0] * 50
+    assert sign_test(first, second) == pytest.approx(p)

@@ -95,3 +95,14 @@ def test_the_digest_tells_tasks_apart() -> None:
     one = task("react", 3)
     assert one.digest == task("react", 3).digest
     assert len({one.digest, one.first(2).digest, task("label", 3).digest}) == 3
+
+
+@pytest.mark.parametrize("answer", ["A", "The", "+", "?!"])
+def test_an_answer_of_which_nothing_is_left_is_refused_where_an_empty_one_would_be_right(
+    tmp_path: Path, answer: str
+) -> None:
+    file = tmp_path / "choices.jsonl"
+    file.write_text(json.dumps({"prompt": "A or B?", "answer": answer}))
+    with pytest.raises(BadRequest, match=r"line 1: .*use the metric verbatim"):
+        load(file)
+    assert load(file, "verbatim").items[0].answers == [answer]

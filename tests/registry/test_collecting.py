@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from penstock import audit
+from penstock.errors import BadRequest
 from penstock.references import Reference
 from penstock.store import Store, opened
 from registry import versions
@@ -44,6 +45,13 @@ async def test_only_what_no_version_refers_to_is_deleted(
     assert entry.action == "artifacts.deleted"
     await collect(store, artifacts, 0, "me")
     assert (await audit.last(store, 1))[0].number == entry.number
+
+
+async def test_a_database_without_versions_deletes_no_files_of_anothers(store: Store, artifacts: Artifacts) -> None:
+    left = artifacts.put(io.BytesIO(b"of a version in another database"))
+    with pytest.raises(BadRequest, match=r"is state\.database the one"):
+        await collect(store, artifacts, 0, "me")
+    assert artifacts.size(left.sha256) == left.size
 
 
 async def test_what_is_young_is_spared(store: Store, artifacts: Artifacts) -> None:
@@ -120,8 +128,9 @@ def collect_until(database: str, place: str, versions: int) -> None:
 
     async def work() -> None:
         async with opened(database) as store:
-            while len(await all_versions(store)) < versions:
-                await collect(store, artifacts_at(place), 0, "gc")
+            while versions > (there := len(await all_versions(store))):
+                if there:
+                    await collect(store, artifacts_at(place), 0, "gc")
 
     asyncio.run(work())
 

@@ -138,7 +138,7 @@ def sign_test(first: Sequence[float], second: Sequence[float]) -> float:
     better = sum(after > before for before, after in zip(first, second, strict=True))
     worse = sum(after < before for before, after in zip(first, second, strict=True))
     n = better + worse
-    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
+    tail: float = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
     return min(1.0, 2 * tail)
 
 

@@ -44,7 +44,7 @@ async def collect(store: Store, artifacts: Artifacts, grace_s: float, by: str, *
     if old and not wanted:
         raise BadRequest(
             f"{len(there)} files are kept, and no version of this database refers to any: is state.database the one "
-            "that they were added to? If they are nobody's, delete the folder or the prefix of registry.artifacts by hand"
+            "that they were added to? If they are nobody's, delete what registry.artifacts names by hand"
         )
     if dry_run:
         done.files = old

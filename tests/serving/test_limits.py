@@ -240,6 +240,8 @@ async def latencies(asking: Callable[[], Awaitable[Said]], times: int) -> list[f
 async def test_a_quiet_tenant_waits_no_more_than_twice_as_long_beside_one_that_floods(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, count: int
 ) -> None:
+    """By the median: behind a queue that is not fair it would be fifteen times. `benchmarks/fairness.py` measures p99,
+    which a busy machine moves."""
     body = BODY | {"max_tokens": 10}
     async with AsyncExitStack() as stack:
         more: dict[str, Any] = {}
@@ -263,5 +265,5 @@ async def test_a_quiet_tenant_waits_no_more_than_twice_as_long_beside_one_that_f
         beside = await latencies(lambda: at.ask("quiet", body, quiet), 20)
         over.set()
         served = sum(await asyncio.gather(*flooding))
-        assert beside[-1] <= 2 * alone[-1] + 0.05, (alone, beside)
+        assert beside[len(beside) // 2] <= 2 * alone[len(alone) // 2] + 0.05, (alone, beside)
         assert served > 100

@@ -115,7 +115,7 @@ def download(model: str, folder: Path, revision: str | None, *, allow_unsafe: bo
         raise NotFound(f"{model}{at}: the hub has no such model, {remedy}") from error
     except (HfHubHTTPError, OSError) as error:
         raise StateUnavailable(f"{model} cannot be fetched from the hub ({first_line(error)}): {REMEDY}") from error
-    except Exception as error:
+    except Exception as error:  # the hub's client lets its HTTP library's errors through, and which that is changes
         if not type(error).__module__.partition(".")[0].startswith("httpx"):  # its own errors of connections
             raise
         raise StateUnavailable(f"{model} cannot be fetched from the hub ({first_line(error)}): {REMEDY}") from error

@@ -381,7 +381,7 @@ class Admission:
         """Whatever one of them runs into, what came of the others is counted, and the leases of all are kept."""
         try:
             ticket.count(ticket.progress())
-        except Exception:
+        except Exception:  # one request's own trouble, which would end the leases of all
             if ticket.progress is not nothing_came:
                 log.exception("what has come of a request cannot be counted before it ends")
             ticket.progress = nothing_came

@@ -133,10 +133,7 @@ class Ledger:
         used = estimated(cost)
         try:
             async with asyncio.timeout(COUNT_WITHIN_S):
-                if cost.pool:
-                    await one_usable(cost.pool)  # before it takes a slot that others' engines could use
-                async with self._slots:
-                    used = await counted(cost)
+                used = await counted(cost, self._slots)
         except (PenstockError, TimeoutError) as error:
             log.debug("tokens are estimated: %s", error)
         finally:  # cancelled too: at the end there is no time to ask
@@ -161,7 +158,9 @@ class Ledger:
             await asyncio.sleep(ADD_EVERY_S)
             try:
                 await batches.add_up(self.store, wait=False)
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # whatever it is, it is tried again: without this task the table would stand still
                 unforeseen = None if isinstance(error, UNAVAILABLE) else error
                 log.warning("usage is written, and not yet added up: %s", reason(error), exc_info=unforeseen)
 
@@ -251,17 +250,18 @@ def plausible(cost: Cost, prompt: Any, completion: Any, cached: Any) -> bool:
     return cached <= prompt and prompt > 0 and (counts[1] > 0 or not any(map(any, cost.texts)))
 
 
-async def counted(cost: Cost) -> Used:
+async def counted(cost: Cost, slots: asyncio.Semaphore) -> Used:
     """The engine's own count of the prompt, and of all that came. Raises PenstockError."""
     asked, pool = cost.asked, cost.pool
     if asked is None or pool is None:
         return estimated(cost)
-    replica = await one_usable(pool)
-    prompt = len(await tokens_of(asked.path, asked.body, replica))
-    if not prompt:
-        return estimated(cost)
-    texts = filter(None, map("".join, cost.texts))  # one by one, or the last word of one and the first of another join
-    return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
+    replica = await one_usable(pool)  # before it takes a slot, which others' engines could use
+    async with slots:
+        prompt = len(await tokens_of(asked.path, asked.body, replica))
+        if not prompt:
+            return estimated(cost)
+        texts = filter(None, map("".join, cost.texts))  # one by one, or words of two would join
+        return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
 
 
 async def one_usable(pool: Pool) -> Replica:

@@ -13,8 +13,6 @@ from penstock.errors import StartError
 from registry.artifacts import DRAFT, Kept, copied, measured, missing, write_out
 from registry.manifest import SHA256, File
 
-# An object comes into being when its last byte has arrived; to move it would be a copy.
-WHOLE = frozenset("s3 s3a gs gcs abfs abfss az adl oss r2 hf".split())
 NEVER = 0.0
 
 
@@ -24,8 +22,6 @@ class Elsewhere:
     def __init__(self, system: Any, root: str) -> None:
         self.system = system
         self.root = root.rstrip("/")
-        named = system.protocol
-        self.whole = bool(WHOLE & set([named] if isinstance(named, str) else named))
 
     @classmethod
     def at(cls, url: str) -> Self:
@@ -47,18 +43,17 @@ class Elsewhere:
         place = self._place(file.sha256)
         if self.size(file.sha256) == file.size:
             return file
-        target = place if self.whole else f"{self.root}/{DRAFT}{uuid.uuid4().hex}"
-        self.system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        draft = f"{self.root}/{DRAFT}{uuid.uuid4().hex}"  # elsewhere too: a write that fails may leave what it has
+        self.system.makedirs(self.root, exist_ok=True)
         try:
-            with self.system.open(target, "wb") as writing:
+            with self.system.open(draft, "wb") as writing:
                 copied(source, writing, file)
         except BaseException:
-            if self.system.exists(target):
-                self.system.rm_file(target)
+            if self.system.exists(draft):
+                self.system.rm_file(draft)
             raise
-        if target != place:
-            self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
-            self.system.mv(target, place)
+        self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        self.system.mv(draft, place)
         return file
 
     def size(self, sha256: str) -> int | None:

@@ -14,8 +14,9 @@ from typing import Any
 from engine.asked import Asked, DeadlineOver, Limits, NoFirstByte, Outrun, Receiver
 from engine.connection import Answer, Connection, ConnectionBroke
 from engine.failures import from_answer, says_it_is_dead
-from engine.reading import OpenAIReading, Reading, check_whole, reading_of
+from engine.reading import OpenAIReading, Reading, reading_of
 from engine.replica import Replica
+from engine.whole import check_whole
 from penstock import metrics
 from penstock.errors import (
     BadRequest,

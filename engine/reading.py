@@ -1,7 +1,7 @@
-"""What an engine's answer must be, family by family, to be passed on: read as it comes, byte for byte where it is good.
+"""What an engine's stream must be, family by family, to be passed on: read as it comes, byte for byte where it is good.
 
-A stream that is malformed, ends without saying how, or says that it was aborted is never a success; nor is a whole
-answer that is cut, not JSON, or not an answer. A `Reading` holds one stream's state; `check_whole` judges the rest.
+One that is malformed, ends without saying how, or says that it was aborted is never a success. A `Reading` holds one
+stream's state.
 """
 
 import re
@@ -405,47 +405,3 @@ def loaded(data: bytes) -> dict[str, Any]:
 
 def is_error(document: Mapping[str, Any]) -> bool:
     return bool(document.get("error")) or document.get("object") == "error"
-
-
-def check_whole(path: str, body: bytes, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Returns its usage, if it tells one.
-
-    Raises EngineError for a body that is not the answer to this request, PenstockError for an error in a 200."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise EngineError("the engine's answer is not JSON") from error
-    if not isinstance(document, dict):
-        raise EngineError("the engine's answer is not a JSON object")
-    if is_error(document) and not document.get("choices"):
-        raise from_document(500, document)
-    try:
-        why = unfinished(path, document, asked)
-    except (TypeError, AttributeError, KeyError):
-        why = "is not in the shape of its route"
-    if why:
-        raise EngineError(f"the engine's answer {why}")
-    usage = document.get("usage")
-    return usage if isinstance(usage, dict) else None
-
-
-def unfinished(path: str, document: dict[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """What of the answer is missing, if anything is."""
-    if path in (CHAT, TEXT):
-        part = "message" if path == CHAT else "text"
-        choices = document["choices"]
-        if len(choices) < choices_wanted(asked):
-            return "has too few choices"
-        for choice in choices:
-            if choice[part] is None:
-                return f"has a choice without {part}"
-            reason = choice["finish_reason"]
-            if not reason or reason in GIVEN_UP:
-                return "was given up before its end"
-    elif path == MESSAGES and not document["stop_reason"]:
-        return "has no stop reason"
-    elif path == RESPONSES and not document["status"]:
-        return "has no status"
-    elif path == EMBEDDINGS and not isinstance(document["data"], list):
-        return "has no data"
-    return None

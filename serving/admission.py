@@ -14,22 +14,19 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
-from engine.affinity import CHARS_PER_TOKEN, DEFAULT_OUTPUT_TOKENS
-from engine.reading import STREAMING, choices_wanted
 from penstock import metrics
 from penstock.callers import UNLIMITED, Caller
 from penstock.config import Config, Model, State
 from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited, StartError
 from penstock.store import UNAVAILABLE, Store
 from serving.accounts import Account, Moment, Refusal, Standing
-from serving.caps import how_many
+from serving.estimates import Estimate
 from serving.exchange import Headers
 from serving.fair_queue import Waiter
 from serving.limit_headers import as_headers
 from serving.lines import Line, Places, in_whole_s, limits_unknown
-from serving.media import characters
 from serving.spent import Spent, spent_by_all
 from serving.windows import Calendar
 
@@ -39,18 +36,6 @@ EVERY_S = 1.0
 FORGET_EVERY = 60
 READ_EVERY_S = 30.0
 DATABASE_S = 5.0
-
-QUERIES = ("query", "queries", "text_1", "data_1")
-ANSWERING = ("documents", "items", "text_2", "data_2")
-MOST_RESERVED_TOKENS = 2**16
-"""For an answer: who asks for more takes no more of a limit from others beforehand, and is counted as it comes."""
-
-
-class Estimate(NamedTuple):
-    """The tokens that a request may come to."""
-
-    prompt: int
-    output: int
 
 
 class Verdict(NamedTuple):
@@ -421,23 +406,6 @@ def nothing_came() -> int:
 
 def is_limited(model: Model) -> bool:
     return (model.rpm, model.tpm, model.concurrent) != (None, None, None)
-
-
-def estimate(path: str, body: Mapping[str, Any], prompt_tokens: int) -> Estimate:
-    """The most that the body allows, or what is usual where it does not say."""
-    if path not in STREAMING:
-        return Estimate(prompt_tokens + read_again(body), 0)
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
-    output = min(most, MOST_RESERVED_TOKENS) if type(most) is int and most > 0 else DEFAULT_OUTPUT_TOKENS
-    return Estimate(prompt_tokens, output * choices_wanted(body))
-
-
-def read_again(body: Mapping[str, Any]) -> int:
-    """One query is read with each of the documents: the tokens of all times but the first, which is in the prompt."""
-    query, others = (next((body[name] for name in names if body.get(name)), None) for names in (QUERIES, ANSWERING))
-    if query is None or how_many(query) != 1:
-        return 0
-    return (how_many(others) - 1) * (characters(query) // CHARS_PER_TOKEN)
 
 
 def sharing(state: State) -> Shared | None:

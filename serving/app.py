@@ -35,8 +35,9 @@ from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
 from serving.access import access
-from serving.admission import Admission, Estimate, Ticket, estimate, sharing
+from serving.admission import Admission, Ticket, sharing
 from serving.call import Call, id_of
+from serving.estimates import Estimate, estimate
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.reading import CHAT, DONE_EVENT, MESSAGES, RESPONSES, OpenAIReading, Reading, check_whole, reading_of
+from engine.reading import CHAT, DONE_EVENT, MESSAGES, RESPONSES, OpenAIReading, Reading, reading_of
+from engine.whole import check_whole
 from penstock.errors import BadRequest, EngineError, StreamInterrupted
 
 

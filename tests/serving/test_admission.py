@@ -16,7 +16,8 @@ from penstock.config import Config, Model
 from penstock.errors import OverBudget, Overloaded, RateLimited, StartError
 from penstock.store import opened
 from penstock.tables import usage
-from serving.admission import MOST_RESERVED_TOKENS, Admission, Estimate, Ticket, check_shared, estimate
+from serving.admission import Admission, Ticket, check_shared
+from serving.estimates import MOST_RESERVED_TOKENS, Estimate, estimate
 from serving.limit_headers import as_duration
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,8 @@ from penstock.errors import OverBudget, Overloaded, PenstockError, RateLimited
 from penstock.store import Store, opened
 from penstock.tables import usage
 from serving import admission, shared_limits, spent
-from serving.admission import Admission, Estimate, Ticket
+from serving.admission import Admission, Ticket
+from serving.estimates import Estimate
 from serving.shared_limits import LEASE_S, SharedLimits
 from tests.redis_server import RedisServer, running_redis
 from tests.serving.test_admission import NOON, SOME, Clock, config, key, settled

@@ -88,7 +88,7 @@ def test_two_runs_are_compared(tmp_path: Path, right: int, verdict: str, status:
 def test_items_without_an_answer_are_told(exact: Served, tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     long = "one two three " * 2000
-    file.write_text("\n".join(json.dumps({"prompt": text, "answer": "a"}) for text in ("Hello", long)))
+    file.write_text("\n".join(json.dumps({"prompt": text, "answer": "yes"}) for text in ("Hello", long)))
     done = evaluated(str(file), "--model", "demo", "--base-url", exact.url, "--json", status=1)
     assert json.loads(done.stdout)["errors"] == 1
     assert "1 of 2 items have no answer" in done.stderr

@@ -249,7 +249,7 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
 async def killed_once(folder: Path) -> tuple[int, int, int]:
     """Lines when it was killed, lines at the end, and requests that the engine has seen."""
     questions, out = folder / "task.jsonl", folder / "run.jsonl"
-    rows = [json.dumps({"prompt": f"Question {n}?", "answer": "a"}) for n in range(24)]
+    rows = [json.dumps({"prompt": f"Question {n}?", "answer": "yes"}) for n in range(24)]
     questions.write_text("\n".join(rows))
     penstock = str(Path(sys.executable).parent / "penstock")
     async with simulator(itl_s=0.01) as sim:

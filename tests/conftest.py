@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import hypothesis
@@ -26,6 +27,13 @@ hypothesis.settings.register_profile(
     "penstock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], max_examples=60
 )
 hypothesis.settings.load_profile("penstock")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.processes import ByEngine
+
+    return ByEngine(config, log)
 
 
 @dataclass
@@ -127,7 +135,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`make serve`: the gateway and the real vLLM with the bundled model. Probes are frequent, for the tests that
     kill the engine; they wait for it to be back before they end."""
     port = free_port()
-    quick = {"INTERVAL_S": "1", "TIMEOUT_S": "8", "FAILURES": "2"}
+    quick = {"INTERVAL_S": "1", "TIMEOUT_S": "3", "FAILURES": "2"}
     env = {f"PENSTOCK_ENGINES__BASE__PROBE__{name}": value for name, value in quick.items()}
     with running(["make", "serve", f"PORT={port}"], port, tmp_path_factory.mktemp("demo"), **env) as served:
         yield served

@@ -38,7 +38,7 @@ def simulated(*options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[s
 
 
 @asynccontextmanager
-async def serving(urls: Sequence[str], folder: Path, **options: float) -> AsyncIterator[Served]:
+async def serving(urls: Sequence[str], folder: Path, **options: float | str) -> AsyncIterator[Served]:
     """`penstock serve` before these engines; options such as `gateway__stall_timeout_s=1`."""
     port = free_port()
     command = [*PENSTOCK, "serve", "--upstream", f"sim={','.join(urls)}", "--port", str(port)]

@@ -196,10 +196,10 @@ async def left(url: str, body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
-async def test_what_was_used_outlasts_the_gateway(tmp_path: Path, number: signal.Signals) -> None:
+async def test_what_was_used_outlasts_the_gateway(tmp_path: Path, database: str, number: signal.Signals) -> None:
     answered: list[float] = []
     with simulated() as (_, url):
-        async with serving([url], tmp_path) as served:
+        async with serving([url], tmp_path, state__database=database) as served:
             until = time.monotonic() + 2.5
             while time.monotonic() < until:
                 await ask(served.url, about(len(answered), STREAM))
@@ -207,7 +207,7 @@ async def test_what_was_used_outlasts_the_gateway(tmp_path: Path, number: signal
             served.process.send_signal(number)
             await asyncio.to_thread(served.process.wait)
             ended = time.monotonic()
-            async with opened(f"sqlite:///{served.home}/penstock.db") as store:
+            async with opened(database) as store:
                 (row,) = await used(store, [])
     least = len(answered) if number == signal.SIGTERM else sum(at < ended - 1 for at in answered)
     assert 0 < least <= row["requests"] <= len(answered)

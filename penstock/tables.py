@@ -141,3 +141,17 @@ alias_moves = Table(  # every change of `aliases`
     Column("by", String(128), nullable=False),
     Column("report", JSON),  # of the gate, where there was one
 )
+
+claims = Table(  # kept files that an `add` is about to refer to
+    "claims",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("by", String(32), primary_key=True, index=True),  # one `add`
+    Column("at", Float, nullable=False),
+)
+
+doomed = Table(  # kept files that a collection is about to delete
+    "doomed",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+)

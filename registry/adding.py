@@ -1,23 +1,29 @@
-"""A directory becomes a version: its files are kept first, then it is written down, if they are all still there."""
+"""A directory becomes a version: its files are claimed, so that no collection deletes them, kept, and referred to.
+
+The database is never held while files are read or written.
+"""
 
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.errors import BadRequest, StateUnavailable
 from penstock.references import Reference, check_name
-from penstock.store import Store
+from penstock.store import UNAVAILABLE, Store
 from registry import versions
-from registry.artifacts import Artifacts
+from registry.artifacts import Artifacts, measured
+from registry.claims import claim, drop, hold
 from registry.directory import CARD, contents, opened, text
 from registry.kinds import Kind, told
 from registry.manifest import Manifest
 from registry.versions import Version
 
-TRIES = 5
+TRIES = 3
 LONGEST_TEXT = 2**20
 
 
@@ -39,14 +45,31 @@ async def add(store: Store, artifacts: Artifacts, folder: Path, about: About, by
     """Raises BadRequest with what is wrong with the directory or with what is said of it; NotFound for a parent."""
     check_about(about)
     parent = await parent_of(store, about)
-    for _ in range(TRIES):
-        version = await asyncio.to_thread(kept, artifacts, folder, about, parent, by)
-        async with store.begin() as connection:
-            await store.changed(connection, versions.ARTIFACTS)
-            if await asyncio.to_thread(all_there, artifacts, version.files):
-                return await versions.insert(store, connection, version)
-            await connection.rollback()  # `gc` with hardly any grace was quicker: keep them once more
-    raise StateUnavailable(f"the files of {folder} were deleted {TRIES} times while they were added: stop `gc`")
+    files = await asyncio.to_thread(contents, folder, allow_unsafe=about.allow_unsafe)
+    version = await asyncio.to_thread(described, files, folder, about, parent, by)
+    claimant = uuid.uuid4().hex
+    try:
+        for _ in range(TRIES):
+            await claim(store, claimant, version.files.blobs)
+            await asyncio.to_thread(keep, artifacts, files, version.files)
+            if added := await written_down(store, version, claimant):
+                return added
+    except BaseException:
+        with suppress(*UNAVAILABLE):
+            async with store.begin() as connection:
+                await drop(connection, claimant)
+        raise
+    raise StateUnavailable(f"the files of {folder} took longer than a day to write, {TRIES} times")
+
+
+async def written_down(store: Store, version: Version, claimant: str) -> Version | None:
+    """None where the claims have run out, so that a collection may have deleted what was kept."""
+    async with store.begin() as connection:
+        await store.changed(connection, versions.ARTIFACTS)
+        if not await hold(connection, claimant, version.files.blobs):
+            return None
+        await drop(connection, claimant)
+        return await versions.insert(store, connection, version)
 
 
 def check_about(about: About) -> None:
@@ -73,13 +96,12 @@ async def parent_of(store: Store, about: About) -> str | None:
     return (await versions.find(store, reference)).reference
 
 
-def kept(artifacts: Artifacts, folder: Path, about: About, parent: str | None, by: str) -> Version:
-    """The files in their place, and the version as it will be written, but for its number."""
-    files = contents(folder, allow_unsafe=about.allow_unsafe)
+def described(files: Mapping[str, Path], folder: Path, about: About, parent: str | None, by: str) -> Version:
+    """The version as it will be written, but for its number."""
     said = {}
     for path, file in files.items():
         with opened(file) as reading:
-            said[path] = artifacts.put(reading)
+            said[path] = measured(reading)
     manifest = Manifest(said)
     found = told(files, manifest, about.kind)
     card = folder / CARD
@@ -102,5 +124,7 @@ def kept(artifacts: Artifacts, folder: Path, about: About, parent: str | None, b
     )
 
 
-def all_there(artifacts: Artifacts, manifest: Manifest) -> bool:
-    return all(artifacts.size(sha256) == size for sha256, size in manifest.blobs.items())
+def keep(artifacts: Artifacts, files: Mapping[str, Path], manifest: Manifest) -> None:
+    for path, file in manifest:
+        with opened(files[path]) as reading:
+            artifacts.put(reading, file)

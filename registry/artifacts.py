@@ -6,8 +6,6 @@ out is hashed on the way, and nobody gets a file that is not the one that was pu
 
 import hashlib
 import os
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from typing import BinaryIO, Protocol
 
 from penstock.errors import BadRequest, PenstockError, StartError
 from penstock.home import home
+from registry.drafts import draft_file, swept
 from registry.manifest import SHA256, File
 
 CHUNK = 2**20
-DRAFT = ".draft-"
 
 
 class Damaged(PenstockError):
@@ -40,8 +38,9 @@ class Kept:
 class Artifacts(Protocol):
     """All of it may wait for a disk or a network: call it in a thread."""
 
-    def put(self, source: BinaryIO) -> File:
-        """Keeps what a file holds from its beginning; one that is there already counts as new."""
+    def put(self, source: BinaryIO, file: File | None = None) -> File:
+        """Keeps what a file holds from its beginning, which is `file` if that is known; one that is there already and
+        whole counts as new. Raises BadRequest if it changes in the meantime."""
 
     def size(self, sha256: str) -> int | None:
         """None where there is no such file."""
@@ -79,25 +78,20 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, source: BinaryIO) -> File:
-        file = measured(source)
+    def put(self, source: BinaryIO, file: File | None = None) -> File:
+        file = file or measured(source)
         place = self._place(file.sha256)
-        with suppress(FileNotFoundError):
-            if place.stat().st_size == file.size:
+        if is_whole(place, file):
+            with suppress(PermissionError):  # another user's
                 os.utime(place)
-                return file
+            return file
         place.parent.mkdir(exist_ok=True)
-        descriptor, draft = tempfile.mkstemp(dir=self.folder, prefix=DRAFT)
-        try:
-            with os.fdopen(descriptor, "wb") as writing:
-                copied(source, writing, file)
-                os.fchmod(writing.fileno(), 0o444)
-                writing.flush()
-                os.fsync(writing.fileno())
+        with draft_file(self.folder) as (draft, writing):
+            copied(source, writing, file)
+            os.fchmod(writing.fileno(), 0o444)
+            writing.flush()
+            os.fsync(writing.fileno())
             os.replace(draft, place)
-        except BaseException:
-            os.unlink(draft)
-            raise
         sync(place.parent)
         return file
 
@@ -135,6 +129,15 @@ class Folder:
 
     def _place(self, sha256: str) -> Path:
         return self.folder / "sha256" / sha256[:2] / sha256
+
+
+def is_whole(place: Path, file: File) -> bool:
+    """A damaged one is not: it is kept anew."""
+    try:
+        with place.open("rb") as reading:
+            return os.fstat(reading.fileno()).st_size == file.size and measured(reading) == file
+    except FileNotFoundError:
+        return False
 
 
 def measured(source: BinaryIO) -> File:
@@ -188,19 +191,6 @@ def missing(file: File) -> Damaged:
         f"the kept file {file.sha256} is gone: is registry.artifacts the place where the version was added? "
         "Else add the directory again, or restore it from a backup"
     )
-
-
-def swept(folder: Path, before: float) -> int:
-    """Drafts, files and folders, that nobody has touched since."""
-    import shutil
-
-    count = 0
-    for draft in folder.glob(f"{DRAFT}*"):
-        with suppress(FileNotFoundError):
-            if draft.stat().st_mtime < min(before, time.time()):
-                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
-                count += 1
-    return count
 
 
 def sync(folder: Path) -> None:

@@ -3,6 +3,7 @@
 Who may write there is for the environment to say (AWS_ACCESS_KEY_ID and the like), as fsspec's drivers read it.
 """
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from penstock.errors import StartError
-from registry.artifacts import DRAFT, Kept, copied, measured, missing, write_out
+from registry.artifacts import Kept, copied, measured, missing, write_out
+from registry.drafts import DRAFT, UNLOCKED_S
 from registry.manifest import SHA256, File
 
 NEVER = 0.0
+OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az oci oss".split())
+"""These check what they are given and keep it whole."""
 
 
 class Elsewhere:
@@ -38,10 +42,10 @@ class Elsewhere:
             raise StartError(f"registry.artifacts: {scheme}:// cannot be used: {error}") from error
         return cls(system, root)
 
-    def put(self, source: BinaryIO) -> File:
-        file = measured(source)
+    def put(self, source: BinaryIO, file: File | None = None) -> File:
+        file = file or measured(source)
         place = self._place(file.sha256)
-        if self.size(file.sha256) == file.size:
+        if self.size(file.sha256) == file.size and self._is_whole(place, file):
             return file
         draft = f"{self.root}/{DRAFT}{uuid.uuid4().hex}"  # elsewhere too: a write that fails may leave what it has
         self.system.makedirs(self.root, exist_ok=True)
@@ -53,6 +57,8 @@ class Elsewhere:
                 self.system.rm_file(draft)
             raise
         self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        if self.size(file.sha256) is not None:  # a damaged one, which not every driver moves over
+            self.system.rm_file(place)
         self.system.mv(draft, place)
         return file
 
@@ -86,11 +92,24 @@ class Elsewhere:
     def tidy(self, before: float) -> int:
         if not self.system.exists(self.root):
             return 0
+        before = min(before, time.time() - UNLOCKED_S)  # nobody can tell whether its writer lives
         left = [found for found in self.system.ls(self.root, detail=True) if f"/{DRAFT}" in found["name"]]
         old = [found["name"] for found in left if NEVER < seconds(found) < before]
         for name in old:
             self.system.rm_file(name)
         return len(old)
+
+    def _is_whole(self, place: str, file: File) -> bool:
+        """Read again but where the place itself sees to that, for what would cost as much as to write it anew."""
+        if not OBJECT_STORES.isdisjoint(self.protocols):
+            return True
+        with self.system.open(place, "rb") as reading:
+            return measured(reading) == file
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        said = self.system.protocol
+        return (said,) if isinstance(said, str) else tuple(said)
 
     def _place(self, sha256: str) -> str:
         return f"{self.root}/sha256/{sha256[:2]}/{sha256}"

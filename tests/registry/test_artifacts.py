@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import BadRequest, StartError
-from registry.artifacts import DRAFT, Artifacts, Damaged, Folder, artifacts_at, swept
+from registry.artifacts import Artifacts, Damaged, Folder, artifacts_at
+from registry.drafts import DRAFT, swept
 from registry.manifest import File
 
 DATA = b"weights" * 1000

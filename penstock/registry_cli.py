@@ -216,11 +216,18 @@ def gc(
     with explained():
         done = with_registry(config, lambda store, kept: collect(store, kept, grace_s, actor(), dry_run=dry_run))
     if json:
-        return as_json({"deleted": [file.sha256 for file in done.files], "bytes": done.size, "dry_run": dry_run})
+        said = {"deleted": [file.sha256 for file in done.files], "bytes": done.size, "dry_run": dry_run}
+        return as_json({**said, "unknown_versions": sorted(done.strangers)})
     for file in done.files:
         typer.echo(f"{file.sha256}  {sized(file.size)}")
     verb = "would be deleted" if dry_run else "deleted"
     typer.echo(f"{len(done.files)} files ({sized(done.size)}) {verb}, {done.kept} kept")
+    if done.strangers:
+        typer.echo(
+            f"{len(done.strangers)} manifests beside the files are of versions that this database does not have: was "
+            "it put back to an earlier state, or does another one keep its files there? Their files are spared",
+            err=True,
+        )
 
 
 def with_registry(config: Path | None, do: "Callable[[Store, Artifacts], Awaitable[T]]") -> T:

@@ -4,6 +4,7 @@ The database is never held while files are read or written.
 """
 
 import asyncio
+import logging
 import math
 import time
 import uuid
@@ -22,6 +23,8 @@ from registry.directory import CARD, contents, opened, text
 from registry.kinds import Kind, told
 from registry.manifest import Manifest
 from registry.versions import Version
+
+log = logging.getLogger("penstock.registry")
 
 TRIES = 3
 LONGEST_TEXT = 2**20
@@ -53,6 +56,7 @@ async def add(store: Store, artifacts: Artifacts, folder: Path, about: About, by
             await claim(store, claimant, version.files.blobs)
             await asyncio.to_thread(keep, artifacts, files, version.files)
             if added := await written_down(store, version, claimant):
+                await note(artifacts, added)
                 return added
     except BaseException:
         with suppress(*UNAVAILABLE):
@@ -70,6 +74,14 @@ async def written_down(store: Store, version: Version, claimant: str) -> Version
             return None
         await drop(connection, claimant)
         return await versions.insert(store, connection, version)
+
+
+async def note(artifacts: Artifacts, version: Version) -> None:
+    """What fails here, the next collection does."""
+    try:
+        await asyncio.to_thread(artifacts.refer, version.files)
+    except Exception as error:  # a place of fsspec's raises what its driver does
+        log.warning("%s is added, but not noted beside its files yet: %s", version.reference, error)
 
 
 def check_about(about: About) -> None:

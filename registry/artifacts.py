@@ -5,6 +5,7 @@ out is hashed on the way, and nobody gets a file that is not the one that was pu
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import BinaryIO, Protocol
 from penstock.errors import BadRequest, PenstockError, StartError
 from penstock.home import home
 from registry.drafts import draft_file, swept
-from registry.manifest import SHA256, File
+from registry.manifest import SHA256, File, Manifest
 
 CHUNK = 2**20
 
@@ -48,6 +49,15 @@ class Artifacts(Protocol):
     def fetch(self, file: File, target: Path, *, link: bool = True) -> None:
         """The file at `target`, which must not be there; not to be changed if it may be a link. Raises Damaged."""
 
+    def refer(self, manifest: Manifest) -> None:
+        """Notes beside the files that a version has them: a database put back to an earlier state does not know it."""
+
+    def manifests(self) -> set[str]:
+        """Digests of those that were noted."""
+
+    def manifest(self, digest: str) -> Manifest:
+        """Raises Damaged."""
+
     def all(self) -> Iterator[Kept]: ...
 
     def delete(self, sha256: str) -> None:
@@ -66,14 +76,15 @@ def artifacts_at(place: str | None) -> Artifacts:
     folder = Path(place).expanduser() if place else home() / "artifacts"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "sha256").mkdir(exist_ok=True)
+        for part in ("sha256", "manifests"):
+            (folder / part).mkdir(exist_ok=True)
     except OSError as error:
         raise StartError(f"registry.artifacts: {folder} cannot be used: {error.strerror}") from error
     return Folder(folder.resolve())
 
 
 class Folder:
-    """`sha256/ab/abcdef...`, read-only files."""
+    """`sha256/ab/abcdef...`, read-only files, and `manifests/DIGEST.json`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,6 +124,23 @@ class Folder:
                     write_out(reading, target, file)
         except FileNotFoundError as error:
             raise missing(file) from error
+
+    def refer(self, manifest: Manifest) -> None:
+        place = self.folder / "manifests" / f"{manifest.digest}.json"
+        if place.exists():
+            return
+        with draft_file(self.folder) as (draft, writing):
+            writing.write(manifest.text.encode())
+            writing.flush()
+            os.fsync(writing.fileno())
+            os.replace(draft, place)
+        sync(place.parent)
+
+    def manifests(self) -> set[str]:
+        return {place.stem for place in (self.folder / "manifests").glob("*.json") if SHA256.fullmatch(place.stem)}
+
+    def manifest(self, digest: str) -> Manifest:
+        return noted(digest, (self.folder / "manifests" / f"{digest}.json").read_bytes())
 
     def all(self) -> Iterator[Kept]:
         for place in (self.folder / "sha256").glob("??/*"):
@@ -184,6 +212,20 @@ def check(found: File, expected: File) -> None:
             f"the kept file {expected.sha256} is damaged: it has {found.size} bytes of SHA-256 {found.sha256}; "
             "delete it and add the directory again, or restore it from a backup"
         )
+
+
+def noted(digest: str, data: bytes) -> Manifest:
+    """Raises Damaged if it is not the manifest of that digest."""
+    try:
+        manifest = Manifest.read(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError, BadRequest):
+        manifest = None
+    if manifest is None or manifest.digest != digest:
+        raise Damaged(
+            f"manifests/{digest}.json beside the kept files is damaged, and nobody knows which of them it names: "
+            "restore it from a backup, or delete it if no version has this digest"
+        )
+    return manifest
 
 
 def missing(file: File) -> Damaged:

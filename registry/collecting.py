@@ -17,7 +17,7 @@ from registry.artifacts import Artifacts, Kept
 from registry.claims import COLLECTING, POLL_S, claimed, doom, unmark
 from registry.drafts import swept
 from registry.local_copy import copies
-from registry.versions import referred
+from registry.versions import digests, manifests, referred
 
 AT_ONCE = 50
 LONGEST_WAIT_S = 10
@@ -25,11 +25,13 @@ LONGEST_WAIT_S = 10
 
 @dataclass(slots=True)
 class Collected:
-    """What was deleted, or would be; `drafts` are what killed writers have left."""
+    """What was deleted, or would be; `drafts` are what killed writers have left, `strangers` digests of versions that
+    are not in this database: their files are spared."""
 
     files: list[Kept] = field(default_factory=list)
     kept: int = 0
     drafts: int = 0
+    strangers: set[str] = field(default_factory=set)
 
     @property
     def size(self) -> int:
@@ -59,26 +61,39 @@ async def found(store: Store, artifacts: Artifacts, before: float) -> tuple[Coll
     async with store.read() as connection:
         spared = await claimed(connection)
         wanted, seen = await referred(connection)
+        known = await digests(connection)
+    strangers = await asyncio.to_thread(artifacts.manifests) - known
+    for digest in strangers:
+        spared |= (await asyncio.to_thread(artifacts.manifest, digest)).blobs.keys()
     old = [file for file in there if file.sha256 not in wanted | spared and file.at <= before]
     if old and not wanted:
         raise BadRequest(
             f"{len(there)} files are kept, and no version of this database refers to any: is state.database the one "
             "that they were added to? If they are nobody's, delete what registry.artifacts names by hand"
         )
-    return Collected(old, len(there) - len(old)), wanted, seen
+    return Collected(old, len(there) - len(old), strangers=strangers), wanted, seen
 
 
 async def collected(store: Store, artifacts: Artifacts, before: float, by: str, turn: Turn) -> Collected:
     old, wanted, seen = await found(store, artifacts, before)
-    done = Collected(kept=old.kept + len(old.files))
+    done = Collected(kept=old.kept + len(old.files), strangers=old.strangers)
     for start in range(0, len(old.files), AT_ONCE):
         await turn.check()
         seen = await delete(store, artifacts, old.files[start : start + AT_ONCE], wanted, seen, done)
     done.kept -= len(done.files)
+    await note_all(store, artifacts)
     done.drafts = await asyncio.to_thread(lambda: artifacts.tidy(before) + swept(copies(), before))
     if done.files:
         await audit.note(store, by, "artifacts.deleted", "registry", files=len(done.files), size=done.size)
     return done
+
+
+async def note_all(store: Store, artifacts: Artifacts) -> None:
+    """Those whose `add` was killed before it came to that."""
+    async with store.read() as connection:
+        left = await digests(connection) - await asyncio.to_thread(artifacts.manifests)
+    for manifest in (await manifests(store, left)).values():
+        await asyncio.to_thread(artifacts.refer, manifest)
 
 
 async def delete(

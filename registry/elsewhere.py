@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from penstock.errors import StartError
-from registry.artifacts import Kept, copied, measured, missing, write_out
+from registry.artifacts import Kept, copied, measured, missing, noted, write_out
 from registry.drafts import DRAFT, UNLOCKED_S
-from registry.manifest import SHA256, File
+from registry.manifest import SHA256, File, Manifest
 
 NEVER = 0.0
 OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az oci oss".split())
@@ -75,6 +75,21 @@ class Elsewhere:
                 write_out(reading, target, file)
         except FileNotFoundError as error:
             raise missing(file) from error
+
+    def refer(self, manifest: Manifest) -> None:
+        place = f"{self.root}/manifests/{manifest.digest}.json"
+        self.system.invalidate_cache()
+        if not self.system.exists(place):
+            self.system.makedirs(f"{self.root}/manifests", exist_ok=True)
+            self.system.pipe_file(place, manifest.text.encode())
+
+    def manifests(self) -> set[str]:
+        self.system.invalidate_cache()
+        names = [str(place).rpartition("/")[2] for place in self.system.find(f"{self.root}/manifests")]
+        return {name[:64] for name in names if name[64:] == ".json" and SHA256.fullmatch(name[:64])}
+
+    def manifest(self, digest: str) -> Manifest:
+        return noted(digest, self.system.cat_file(f"{self.root}/manifests/{digest}.json"))
 
     def all(self) -> Iterator[Kept]:
         self.system.invalidate_cache()

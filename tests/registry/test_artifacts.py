@@ -68,6 +68,28 @@ def test_a_file_that_was_cut_short_is_written_anew(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == DATA
 
 
+@pytest.mark.parametrize("url", ["{}", "file://{}"])
+def test_a_damaged_file_of_the_right_size_is_healed_by_putting_it_in_again(tmp_path: Path, url: str) -> None:
+    artifacts = artifacts_at(url.format(tmp_path / "kept"))
+    artifacts.put(io.BytesIO(DATA))
+    (place,) = (tmp_path / "kept" / "sha256").rglob(DIGEST)
+    place.chmod(0o600)
+    place.write_bytes(b"W" + DATA[1:])
+    artifacts.fetch(artifacts.put(io.BytesIO(DATA)), tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == DATA
+
+
+def test_a_file_that_another_user_has_kept_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = artifacts_at(str(tmp_path / "kept"))
+    file = artifacts.put(io.BytesIO(DATA))
+
+    def refused(place: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as the kernel says of another user's file
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert artifacts.put(io.BytesIO(DATA)) == file
+
+
 class Changing(io.BytesIO):
     """A file to which somebody writes between the first reading and the second."""
 

@@ -24,11 +24,11 @@ from penstock.tables import claims, doomed
 from penstock.tables import versions as table
 from registry import versions
 from registry.adding import About, add
-from registry.artifacts import Artifacts, Kept, artifacts_at
+from registry.artifacts import Artifacts, Damaged, Kept, artifacts_at
 from registry.claims import CLAIM_S, COLLECTING, claim, doom, unmark
 from registry.collecting import Collected, collect, delete
 from registry.drafts import DRAFT
-from registry.manifest import File
+from registry.manifest import File, Manifest
 from registry.resolve import resolve
 from registry.versions import all_versions
 from tests.registry.conftest import MakeModel, all_files
@@ -93,6 +93,48 @@ async def test_a_version_that_came_after_the_look_is_spared_by_every_batch(
     assert len(list(folder.all())) == len(listed)
 
 
+async def test_a_database_put_back_to_an_earlier_state_deletes_nothing_of_the_versions_it_forgot(
+    store: Store, artifacts: Artifacts, make_model: MakeModel
+) -> None:
+    await add(store, artifacts, make_model(), About("a"), "me")
+    forgotten = await add(store, artifacts, make_model(1), About("a"), "me")
+    left = artifacts.put(io.BytesIO(b"nobody's"))
+    async with store.begin() as connection:
+        await connection.execute(table.delete().where(table.c.number == 2))
+    for dry_run in (True, False):
+        done = await collect(store, artifacts, 0, "me", dry_run=dry_run)
+        assert ([kept.sha256 for kept in done.files], done.strangers) == ([left.sha256], {forgotten.digest})
+    assert all(artifacts.size(sha256) == size for sha256, size in forgotten.files.blobs.items())
+    again = await add(store, artifacts, make_model(1), About("a"), "me")
+    assert again.digest == forgotten.digest
+    assert not (await collect(store, artifacts, 0, "me")).strangers
+
+
+async def test_a_version_whose_note_was_not_written_is_noted_by_the_next_collection(
+    store: Store, folder: Artifacts, make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(what: str) -> None:
+        if what == "refer":
+            raise OSError(28, "No space left on device")
+
+    version = await add(store, Watched(folder, full), make_model(), About("a"), "me")
+    assert "a@1 is added, but not noted" in caplog.text
+    assert folder.manifests() == set()
+    await collect(store, folder, 3600, "me")
+    assert folder.manifest(version.digest) == version.files
+
+
+async def test_a_damaged_note_lets_nothing_be_deleted(
+    store: Store, folder: Artifacts, make_model: MakeModel, tmp_path: Path
+) -> None:
+    await add(store, folder, make_model(), About("a"), "me")
+    left = folder.put(io.BytesIO(b"of a version that this database has forgotten"))
+    (tmp_path / "kept" / "manifests" / f"{'0' * 64}.json").write_text("{}")
+    with pytest.raises(Damaged, match="nobody knows which of them it names"):
+        await collect(store, folder, 0, "me")
+    assert folder.size(left.sha256) == left.size
+
+
 class Watched:
     """Artifacts that call `before` before a file is kept or deleted."""
 
@@ -113,6 +155,16 @@ class Watched:
 
     def fetch(self, file: File, target: Path, *, link: bool = True) -> None:
         self.inner.fetch(file, target, link=link)
+
+    def refer(self, manifest: Manifest) -> None:
+        self.before("refer")
+        self.inner.refer(manifest)
+
+    def manifests(self) -> set[str]:
+        return self.inner.manifests()
+
+    def manifest(self, digest: str) -> Manifest:
+        return self.inner.manifest(digest)
 
     def all(self) -> Iterator[Kept]:
         return self.inner.all()
@@ -137,7 +189,7 @@ async def test_nobody_waits_for_the_database_while_files_are_kept_and_deleted(
         await add(store, watched, make_model(), About("a"), "me")
         folder.put(io.BytesIO(b"nobody's"))
         await collect(store, watched, 0, "me")
-    assert seen == ["put"] * 4 + ["delete"]
+    assert seen == [*["put"] * 4, "refer", "delete"]
 
 
 async def test_what_an_add_has_claimed_is_spared_without_any_grace_until_the_claim_runs_out(
@@ -175,13 +227,13 @@ async def test_an_add_whose_claims_ran_out_keeps_its_files_once_more(
             asyncio.run_coroutine_threadsafe(a_day_goes_by(), loop).result()
 
     version = await add(store, Watched(folder, before), model, About("a"), "me")
-    assert len(kept) == 8
+    assert kept.count("put") == 8
     _, found = await resolve(store, folder, Reference.of(version.reference))
     assert all_files(found) == all_files(model)
 
 
 async def test_an_add_that_fails_leaves_no_claims(store: Store, folder: Artifacts, make_model: MakeModel) -> None:
-    def full(what: str) -> None:
+    def full(_: str) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

@@ -17,17 +17,18 @@ from penstock.errors import BadRequest, StateUnavailable
 from penstock.references import Reference, check_name
 from penstock.store import UNAVAILABLE, Store
 from registry import versions
-from registry.artifacts import Artifacts, measured
+from registry.artifacts import Artifacts
 from registry.claims import claim, drop, hold
-from registry.directory import CARD, contents, opened, text
+from registry.directory import CARD, Taken, opened, taken, text
 from registry.kinds import Kind, told
-from registry.manifest import Manifest
+from registry.manifest import SHA256, Manifest
 from registry.versions import Version
 
 log = logging.getLogger("penstock.registry")
 
 TRIES = 3
 LONGEST_TEXT = 2**20
+LONGEST_ORIGIN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,13 @@ async def add(store: Store, artifacts: Artifacts, folder: Path, about: About, by
     """Raises BadRequest with what is wrong with the directory or with what is said of it; NotFound for a parent."""
     check_about(about)
     parent = await parent_of(store, about)
-    files = await asyncio.to_thread(contents, folder, allow_unsafe=about.allow_unsafe)
+    files = await asyncio.to_thread(taken, folder, allow_unsafe=about.allow_unsafe)
     version = await asyncio.to_thread(described, files, folder, about, parent, by)
     claimant = uuid.uuid4().hex
     try:
         for _ in range(TRIES):
             await claim(store, claimant, version.files.blobs)
-            await asyncio.to_thread(keep, artifacts, files, version.files)
+            await asyncio.to_thread(keep, artifacts, files)
             if added := await written_down(store, version, claimant):
                 await note(artifacts, added)
                 return added
@@ -91,10 +92,19 @@ def check_about(about: About) -> None:
     except ValueError as error:
         raise BadRequest(str(error)) from error
     for name, value in about.metrics.items():
-        if not name or len(name) > 128 or not name.isprintable() or not math.isfinite(value):
+        if not is_plain(name) or not math.isfinite(value):
             raise BadRequest(f"the metric {name[:128]!r} is no finite number under a plain name: {value}")
+    for name, digest in about.data.items():
+        if not is_plain(name) or not SHA256.fullmatch(digest):
+            raise BadRequest(f"the data {name[:128]!r} is no SHA-256 under a plain name: {digest[:128]!r}")
+    if about.origin and len(about.origin) > LONGEST_ORIGIN:
+        raise BadRequest(f"an origin has at most {LONGEST_ORIGIN} characters: {about.origin[:128]!r}")
     if about.recipe and (len(about.recipe) > LONGEST_TEXT or "\0" in about.recipe):
         raise BadRequest(f"a recipe is a text of at most {LONGEST_TEXT} characters")
+
+
+def is_plain(name: str) -> bool:
+    return 0 < len(name) <= 128 and name.isprintable()
 
 
 async def parent_of(store: Store, about: About) -> str | None:
@@ -108,14 +118,10 @@ async def parent_of(store: Store, about: About) -> str | None:
     return (await versions.find(store, reference)).reference
 
 
-def described(files: Mapping[str, Path], folder: Path, about: About, parent: str | None, by: str) -> Version:
+def described(files: Mapping[str, Taken], folder: Path, about: About, parent: str | None, by: str) -> Version:
     """The version as it will be written, but for its number."""
-    said = {}
-    for path, file in files.items():
-        with opened(file) as reading:
-            said[path] = measured(reading)
-    manifest = Manifest(said)
-    found = told(files, manifest, about.kind)
+    manifest = Manifest({path: file.file for path, file in files.items()})
+    found = told(files, about.kind)
     card = folder / CARD
     return Version(
         name=about.name,
@@ -136,7 +142,8 @@ def described(files: Mapping[str, Path], folder: Path, about: About, parent: str
     )
 
 
-def keep(artifacts: Artifacts, files: Mapping[str, Path], manifest: Manifest) -> None:
-    for path, file in manifest:
-        with opened(files[path]) as reading:
-            artifacts.put(reading, file)
+def keep(artifacts: Artifacts, files: Mapping[str, Taken]) -> None:
+    """Raises BadRequest if one is not what it was when it was read."""
+    for file in files.values():
+        with opened(file.place) as reading:
+            artifacts.put(reading, file.file)

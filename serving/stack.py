@@ -146,11 +146,11 @@ async def running(config: Config) -> AsyncIterator[Stack]:
 @asynccontextmanager
 async def engines_here(config: Config) -> AsyncIterator[Engines]:
     """Starts the engines that run here; on leaving, drains and ends them. Raises StartError."""
-    folder = run_dir()
-    sockets = (folder / f"{number}.sock" for number in itertools.count())
     named = {name: engine for name, engine in config.engines.items() if engine.model and not engine.urls}
     local = await with_local_models(config, named)
     here = machine.detect().shared_by(sum(engine.replicas for engine in local.values())) if local else None
+    folder = run_dir()  # last, and left to nobody by what cannot start
+    sockets = (folder / f"{number}.sock" for number in itertools.count())
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     try:
         supervisors = {

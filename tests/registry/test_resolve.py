@@ -11,8 +11,9 @@ from penstock.references import Reference
 from penstock.store import Store
 from registry.adding import About, add
 from registry.aliases import move
-from registry.artifacts import Artifacts
+from registry.artifacts import Artifacts, artifacts_at
 from registry.resolve import with_local_models
+from serving.stack import running
 from tests.engine.test_launch import LAPTOP
 from tests.registry.conftest import DEMO, MakeModel, all_files
 
@@ -89,3 +90,28 @@ async def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
     config = configured("registry:demo@1", "postgresql://a@127.0.0.1:1/b", tmp_path)
     with pytest.raises(StartError, match="cannot be used"):
         await with_local_models(config, here(config))
+
+
+async def test_a_place_that_fails_in_its_own_way_is_told_with_the_engine(
+    store: Store, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"memory://{tmp_path.name}"
+    await add(store, artifacts_at(place), DEMO, About("demo"), "me")
+    config = configured("registry:demo@1", database, tmp_path)
+    config = config.model_copy(update={"registry": config.registry.model_copy(update={"artifacts": place})})
+
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.open", refused)
+    with pytest.raises(
+        StartError, match=r"engines.base: registry:demo@1: .*memory:// failed with RuntimeError: Unable"
+    ):
+        await with_local_models(config, here(config))
+
+
+async def test_what_cannot_start_leaves_no_run_folder(store: Store, database: str, tmp_path: Path, home: Path) -> None:
+    with pytest.raises(StartError, match="no model is named"):
+        async with running(configured("registry:absent@1", database, tmp_path / "kept")):
+            pass
+    assert list((home / "run").glob("*")) == []

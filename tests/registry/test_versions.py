@@ -13,10 +13,10 @@ from penstock.errors import BadRequest, NotFound
 from penstock.references import Reference
 from penstock.store import Store, opened
 from penstock.tables import versions as table
-from registry import adding
 from registry.adding import About, add
 from registry.aliases import move
 from registry.artifacts import Artifacts, Damaged, artifacts_at
+from registry.claims import claim
 from registry.difference import difference
 from registry.lineage import lineage
 from registry.resolve import resolve
@@ -192,13 +192,13 @@ async def test_what_changes_between_the_check_and_the_keeping_is_refused(
     store: Store, folder: Artifacts, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    claimed = adding.claim
+    claimed = claim
 
     async def then_changed(store: Store, by: str, digests: Collection[str]) -> None:
         await claimed(store, by, digests)
         (model / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.Evil"}}')
 
-    monkeypatch.setattr(adding, "claim", then_changed)
+    monkeypatch.setattr("registry.adding.claim", then_changed)
     with pytest.raises(BadRequest, match="was changed while it was read"):
         await add(store, folder, model, About("a"), "me")
     assert await all_versions(store) == []

@@ -19,7 +19,7 @@ RESAMPLES = 4000
 CONFIDENCE = 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")  # in 10-3 the 3 has no sign
 
 
 class Interval(NamedTuple):
@@ -72,7 +72,7 @@ def number(answer: str, references: Sequence[str]) -> float:
 
 def last_number(text: str) -> float | None:
     _, marked, tail = text.rpartition("####")
-    found = NUMBER.findall(tail)
+    found = NUMBER.findall(tail.replace("\u2212", "-"))
     if not found:
         return None
     return float((found[0] if marked else found[-1]).replace(",", "").replace("$", ""))

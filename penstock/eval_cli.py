@@ -60,12 +60,14 @@ def run_task(
 
     from evals.harness import head
     from evals.runs import Run
+    from evals.served import rooted, what_is_served
 
     with explained():
         chosen = named(task, metric, limit)
         if max_tokens:
             chosen = replace(chosen, sampling={**chosen.sampling, "max_tokens": max_tokens})
-        run = Run.begin(head(chosen, model), out)
+        served = asyncio.run(what_is_served(base_url, model, api_key))
+        run = Run.begin(head(chosen, model, rooted(base_url), served), out)
         try:
             asyncio.run(asked(chosen, run, base_url, api_key, concurrency))
         finally:

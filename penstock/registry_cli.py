@@ -113,7 +113,9 @@ def diff(old: Ref, new: Ref, config: ConfigFile = None, json: Json = False) -> N
 @registry.command()
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="In Hugging Face's layout")],
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="In Hugging Face's layout, or a training run's folder")
+    ],
     kind: Kind = None,
     parent: Parent = None,
     metric: Metric = None,
@@ -123,12 +125,22 @@ def add(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Make a directory the next version of NAME, and print which that is."""
+    """Make a directory the next version of NAME, and print which that is.
+
+    Of a run's folder it is the model, with the recipe, the data's digests, the last metrics and the base that the run
+    has; options stand above these.
+    """
     from registry.adding import add as added
+    from registry.run_folder import is_run, note_version, of_run
 
     with explained():
-        about = said(name, kind, parent, metric, recipe, data, allow_unsafe)
-        tell(with_registry(config, lambda store, kept: added(store, kept, directory, about, actor())), json)
+        model, about = directory, said(name, kind, parent, metric, recipe, data, allow_unsafe)
+        if is_run(directory):
+            model, about = of_run(directory, about)
+        version = with_registry(config, lambda store, kept: added(store, kept, model, about, actor()))
+        tell(version, json)
+        if model != directory and (why := note_version(directory, version.reference)):
+            typer.echo(f"penstock: MLflow is not told of {version.reference}: {why}", err=True)
 
 
 @registry.command("import")

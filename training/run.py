@@ -35,6 +35,7 @@ from typing import Any, Protocol
 import yaml
 
 from penstock.errors import Conflict, PenstockError, StartError
+from training import tracking
 
 PROGRESS_S = 5.0
 RECIPE, METRICS, CHECKPOINT, MODEL, LOCK = "recipe.yaml", "metrics.jsonl", "checkpoint.pt", "model", ".lock"
@@ -91,6 +92,7 @@ class Run:
             print(f"{folder} is finished: its result is {self.model}", flush=True)
         elif resume:
             print(f"{folder}: {f'on from step {self.first_step}' if self.saved else 'from the start'}", flush=True)
+        self._tracking = None if self.finished else tracking.begin(folder)
 
     @property
     def model(self) -> Path:
@@ -145,6 +147,8 @@ class Run:
         if self.finished:
             shutil.rmtree(self.model)
         fresh.replace(self.model)
+        if self._tracking:
+            self._tracking.end()
 
     def _progress(self, step: int, tokens: int, figures: Mapping[str, float]) -> None:
         """The rate counts from the end of the first step, which is slower than those to come."""

@@ -5,6 +5,8 @@ file, and its last line counts; a line that was cut by a kill is dropped.
 """
 
 import fcntl
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -104,6 +106,9 @@ class Run:
         try:
             take(file, path)
             return cls._begun(head, path, file)
+        except OSError as error:  # a full disk
+            file.close()
+            raise BadRequest(f"cannot write the run {path}: {error.strerror or error}") from error
         except BaseException:
             file.close()
             raise
@@ -188,6 +193,8 @@ class Run:
 
 def take(file: FileIO, path: Path) -> None:
     """This process's alone until it is closed. Raises BadRequest."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise BadRequest(f"cannot write the run {path}: it is no file that can be read again")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -12,10 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.store import Store
 
-KEEPALIVES = (
-    "SET LOCAL tcp_keepalives_idle = 10; SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 3"
+KEPT_UP = (
+    "SET LOCAL tcp_keepalives_idle = 10",
+    "SET LOCAL tcp_keepalives_interval = 5",
+    "SET LOCAL tcp_keepalives_count = 3",
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
 )
-"""So that the server notices within half a minute when the machine of whoever has the turn is gone."""
+"""The server notices within half a minute when the machine of whoever has the turn is gone, and ends no turn itself."""
 
 
 class Turn:
@@ -35,7 +38,7 @@ async def alone(store: Store, thing: str) -> AsyncIterator[Turn | None]:
         async with store.begin() as connection:
             asked = sa.select(sa.func.pg_try_advisory_xact_lock(number_of(thing)))
             got = (await connection.execute(asked)).scalar()
-            for setting in KEEPALIVES.split("; ") if got else ():
+            for setting in KEPT_UP if got else ():
                 await connection.execute(sa.text(setting))
             yield Turn(connection) if got else None
         return

@@ -28,7 +28,7 @@ POLL_S = 0.05
 
 async def claim(store: Store, by: str, digests: Collection[str]) -> None:
     """From here on no collection deletes them. Raises StateUnavailable where one that lives does not come to an end."""
-    now = time.time()
+    now, until = time.time(), time.monotonic() + LONGEST_WAIT_S
     async with store.begin() as connection:
         await store.changed(connection, ARTIFACTS)
         await connection.execute(claims.delete().where(claims.c.by == by))
@@ -36,7 +36,7 @@ async def claim(store: Store, by: str, digests: Collection[str]) -> None:
         going = await marked(connection) & set(digests)
     while going:
         await take_over(store)
-        if time.time() > now + LONGEST_WAIT_S:
+        if time.monotonic() > until:
             raise StateUnavailable(
                 f"`penstock registry gc` has been deleting {len(going)} of these files for {LONGEST_WAIT_S // 60} "
                 "minutes: end it where it runs, then add the directory again"

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 
@@ -32,8 +33,13 @@ class Point(NamedTuple):
 
 class MLflow:
     def __init__(self, uri: str, token: str | None = None, user: tuple[str, str] | None = None) -> None:
+        """`uri` may have a user and a password, which are told to nobody else."""
+        parts = urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
+        if parts.username:
+            user = unquote(parts.username), unquote(parts.password or "")
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self.uri = uri.rstrip("/")
+        self.uri = f"{parts.scheme}://{host}{parts.path}".rstrip("/")
         self._client = httpx2.Client(timeout=TIMEOUT_S, headers=headers, auth=None if token else user)
 
     @classmethod

@@ -36,6 +36,7 @@ OF_A_GENERATION: Kinds = (
     errors.OverBudget,
     PenstockError,
     errors.EngineError,
+    errors.EngineRefused,
     errors.Overloaded,
     errors.EngineUnavailable,
     errors.EngineTimeout,
@@ -73,7 +74,7 @@ def refusal(family: Family, status: int) -> Json:
     }
     more = {429: ("Retry-After", *RATE_LIMITS), 503: ("Retry-After",)}.get(status, ())
     return {
-        "description": ", ".join(kind.code or kind.type for kind in kinds),
+        "description": ", ".join(dict.fromkeys(kind.code or kind.type for kind in kinds)),
         "headers": headers_of(family, *more),
         "content": {"application/json": {"schema": {"anyOf": schemas}, "examples": examples}},
     }

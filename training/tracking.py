@@ -111,10 +111,14 @@ class Sent:
 
     def all(self) -> None:
         """Raises Away."""
+        recipe = yaml.safe_load((self.folder / RECIPE).read_text(encoding="utf-8"))
         if "run" not in self.state:
-            self._begin()
+            self._begin(recipe)
         while self._more():
             pass
+        if not self.state.get("described"):
+            self.server.log(self.state["run"], parameters=dict(flat(recipe)))
+            self._note(described=True)
 
     def end(self, status: "Status") -> None:
         """Raises Away."""
@@ -124,13 +128,10 @@ class Sent:
         self.server.status(self.state["run"], status)
         self._note(status=status)
 
-    def _begin(self) -> None:
-        recipe = yaml.safe_load((self.folder / RECIPE).read_text(encoding="utf-8"))
+    def _begin(self, recipe: Mapping[str, Any]) -> None:
         tags = {f"penstock.data.{Path(path).name}": digest for path, digest in digests_of(recipe).items()}
         tags |= {"mlflow.source.name": f"training.{recipe.get('script', '')}", "mlflow.source.type": "LOCAL"}
-        run = self.server.begin(self.folder.resolve().name, tags)
-        self.server.log(run, parameters=dict(flat(recipe)))
-        self._note(run=run, offset=0)
+        self._note(run=self.server.begin(self.folder.resolve().name, tags), offset=0)
 
     def _more(self) -> bool:
         """The next lines; whether there may be others."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -300,6 +301,10 @@ def test_what_is_no_run_is_told(tmp_path: Path, text: str) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="cannot write the run"):
         put(numbers(1), Parrot(), tmp_path / "none" / "run.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path / "pipe", Path("/dev/full")):
+        with pytest.raises(BadRequest, match="no file that can be read again"):
+            put(numbers(1), Parrot(), no_file)
     with pytest.raises(BadRequest, match="cannot read the run"):
         Run.read(tmp_path / "none")
 

@@ -13,15 +13,14 @@ NAME = re.compile(r"[/\w.\- :]{1,250}")
 
 
 class Runs:
-    """By id; `calls` are what was asked."""
+    """By id; `seen` is who asked."""
 
     def __init__(self) -> None:
         self.experiments = {"Default": "0"}
         self.runs: dict[str, dict[str, Any]] = {}
-        self.calls: list[str] = []
+        self.seen: set[str | None] = set()
 
     def answer(self, call: str, said: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        self.calls.append(call)
         match call:
             case "experiments/get-by-name":
                 found = self.experiments.get(said["experiment_name"])
@@ -74,6 +73,7 @@ def mlflow_server(port: int = 0) -> Iterator[tuple[str, Runs]]:
             self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
         def _reply(self, said: dict[str, Any]) -> None:
+            runs.seen.add(self.headers["authorization"])
             status, answer = runs.answer(urlsplit(self.path).path.removeprefix("/api/2.0/mlflow/"), said)
             data = json.dumps(answer).encode()
             self.send_response(status)

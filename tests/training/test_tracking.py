@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +182,18 @@ def test_what_is_no_server_is_told_and_nothing_else_happens(
     trained(tmp_path / "r", 2)
     assert "start one with `mlflow server`" in capfd.readouterr().err
     assert not (tmp_path / "r" / "mlflow.json").exists()
+
+
+def test_a_password_in_the_uri_is_told_to_the_server_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "PERIOD_S", 0.02)
+    with mlflow_server() as (uri, runs):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", "//me:s%40cret@"))
+        trained(tmp_path / "r", 2)
+    trained(tmp_path / "away", 2)
+    assert runs.seen == {"Basic " + b64encode(b"me:s@cret").decode()}
+    assert "cret" not in (tmp_path / "r/mlflow.json").read_text() + capfd.readouterr().err
 
 
 def test_without_a_server_nothing_is_imported(tmp_path: Path) -> None:

@@ -69,15 +69,16 @@ class Served:
 
 
 async def what_is_served(base_url: str, model: str, api_key: str | None = None) -> str | None:
-    """What the server says it serves under the name (`root` in its list of models, as vLLM has it); None where it does
-    not say, or does not answer. Raises EngineRefused for a wrong key."""
+    """What the server says it serves under the name, in its list of models: `version` as Penstock has it, or `root` as
+    vLLM; None where it does not say, or does not answer. Raises EngineRefused for a wrong key."""
     client = Client(rooted(base_url), api_key)
     try:
         answer = await client.ask("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
         if answer.status in (401, 403):
             raise from_answer(answer.status, answer.body)
-        listed = orjson.loads(answer.body)["data"]
-        return next((str(one["root"]) for one in listed if one["id"] == model and one.get("root")), None)
+        found = [one for one in orjson.loads(answer.body)["data"] if one["id"] == model]
+        said = next((one.get("version") or one.get("root") for one in found), None)
+        return str(said) if said else None
     except EngineRefused:
         raise
     except (PenstockError, LookupError, TypeError, ValueError, AttributeError):

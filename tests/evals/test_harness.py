@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from penstock.errors import (
     StateUnavailable,
 )
 from tests.conftest import REPOSITORY, Served
+from tests.upstream import whole
 from training.evaluate_demo import ask
 from training.held_out import held_out, task
 
@@ -288,6 +290,42 @@ async def test_what_a_server_serves_is_asked() -> None:
         assert await what_is_served(sim.url, "sim") == "sim"
         assert await what_is_served(f"{sim.url}/v1", "other") is None
     assert await what_is_served("http://127.0.0.1:1", "sim") is None
+
+
+@asynccontextmanager
+async def listing(status: int, body: bytes) -> AsyncIterator[str]:
+    """A server that answers every GET so."""
+
+    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole(status, body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(said, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("listed", "served"),
+    [
+        (b'{"data": [{"id": "m", "version": "demo@7", "root": "/x"}, {"id": "n", "root": "/y"}]}', "demo@7"),
+        (b'{"data": [{"id": "n", "root": "/y"}, {"id": "m"}]}', None),
+        (b'{"data": [7]}', None),
+        (b"<html>", None),
+    ],
+)
+async def test_a_registered_version_is_known_by_its_number(listed: bytes, served: str | None) -> None:
+    async with listing(200, listed) as url:
+        assert await what_is_served(url, "m") == served
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_known_before_anything_is_asked() -> None:
+    async with listing(401, b'{"error": "Unauthorized"}') as url:
+        with pytest.raises(EngineRefused, match="Unauthorized"):
+            await what_is_served(url, "m")
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "{}\n", '{"task": 1}\n', "[1]\n"])

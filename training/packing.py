@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.data import conversation
 from training.families.words import Conversation
-from training.recipe import Stage
+from training.pretrain_recipe import Stage
 
 MISSES_PER_ROW = 6
 REST_WEIGHT = 0.3

@@ -27,7 +27,7 @@ from training.data import conversation
 from training.evaluate_demo import exact_answers
 from training.muon import Muon
 from training.packing import batch
-from training.recipe import OptimizerPart, Recipe, load_recipe
+from training.pretrain_recipe import OptimizerPart, Recipe, load_recipe
 from training.tokenizer import train_tokenizer
 
 DEFAULT_TEMPERATURE = 0.1

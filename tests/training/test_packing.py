@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.data import FAMILIES, conversation
 from training.packing import REST_WEIGHT, batch, repeated_sequence
-from training.recipe import Stage
+from training.pretrain_recipe import Stage
 from training.tokenizer import train_tokenizer
 
 

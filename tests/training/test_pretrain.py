@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from training.card import checksums
 from training.pretrain import learning_rate_share, train, weighted_loss
-from training.recipe import OptimizerPart, Recipe, load_recipe
+from training.pretrain_recipe import OptimizerPart, Recipe, load_recipe
 
 SMOKE = Path(__file__).with_name("smoke.yaml")
 REPOSITORY = Path(__file__).parents[2]

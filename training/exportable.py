@@ -35,8 +35,8 @@ before they are promoted."""
 
 MERGE = "`merge: true` writes whole weights, which vLLM serves"
 OTHERS = {
-    "PREFIX_TUNING": "vLLM has no prefix tuning: train with `method: lora`, or use the adapter in transformers alone",
-    "PROMPT_TUNING": "vLLM takes no trained prompt: train with `method: lora`, or use the adapter in transformers alone",
+    "PREFIX_TUNING": "vLLM has no prefix tuning: train with `method: lora`, or use it in transformers alone",
+    "PROMPT_TUNING": "vLLM takes no trained prompt: train with `method: lora`, or use it in transformers alone",
 }
 
 
@@ -99,7 +99,9 @@ def of_lora(config: Config) -> Iterator[str]:
 
 def of_targets(config: Config, base: Config) -> Iterator[str]:
     targets = config.get("target_modules")
-    last = {str(one).rpartition(".")[2] for one in targets} if isinstance(targets, Sequence | set | frozenset) else set()
+    last = (
+        {str(one).rpartition(".")[2] for one in targets} if isinstance(targets, Sequence | set | frozenset) else set()
+    )
     if isinstance(targets, str):
         last = set()  # "all-linear", or a pattern: the tensors tell
     if base.get("tie_word_embeddings") and (tied := sorted(last & set(EMBEDDINGS))):

@@ -7,7 +7,7 @@ that ends a turn is always learned: a model that has never seen it learned answe
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -98,7 +98,8 @@ def marked(
     item: Conversation,
     answers: Sequence[int],
 ) -> Rendered:
-    texts, spans = render_jinja_template(
+    render: Any = render_jinja_template  # with marks it returns more than it says
+    texts, spans = render(
         conversations=[messages],
         tools=item.get("tools"),
         chat_template=template,

@@ -14,7 +14,7 @@ from training.exportable import MODULES, RANKS, slot_rank, why_not
 
 DEMO = Path(__file__).parents[2] / "recipes/demo/model"
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "down_proj"]}
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "modules_to_save": {"modules_to_save": ["embed_tokens"]},
     "biases": {"lora_bias": True},
@@ -23,7 +23,7 @@ REFUSED = {
     "layer_replication": {"layer_replication": [[0, 2]]},
     "use_qalora": {"use_qalora": True},
 }
-TAKEN = {
+TAKEN: dict[str, dict[str, Any]] = {
     "plain": {},
     "rsLoRA": {"use_rslora": True},
     "a head": {"modules_to_save": ["score"]},
@@ -61,7 +61,9 @@ def test_architectures_take_adapters_where_vllms_classes_say_so() -> None:
     models = Path(spec.origin).parent / "model_executor/models"
     registry = (models / "registry.py").read_text()
     for architecture, modules in MODULES.items():
-        file, name = registry.split(f'"{architecture}": (')[1].split(")")[0].replace('"', "").replace(" ", "").split(",")[:2]
+        file, name = (
+            registry.split(f'"{architecture}": (')[1].split(")")[0].replace('"', "").replace(" ", "").split(",")[:2]
+        )
         source = (models / f"{file.strip()}.py").read_text()
         bases = source.split(f"class {name.strip()}(")[1].split("):")[0]
         assert ("SupportsLoRA" in bases or "LlamaForCausalLM" in bases) == bool(modules), architecture

@@ -40,7 +40,13 @@ def test_a_file_of_each_format_is_known_by_its_rows(tmp_path: Path, format: Form
 
 
 def test_inputs_and_contexts_follow_the_instruction_and_history_comes_before_it(tmp_path: Path) -> None:
-    alpaca = {"instruction": "Sum up.", "input": "A text.", "output": "Text.", "system": "Be short.", "history": [["a", "b"]]}
+    alpaca = {
+        "instruction": "Sum up.",
+        "input": "A text.",
+        "output": "Text.",
+        "system": "Be short.",
+        "history": [["a", "b"]],
+    }
     dolly = {"instruction": "Sum up.", "context": "A text.", "response": "Text."}
 
     [one] = read(written(tmp_path / "alpaca.jsonl", alpaca)).conversations
@@ -57,7 +63,10 @@ def test_inputs_and_contexts_follow_the_instruction_and_history_comes_before_it(
 
 def test_calls_of_tools_come_with_arguments_as_objects(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
-    openai = {"messages": [ASKED, CALL, {"role": "tool", "tool_call_id": "1", "content": "y"}, ANSWERED], "tools": tools}
+    openai = {
+        "messages": [ASKED, CALL, {"role": "tool", "tool_call_id": "1", "content": "y"}, ANSWERED],
+        "tools": tools,
+    }
     sharegpt = {
         "conversations": [
             {"from": "human", "value": "Who are you?"},
@@ -93,7 +102,7 @@ def test_flans_chains_of_thought_end_with_the_answer(tmp_path: Path) -> None:
         ({"messages": []}, "a list of turns"),
         ({"messages": [ASKED]}, "nothing answers it"),
         ({"messages": [ANSWERED]}, "answers before anybody has asked"),
-        ({"messages": [ASKED, {"role": "bot", "content": "x"}]}, "turn 2: the role is \"bot\""),
+        ({"messages": [ASKED, {"role": "bot", "content": "x"}]}, 'turn 2: the role is "bot"'),
         ({"messages": [ASKED, {"role": "assistant", "content": " "}]}, "turn 2: the assistant says nothing"),
         ({"messages": [ASKED, {**ANSWERED, "thoughts": "x"}]}, "'thoughts' would be left out unseen"),
         ({"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}, "weight is 0 or 1"),

@@ -21,7 +21,8 @@ UNMARKED = """{%- for m in messages -%}
 {% endif -%}"""
 MARKED = UNMARKED.replace(
     "{{ m.content }}",
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}",
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}",
 )
 SAID = [
     {"role": "system", "content": "Be brief."},
@@ -34,7 +35,8 @@ SAID = [
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(DEMO)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(DEMO)
+    return tokenizer
 
 
 def learned_text(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> list[str]:
@@ -59,7 +61,8 @@ def test_each_answer_is_learned_with_its_eos_and_nothing_else(
     whole = document(tokenizer, conversation(SAID))
 
     assert learned_text(tokenizer, conversation(SAID)) == ["A model.<|im_end|>", "Penstock's.<|im_end|>"]
-    assert whole.tokens == tokenizer.apply_chat_template(SAID)["input_ids"]
+    theirs: Any = tokenizer.apply_chat_template(SAID)
+    assert whole.tokens == theirs["input_ids"]
 
 
 def test_turns_of_weight_0_are_only_read(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -113,6 +116,8 @@ def test_marks_of_turns_in_a_text_are_refused(tokenizer: PreTrainedTokenizerFast
 
 def test_an_answer_that_melts_into_the_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     """Its first token would hold the prompt's last characters, which an engine has read already."""
-    tokenizer.chat_template = UNMARKED.replace("{{ m.role }}\n", "{{ m.role }}\nt").replace("assistant\n", "assistant\nt")
+    tokenizer.chat_template = UNMARKED.replace("{{ m.role }}\n", "{{ m.role }}\nT").replace(
+        "assistant\n", "assistant\nT"
+    )
     with pytest.raises(Wrong, match="take the white space off"):
         document(tokenizer, conversation([SAID[1], {"role": "assistant", "content": "he model."}]))

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from penstock.errors import BadRequest
-from penstock.references import Reference, is_reference
+from penstock.references import SCHEME, Reference, is_reference
 from penstock.source import Source
 from penstock.store import opened
 from registry.artifacts import artifacts_at
@@ -33,15 +33,20 @@ class Base(NamedTuple):
 
 
 def found(name: str) -> Base:
-    """Raises BadRequest or NotFound."""
-    if not is_reference(name):
-        return Base(name, name)
+    """Raises BadRequest for an adapter, NotFound for what is not registered."""
+    base = registered(name) if is_reference(name) else Base(name, name)
+    if (Path(base.place) / "adapter_config.json").is_file():
+        raise BadRequest(f"the base {name} is an adapter: give the whole weights that `merge: true` writes")
+    return base
+
+
+def registered(reference: str) -> Base:
     config = Source().load()
 
     async def resolved() -> Base:
         async with opened(config.state.database) as store:
-            version, folder = await resolve(store, artifacts_at(config.registry.artifacts), Reference.of(name))
-            return Base(version.reference, str(folder))
+            version, folder = await resolve(store, artifacts_at(config.registry.artifacts), Reference.of(reference))
+            return Base(f"{SCHEME}{version.reference}", str(folder))
 
     try:
         return asyncio.run(resolved())
@@ -91,7 +96,7 @@ def weights_of(base: Base, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(base.place, dtype=dtype, use_safetensors=True, **more)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise BadRequest(f"{base.name} holds no model that transformers can load: {error}") from error
     model.config.use_cache = False
     return cast("PreTrainedModel", model if more else model.to(device()))

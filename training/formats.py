@@ -132,7 +132,7 @@ def from_sharegpt(row: Row) -> Conversation:
     if row.get("system"):
         messages.append({"role": "system", "content": text(row, "system")})
     for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS:
+        if not isinstance(turn, dict) or str(turn.get("from")) not in SPEAKERS:
             raise Wrong(f"turn {number} has `from`, one of {', '.join(SPEAKERS)}, and `value`, not {shown(turn)}")
         role, value = SPEAKERS[turn["from"]], turn.get("value")
         messages.append({"role": role, "content": value} if role != "call" else called(number, value))
@@ -143,7 +143,7 @@ def called(number: int, value: object) -> Message:
     """'{"name": "f", "arguments": {}}', or a list of such, as the assistant's calls."""
     try:
         said = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Wrong(f"turn {number}: the function_call is no JSON: {error}") from error
     calls = said if isinstance(said, list) else [said]
     return {"role": "assistant", "tool_calls": [{"type": "function", "function": one} for one in calls]}

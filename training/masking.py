@@ -6,7 +6,7 @@ that ends a turn is always learned: a model that has never seen it learned answe
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -77,18 +77,32 @@ def rendered(tokenizer: PreTrainedTokenizerBase, item: Conversation) -> Rendered
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise BadRequest("the tokenizer has no chat template: name a file of one in the recipe, `chat_template`")
-    for number, one in enumerate(item["messages"], 1):
-        if forged := next((token for token in tokenizer.all_special_tokens if token in one["content"]), None):
-            raise Wrong(f"turn {number} says {forged!r}, with which the template marks turns: take it out")
+    places = [(f"turn {number}", turn) for number, turn in enumerate(item["messages"], 1)]
+    for where, said in (*places, ("a tool", item.get("tools"))):
+        whole = "\n".join(texts(said))
+        if forged := next((token for token in tokenizer.all_special_tokens if token in whole), None):
+            raise Wrong(f"{where} says {forged!r}, with which the template marks turns: take it out")
     messages = [{name: value for name, value in one.items() if name != "weight"} for one in item["messages"]]
     answers = [number for number, one in enumerate(messages) if one["role"] == "assistant"]
     try:
         found = (marked if GENERATION.search(template) else by_prefixes)(tokenizer, template, messages, item, answers)
-    except TemplateError as error:
+    except Wrong:
+        raise
+    except (TemplateError, TypeError, ValueError) as error:
         raise Wrong(f"the chat template refuses it: {error}") from error
     if len(found.spans) != len(answers):
         raise Wrong(f"the template marks {len(found.spans)} generated turns where the assistant has {len(answers)}")
     return found
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in what JSON can hold, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for one in pair for text in texts(one))
+    elif isinstance(value, Sequence):
+        yield from (text for one in value for text in texts(one))
 
 
 def marked(

@@ -13,6 +13,7 @@ Conversation = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
+TEXTS = ("name", "tool_call_id", "reasoning_content")
 
 
 class Wrong(ValueError):
@@ -29,7 +30,7 @@ def conversation(messages: object, tools: object = None) -> Conversation:
         whole["tools"] = offered
     try:
         json.dumps(whole, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Wrong(f"it holds what is no text in UTF-8: {error}") from error
     return whole
 
@@ -63,6 +64,8 @@ def turn(number: int, message: object) -> Message:
         raise Wrong(f"turn {number}: {unknown[0]!r} would be left out unseen; there are {', '.join(FIELDS)}")
     if said.get("weight", 1) not in (0, 1) or ("weight" in said and said["role"] != "assistant"):
         raise Wrong(f"turn {number}: an assistant's weight is 0 or 1, and nobody else has one")
+    if odd := [name for name in TEXTS if not isinstance(said.get(name, ""), str)]:
+        raise Wrong(f"turn {number}: {odd[0]} is text, not {shown(said[odd[0]])}")
     content = plain(number, said.get("content"))
     if not said.get("tool_calls"):
         said.pop("tool_calls", None)
@@ -96,7 +99,7 @@ def call(number: int, one: object) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Wrong(f"turn {number}: the arguments of {function['name']} are no JSON: {error}") from error
     if not isinstance(arguments, dict):
         raise Wrong(f"turn {number}: the arguments of {function['name']} are an object, not {shown(arguments)}")
@@ -115,7 +118,7 @@ def offers(tools: object) -> list[Mapping[str, Any]]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Wrong(f"the tools are no JSON: {error}") from error
     if not tools:
         return []

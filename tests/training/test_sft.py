@@ -1,5 +1,6 @@
 """Supervised fine-tuning: its loss, every method, a run that is killed."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from typer.testing import CliRunner
 
+from penstock.cli import app
 from penstock.errors import BadRequest, Conflict, PenstockError
 from tests.training.tuning import DEMO, REPOSITORY, killed, metrics, sft_recipe
 from training.base import Base
@@ -245,6 +248,55 @@ def test_a_recipe_that_cannot_be_run_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(PenstockError, match=why):
         train(sft_recipe(tmp_path, **{"method": "lora", **change}), tmp_path / "run", resume=False)
+
+
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"precision": "bfloat16"}, {"packing": False}])
+def test_what_saves_memory_or_time_computes_the_same(whole: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    """To what bfloat16 can hold, and but for the rows that are drawn."""
+    adapter = {"rank": 8, "alpha": 16}
+    for name, more in (("plain", {}), ("other", change)):
+        (tmp_path / name).mkdir()
+        recipe = sft_recipe(tmp_path / name, "lora", adapter=adapter, steps=2, rows=40, held_out=0, **more)
+        train(recipe, tmp_path / name / "run", resume=False)
+    plain, other = metrics(tmp_path / "plain/run")[0], metrics(tmp_path / "other/run")[0]
+
+    if "packing" in change:  # forty packed rows are some epochs, forty documents one
+        assert other["loss"] == pytest.approx(plain["loss"], rel=0.05)
+    else:
+        assert other["loss"] == pytest.approx(plain["loss"], rel=1e-5 if "precision" not in change else 0.02)
+        assert other["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4 if "precision" not in change else 0.1)
+
+
+def test_a_run_keeps_the_registered_base_that_its_alias_pointed_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def registry(*words: str) -> None:
+        done = CliRunner().invoke(app, ["registry", *words])
+        assert done.exit_code == 0, done.output
+
+    registry("add", "demo", str(DEMO))
+    registry("tag", "demo@1", "production")
+    recipe = sft_recipe(tmp_path, "lora", base="registry:demo@production", steps=2)
+    train(recipe, tmp_path / "run", resume=False)
+    adapter = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "registry:demo@1"
+
+    (tmp_path / "demo").mkdir()
+    for file in DEMO.iterdir():
+        (tmp_path / "demo" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "demo/README.md").write_text("another")
+    registry("add", "demo", str(tmp_path / "demo"))
+    registry("tag", "demo@2", "production")
+    train(recipe, tmp_path / "run", resume=True)
+    train(recipe, tmp_path / "later", resume=False)
+    assert "base: registry:demo@1\n" in (tmp_path / "run/recipe.yaml").read_text()
+    assert "base: registry:demo@2\n" in (tmp_path / "later/recipe.yaml").read_text()
+
+    with pytest.raises(BadRequest, match="is an adapter: give the whole weights"):
+        train(sft_recipe(tmp_path, "lora", base=str(tmp_path / "run/model")), tmp_path / "other", resume=False)
 
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:

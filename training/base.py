@@ -69,6 +69,10 @@ def tokenizer_of(base: Base, template: Path | None, eos_token: str | None) -> Pr
         tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(base.place))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{base.name} has no tokenizer that can be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise BadRequest(
+            f"the tokenizer of {base.name} does not tell which characters a token has: give tokenizer.json"
+        )
     if template:
         try:
             tokenizer.chat_template = template.read_text(encoding="utf-8")

@@ -84,8 +84,8 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
     forward = Forward(model, begun.precision, begun.padding, recipe.length_normalized)
     order = [one for row in islice(drawn(found, recipe.seed), steps * recipe.rows) for one in row]
     reference = reference_of(forward, found, sorted(set(order)), recipe.rows_at_once or recipe.rows)
-    part = recipe.optimizer
-    optimizer = torch.optim.AdamW(trained(model).values(), lr=part.lr, weight_decay=part.weight_decay)
+    part, weights = recipe.optimizer, trained(model)
+    optimizer = torch.optim.AdamW(weights.values(), lr=part.lr, weight_decay=part.weight_decay)
     if run.saved:
         restore(model, run.saved["trained"])
         optimizer.load_state_dict(run.saved["optimizer"])
@@ -105,7 +105,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
             )
             (preference.losses.sum() / len(picked)).backward()  # type: ignore[no-untyped-call]
             told.append(Preference(*(one.detach() for one in preference)))
-        norm = torch.nn.utils.clip_grad_norm_(trained(model).values(), part.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), part.clip).item()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -122,8 +122,8 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
             lr=rate,
         )
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
-            weights = {name: weight.detach() for name, weight in trained(model).items()}
-            run.checkpoint(step + 1, {"trained": weights, "optimizer": optimizer.state_dict()})
+            now = {name: weight.detach() for name, weight in weights.items()}
+            run.checkpoint(step + 1, {"trained": now, "optimizer": optimizer.state_dict()})
 
     finish(run, model, begun, recipe)
 

@@ -59,8 +59,8 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
     forward = Forward(model, begun.precision, begun.padding, recipe.method in VIRTUAL)
     if recipe.packing:
         check_packing(forward, learning[0], learning[-1])
-    part = recipe.optimizer
-    optimizer = torch.optim.AdamW(trained(model).values(), lr=part.lr, weight_decay=part.weight_decay)
+    part, weights = recipe.optimizer, trained(model)
+    optimizer = torch.optim.AdamW(weights.values(), lr=part.lr, weight_decay=part.weight_decay)
     if run.saved:
         restore(model, run.saved["trained"])
         optimizer.load_state_dict(run.saved["optimizer"])
@@ -78,7 +78,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
             nats = forward.loss(some, packed=recipe.packing) / answers
             nats.backward()  # type: ignore[no-untyped-call]
             loss += nats.item()
-        norm = torch.nn.utils.clip_grad_norm_(trained(model).values(), part.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), part.clip).item()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -87,8 +87,8 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
             more["held_out_loss"] = mean_loss(forward, held_out, recipe.rows_at_once or recipe.rows)
         run.log(step, tokens=sum(len(one.tokens) for row in picked for one in row), loss=loss, **more)
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == steps:
-            weights = {name: weight.detach() for name, weight in trained(model).items()}
-            run.checkpoint(step + 1, {"trained": weights, "optimizer": optimizer.state_dict()})
+            now = {name: weight.detach() for name, weight in weights.items()}
+            run.checkpoint(step + 1, {"trained": now, "optimizer": optimizer.state_dict()})
 
     finish(run, model, begun, recipe)
 

@@ -50,12 +50,15 @@ class Begun(NamedTuple):
 
 
 def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
-    """A run that goes on keeps the base that its alias pointed to, and its precision."""
+    """A run that goes on keeps the base that its alias pointed to, and its precision. Raises BadRequest."""
     torch.set_num_threads(recipe.threads)
     before = (resolved_recipe(out) or {}).get("resolved", {}) if resume else {}
     base = bases.found(before.get("base", recipe.base))
     precision = before.get("precision") or precision_of(recipe.precision, device())
     tokenizer = tokenizer_of(base, recipe.chat_template, recipe.eos_token)
+    positions = config_of(base).get("max_position_embeddings")
+    if positions and recipe.length > positions:
+        raise BadRequest(f"length: {recipe.length} is more than the {positions} positions of {base.name}")
     return Begun(base, precision, tokenizer, check_export(recipe, base, tokenizer))
 
 

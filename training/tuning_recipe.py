@@ -103,7 +103,8 @@ class Sft(Tuning):
 
 
 class Dpo(Tuning):
-    """`beta` weighs how far from the base the model may go; `label_smoothing` is how many labels are thought wrong."""
+    """A row is a pair. `beta` weighs how far from the base the model may go; `label_smoothing` is the share of labels
+    that is thought wrong."""
 
     script: Literal["dpo"]
     method: Literal["full", "lora"]

@@ -6,7 +6,7 @@ torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,8 @@ def of_lora(config: Config) -> Iterator[str]:
 
 def of_targets(config: Config, base: Config) -> Iterator[str]:
     targets = config.get("target_modules")
-    last = (
-        {str(one).rpartition(".")[2] for one in targets} if isinstance(targets, Sequence | set | frozenset) else set()
-    )
-    if isinstance(targets, str):
-        last = set()  # "all-linear", or a pattern: the tensors tell
+    listed = [] if targets is None or isinstance(targets, str) else targets  # a pattern, or "all-linear": tensors tell
+    last = {str(one).rpartition(".")[2] for one in listed}
     if base.get("tie_word_embeddings") and (tied := sorted(last & set(EMBEDDINGS))):
         yield (
             f"{' and '.join(tied)}: the base has one matrix for both embeddings, and an adapter changes it in one of "

@@ -1,6 +1,6 @@
 """A run's folder, the same for every script of training/:
 
-    recipe.yaml     the recipe with everything resolved; a resumed run must be given the same
+    recipe.yaml     the recipe with everything resolved; a resumed run must be given the same. There from the first step
     metrics.jsonl   one JSON object a line, each with its `step`; no times, so that two equal runs have equal files
     checkpoint.pt   what `--resume` goes on from, replaced in one move
     model/          the result, there once it is whole
@@ -83,9 +83,8 @@ class Run:
             self.saved = _loaded(folder / CHECKPOINT)
             self.first_step = self.saved.pop("step")
             self._cpu_before_s += self.saved.pop("cpu_s")
-        _write(folder / RECIPE, resolved)
-        if not self.finished:
-            _write(folder / METRICS, "".join(_lines_before(self.first_step, folder / METRICS)))
+        self._resolved = resolved
+        self._begun_writing = False
         self._tokens = self._first_logged = 0
         self._begun = self._told = 0.0
         if self.finished:
@@ -121,14 +120,19 @@ class Run:
                 f"the loss is {loss} at step {step}: choose a lower learning rate, a longer warm-up or "
                 f"`precision: float32`, and another --out"
             )
+        self._begin_writing()
         with (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(line) + "\n")
-        self._progress(step, tokens, {name: value for name, value in line.items() if isinstance(value, float)})
+        if step < self.steps:
+            self._progress(step, tokens, {name: value for name, value in line.items() if isinstance(value, float)})
+        else:
+            print("  ".join(f"{name} {value}" for name, value in line.items() if name != "step"), flush=True)
 
     def checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Save what a resumed run needs to go on with `step`: the number of steps that are done."""
         import torch
 
+        self._begin_writing()
         _synced(self.folder / METRICS)
         _replace(
             self.folder / CHECKPOINT,
@@ -138,6 +142,7 @@ class Run:
     @contextmanager
     def writing_model(self) -> Iterator[Path]:
         """An empty folder for the result, which is `model` once the block has ended well."""
+        self._begin_writing()
         fresh = self.model.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
@@ -150,10 +155,18 @@ class Run:
         if self._tracking:
             self._tracking.end()
 
+    def _begin_writing(self) -> None:
+        """Not before there is something to write: a run that fails at its data leaves no run behind."""
+        if not self._begun_writing:
+            _write(self.folder / METRICS, "".join(_lines_before(self.first_step, self.folder / METRICS)))
+            _write(self.folder / RECIPE, self._resolved)
+            self._begun_writing = True
+
     def _progress(self, step: int, tokens: int, figures: Mapping[str, float]) -> None:
         """The rate counts from the end of the first step, which is slower than those to come."""
         now = time.monotonic()
-        words = [f"step {step + 1}/{self.steps}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+        words = [f"step {step + 1}/{self.steps}"]
+        words += [f"{name} {value:.4g}" for name, value in figures.items()]
         if not self._begun:
             self._begun, self._first_logged = now, step
         else:
@@ -193,7 +206,7 @@ def _check(folder: Path, recipe: dict[str, Any], resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise Conflict(f"{folder} is a file: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    if {path.name for path in folder.iterdir()} <= {LOCK, f"{RECIPE}.new"}:
+    if {path.name for path in folder.iterdir()} <= {LOCK, METRICS, f"{METRICS}.new", f"{RECIPE}.new"}:
         return
     before = resolved_recipe(folder)
     if before is None:

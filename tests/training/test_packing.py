@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from training.corpus import REST_WEIGHT
 from training.data import FAMILIES, conversation
-from training.packing import REST_WEIGHT, batch, repeated_sequence
+from training.packing import batch, repeated_sequence
 from training.pretrain_recipe import Stage
 from training.tokenizer import train_tokenizer
 
@@ -32,7 +33,7 @@ def test_a_batch_is_a_function_of_seed_and_step(tokenizer: PreTrainedTokenizerFa
 
 def test_every_document_in_a_row_is_whole(tokenizer: PreTrainedTokenizerFast) -> None:
     stage = Stage(steps=1, rows=4, length=200, random_sequences=0, families={"handbook": 1})
-    tokens, weights = batch(tokenizer, stage, seed=1, step=0)
+    tokens, weights, _ = batch(tokenizer, stage, seed=1, step=0)
 
     for row, row_weights in zip(tokens.tolist(), weights.tolist(), strict=True):
         used = sum(weight > 0 for weight in row_weights)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from penstock.errors import Conflict, StartError
-from training.run import Run, resolved_recipe
+from training.run import Run, command, resolved_recipe
 
 RECIPE = {"script": "pretrain", "seed": 1, "data": {"files": [Path("a.jsonl")]}}
 
@@ -46,17 +46,24 @@ def test_a_run_that_went_on_has_the_lines_of_one_that_was_never_killed(tmp_path:
     assert [line["loss"] for line in lines(tmp_path / "cut")] == [0, 1, 3, 6, 10, 15, 21, 28, 36, 45]
 
 
+def test_a_run_that_failed_before_its_first_step_can_be_begun_anew(tmp_path: Path) -> None:
+    Run(tmp_path, RECIPE, steps=10)
+    assert Run(tmp_path, RECIPE | {"seed": 2}, steps=10).first_step == 0
+
+
 def test_lines_after_the_last_checkpoint_are_written_anew(tmp_path: Path) -> None:
     run = stepped(tmp_path, until=10)
     run.log(10, exact={"greeting": 3})
     again = Run(tmp_path, RECIPE, steps=10, resume=True)
+    again.log(10, exact={"greeting": 4})
 
     assert again.first_step == 10
-    assert [line["step"] for line in lines(tmp_path)] == list(range(10))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(11))
+    assert lines(tmp_path)[-1]["exact"] == {"greeting": 4}
 
 
 def test_the_recipe_stands_in_the_folder_as_it_was_resolved(tmp_path: Path) -> None:
-    Run(tmp_path / "run", RECIPE, steps=1)
+    Run(tmp_path / "run", RECIPE, steps=1).log(0)
 
     assert resolved_recipe(tmp_path / "run") == RECIPE | {"data": {"files": ["a.jsonl"]}}
     assert resolved_recipe(tmp_path) is None
@@ -148,6 +155,27 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     assert Run(tmp_path, {"seed": 1}, steps=10, resume=True).first_step == 0
 
 
+def test_a_script_tells_what_is_wrong_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Path, Path, bool]] = []
+
+    def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
+        asked.append((recipe_path, out, resume))
+        raise [KeyboardInterrupt(), StartError("the data are empty")][len(asked) - 1]
+
+    monkeypatch.setattr(sys, "argv", ["train", "a.yaml", "--out", str(tmp_path), "--resume"])
+    with pytest.raises(SystemExit) as interrupted:
+        command(train, "Train.")
+    with pytest.raises(SystemExit) as failed:
+        command(train, "Train.")
+
+    assert asked == [(Path("a.yaml"), tmp_path, True)] * 2
+    assert interrupted.value.code == 130
+    assert f"go on with --out {tmp_path} --resume" in capsys.readouterr().err
+    assert failed.value.code == "penstock: the data are empty"
+
+
 def test_progress_says_step_loss_rate_and_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stepped(tmp_path, until=10)
     first, *_, last = capsys.readouterr().out.splitlines()
@@ -158,7 +186,7 @@ def test_progress_says_step_loss_rate_and_what_is_left(tmp_path: Path, capsys: p
 
 
 def test_recipes_are_kept_in_order_and_readable(tmp_path: Path) -> None:
-    Run(tmp_path, {"script": "pretrain", "b": "Grüße", "a": (1, 2)}, steps=1)
+    Run(tmp_path, {"script": "pretrain", "b": "Grüße", "a": (1, 2)}, steps=1).log(0)
 
     assert (tmp_path / "recipe.yaml").read_text() == "script: pretrain\nb: Grüße\na:\n- 1\n- 2\n"
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["a"] == [1, 2]

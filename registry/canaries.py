@@ -107,6 +107,12 @@ class Canary:
         """demo@production."""
         return f"{self.name}@{self.alias}"
 
+    @property
+    def end(self) -> str:
+        """For who has ended it by moving its alias."""
+        how = "has taken it over" if self.outcome == "on" else "gets none of its requests any more"
+        return f"the canary of {self.subject} has ended: version {self.version} {how}"
+
     def described(self) -> dict[str, Any]:
         """For a program, as JSON has it."""
         return asdict(self)
@@ -264,3 +270,11 @@ async def last(store: Store, name: str, alias: str) -> Canary:
     if row is None:
         raise NotFound(f"{name}@{alias} has had no canary; `penstock canary list --all` shows those there were")
     return Canary.of(row)
+
+
+async def ended_with(store: Store, change: int) -> Canary | None:
+    """The canary that a move of its alias (`Move.change`) has ended, if one was."""
+    query = sa.select(canaries).where(canaries.c.change == change, canaries.c.ended_at.is_not(None))
+    async with store.read() as connection:
+        row = (await connection.execute(query)).mappings().first()
+    return Canary.of(row) if row else None

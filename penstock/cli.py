@@ -185,6 +185,8 @@ def sim(
     max_model_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt with its answer")] = 32768,
     cache_blocks: Annotated[int, typer.Option(min=0, help="The prefix cache, in blocks of 16 tokens")] = 4096,
     keep_alive_s: Annotated[float, typer.Option(min=0, help="An idle connection is closed after it")] = 5.0,
+    root: Annotated[str, typer.Option(help="What it was started with, as /v1/models tells [default: its name]")] = "",
+    adapters: Annotated[Path | None, typer.Option(help="A directory of LoRA adapters made for it")] = None,
     fault: Annotated[
         list[str] | None, typer.Option(metavar="KIND[:NAME=VALUE,...]", help="What goes wrong; may be repeated")
     ] = None,
@@ -218,6 +220,8 @@ def sim(
             host=host,
             port=port,
             uds=uds,
+            root=root,
+            adapters=adapters,
         )
     except FaultError as error:
         fail(f"--fault: {error}")

@@ -155,7 +155,8 @@ class Gateway:
         if not self.replays.concern(call.exchange, body):
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
-        return self.replays.serve(call.exchange, call.caller, body, dialect, generate)
+        version = served.route(call.exchange, body).version if isinstance(served, Relay) else None
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange

@@ -257,11 +257,11 @@ async def counted(cost: Cost, slots: asyncio.Semaphore) -> Used:
         return estimated(cost)
     replica = await one_usable(pool)  # before it takes a slot, which others' engines could use
     async with slots:
-        prompt = len(await tokens_of(asked.path, asked.body, replica))
+        prompt = len(await tokens_of(asked, replica))
         if not prompt:
             return estimated(cost)
         texts = filter(None, map("".join, cost.texts))  # one by one, or words of two would join
-        return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
+        return Used(prompt, 0, sum([await tokens_in(text, asked, replica) for text in texts]))
 
 
 async def one_usable(pool: Pool) -> Replica:

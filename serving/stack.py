@@ -17,6 +17,7 @@ from engine.machine import Machine
 from engine.pool import Pool
 from engine.replica import Replica
 from engine.room import Room
+from engine.route import Route
 from engine.scripted import Scripted
 from engine.supervisor import Supervisor
 from penstock.config import Config, Engine, Gateway, Script
@@ -219,7 +220,7 @@ def served_models(config: Config, pools: Mapping[str, Pool], room: Room) -> dict
         if config.engines[model.engine].kind == "scripted":
             models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
         else:
-            models[name] = Relay(name, pools[model.engine], limits)
+            models[name] = Relay(name, Route(pools[model.engine]), limits)
     for name, model in config.models.items():
         relay = models[name]
         if model.fallback and isinstance(relay, Relay):

@@ -38,6 +38,20 @@ hedges = _all.counter("penstock_hedges_total", "Second tries beside a first that
 continued = _all.counter("penstock_streams_continued_total", "Cut streams that another replica ended.", "model")
 fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another served model answered.", "model", "to")
 
+canary_requests = _all.counter(
+    "penstock_canary_requests_total",
+    "Requests of an alias that has a canary, by whose they were and how they ended.",
+    "alias",
+    "arm",
+    "result",
+)
+canaries_ended = _all.counter(
+    "penstock_canaries_ended_total", "Canaries that this gateway has judged, by what came of them.", "alias", "outcome"
+)
+canaries_unwritten = _all.gauge(
+    "penstock_canaries_unwritten", "1 while canaries' figures wait for a database that does not answer.", across="max"
+)
+
 usage_unwritten = _all.gauge(
     "penstock_usage_unwritten", "1 while usage waits for a database that does not answer.", across="max"
 )

@@ -6,7 +6,7 @@ of aliases, so whoever follows those finds it by the same look. `aliases.move` e
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -260,6 +260,13 @@ async def since(store: Store, change: int) -> Sequence[Canary]:
     query = sa.select(canaries).where(canaries.c.change > change).order_by(canaries.c.change)
     async with store.read() as connection:
         return [Canary.of(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def those(store: Store, ids: Collection[int]) -> Mapping[int, Canary]:
+    """By id, running or not; what is not there is not in it."""
+    async with store.read() as connection:
+        rows = (await connection.execute(sa.select(canaries).where(canaries.c.id.in_(ids)))).mappings()
+        return {row["id"]: Canary.of(row) for row in rows}
 
 
 async def last(store: Store, name: str, alias: str) -> Canary:

@@ -25,13 +25,14 @@ from penstock.errors import BadRequest, EngineError, PenstockError
 from serving.answer import usage_wanted
 from serving.exchange import Exchange, Headers
 from serving.ledger import Cost
+from serving.split import SESSION
+from serving.trial import Trial
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
 if TYPE_CHECKING:
     from serving.stack import Served
 
 FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
-SESSION = b"x-session-id"
 DEADLINE = b"x-request-timeout-s"
 OPENAI_STREAMS = frozenset({CHAT, TEXT})
 CONTINUABLE = (b"x-penstock-continuable", b"1")
@@ -39,7 +40,10 @@ CONTINUABLE = (b"x-penstock-continuable", b"1")
 
 class Relay:
     """`fallback` answers what this engine cannot, as long as nothing of an answer is out. `current` is where new
-    requests go; it may be another at any moment, and those that run end where they began."""
+    requests go, but for those of a canary's `trial`; both may be others at any moment, and what runs ends where it
+    began."""
+
+    trial: Trial | None = None
 
     def __init__(self, name: str, current: Route, limits: Limits, fallback: "Served | None" = None) -> None:
         self.name = name
@@ -49,7 +53,8 @@ class Relay:
 
     def route(self, exchange: Exchange, body: Mapping[str, Any]) -> Route:
         """The one for this request: the same whenever it is asked for, until the routes are others."""
-        return self.current
+        trial = self.trial
+        return self.current if trial is None else trial.route(self.current, exchange, body)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         await Relayed(self, exchange, body, dialect).run()
@@ -74,6 +79,8 @@ class Relayed:
             exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage, name=route.name
         )
         exchange.cost = Cost(self.asked, route.pool)
+        if relay.trial:
+            exchange.cost.tally = relay.trial.tally(route)
         self.passing = Passing(exchange, dialect, self.asked, exchange.cost, route)
         self.dispatch = Dispatch(route.pool, self.asked, self.passing, relay.limits, relay.name)
         self._tell: Tell | None = None
@@ -117,6 +124,8 @@ class Relayed:
             if relay.fallback is None or exchange.status is not None or isinstance(error, DeadlineOver):
                 raise
             metrics.fallbacks.inc(relay.name, relay.fallback.name)
+            if self.passing.cost.tally:
+                self.passing.cost.tally.failed(self.passing.cost, error)
             exchange.marks = [*exchange.marks, (b"x-penstock-fallback", relay.fallback.name.encode())]
             body = {**self.body, "model": relay.fallback.name}
             return await relay.fallback(exchange, body, self.dialect)
@@ -129,6 +138,7 @@ class Relayed:
             self.route = self.passing.route = route
             self.asked.name = route.name
             self.passing.cost.pool = route.pool
+            self.passing.cost.tally = self.relay.trial.tally(route) if self.relay.trial else None
             self.dispatch = Dispatch(route.pool, self.asked, self.passing, self.relay.limits, self.relay.name)
 
     def _send(self, answer: Answer) -> None:

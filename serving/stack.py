@@ -22,9 +22,12 @@ from engine.scripted import Scripted
 from engine.supervisor import Supervisor
 from penstock.config import Config, Engine, Gateway, Script
 from penstock.home import run_dir
+from registry.canaries import Canary
+from registry.canary_figures import Both
 from registry.resolve import with_local_models
 from serving.answer import Answer
 from serving.relay import Relay
+from serving.trial import Trial
 
 Served = Relay | Answer
 READY_POLL_S = 0.05
@@ -48,6 +51,7 @@ class Stack:
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._coming: set[Pool] = set()
+        self._trials: dict[str, Trial] = {}
 
     @property
     def ready(self) -> bool:
@@ -71,6 +75,21 @@ class Stack:
         self.models = served_models(config, self.pools, self.room)
         self._coming &= set(self.pools.values())
         self._config = config
+        self._attach()
+
+    def try_out(self, canary: Canary, routes: Mapping[str, Route], both: Both) -> None:
+        """From the next request on a share of what these served models are asked goes by these routes."""
+        self._trials |= {name: Trial(canary, route, both) for name, route in routes.items()}
+        self._attach()
+
+    def end_trial(self, canary: Canary) -> None:
+        self._trials = {name: trial for name, trial in self._trials.items() if trial.canary.id != canary.id}
+        self._attach()
+
+    def _attach(self) -> None:
+        for name, served in self.models.items():
+            if isinstance(served, Relay):
+                served.trial = self._trials.get(name)
 
     def _pool(self, name: str, engine: Engine, config: Config) -> Pool:
         pool, served = self.pools.get(name), served_by(config, name)

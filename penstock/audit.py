@@ -30,6 +30,8 @@ Action = Literal[
     "config.reloaded",
     "version.added",
     "alias.moved",
+    "version.served",
+    "version.refused",
     "artifacts.deleted",
 ]
 

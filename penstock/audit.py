@@ -32,6 +32,8 @@ Action = Literal[
     "alias.moved",
     "canary.started",
     "canary.ended",
+    "version.served",
+    "version.refused",
     "artifacts.deleted",
 ]
 

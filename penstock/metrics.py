@@ -91,6 +91,18 @@ reloads = _all.counter(
 config_refused = _all.gauge(
     "penstock_config_refused", "1 while the configuration file cannot be used and the one before it serves on."
 )
+model_version = _all.gauge(
+    "penstock_model_version", "1 for the registered version that a served model has.", "model", "version", across="max"
+)
+alias_refused = _all.gauge(
+    "penstock_alias_refused",
+    "1 while a reference of the configuration (`of`) leads to a version that cannot be served.",
+    "of",
+    across="max",
+)
+version_moves = _all.counter(
+    "penstock_version_moves_total", "Versions that were moved to, or could not be.", "of", "result"
+)
 replays = _all.counter(
     "penstock_replays_total", "Answers given again instead of generated: of the cache, or of an idempotency key.", "of"
 )

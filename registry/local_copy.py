@@ -4,11 +4,21 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.home import home
 from registry.artifacts import DRAFT, Artifacts
 from registry.manifest import Manifest
+from registry.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A version, and its files in a directory of this machine that is not to be written to."""
+
+    version: Version
+    folder: Path
 
 
 def copies() -> Path:

@@ -123,8 +123,8 @@ def asked(number: int, headers: Mapping[bytes, bytes] | None = None, **more: Any
 @asynccontextmanager
 async def serving(database: str, canary: Canary, stable: str, other: str, **tree: Any) -> AsyncIterator[Serving]:
     """`stable` and `other` are where the engines of the two versions are."""
-    probe = {"interval_s": 0.2, "timeout_s": 1}
-    engines = {name: {"urls": [url], "probe": probe} for name, url in {"e": stable, "c": other}.items()}
+    usual = {"probe": {"interval_s": 0.2, "timeout_s": 1}, "routing": {"breaker_failures": 1000}}
+    engines = {name: {"urls": [url], **usual} for name, url in {"e": stable, "c": other}.items()}
     models: dict[str, Any] = {"m": {"engine": "e"}, "c": {"engine": "c"}} | tree.pop("models", {})
     config = Config(engines=engines, models=models, state={"database": database}, **tree)
     async with kept(config) as state, running(config) as stack:

@@ -312,6 +312,12 @@ class Gateway:
             raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
 
+    def version(self, name: str) -> str | None:
+        """The registered one that a served model has now."""
+        assert self.stack is not None
+        served = self.stack.models[name]
+        return served.current.version if isinstance(served, Relay) else None
+
     def models_for(self, caller: Caller) -> list[str]:
         assert self.stack is not None
         return [name for name in self.stack.models if caller.models is None or name in caller.models]

@@ -108,6 +108,11 @@ class Canary:
         return f"{self.name}@{self.alias}"
 
     @property
+    def tried(self) -> str:
+        """demo@8, as a registered version is named."""
+        return f"{self.name}@{self.version}"
+
+    @property
     def end(self) -> str:
         """For who has ended it by moving its alias."""
         how = "has taken it over" if self.outcome == "on" else "gets none of its requests any more"

@@ -113,8 +113,9 @@ class Launcher:
 
 
 class Engines:
-    """Those started here, by name: `current` are the generations that new requests go to. `failed` ends with the first
-    error that a supervisor cannot mend. `found` is what the configuration's references led to at the start."""
+    """Those started here, by name: `current` are the generations that new requests go to, but for the share of those
+    that are `tried`. `failed` ends with the first error that a supervisor cannot mend. `found` is what the
+    configuration's references led to at the start."""
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class Engines:
         launcher: Launcher | None = None,
     ) -> None:
         self.current = dict(current)
+        self.tried: dict[str, Generation] = {}
         self.failed = failed
         self.found = found or Registered()
         self._launcher = launcher
@@ -131,11 +133,17 @@ class Engines:
 
     @property
     def all(self) -> list[Supervisor]:
-        return [supervisor for generation in self.current.values() for supervisor in generation.supervisors]
+        """Those that requests come to."""
+        asked = [*self.current.values(), *self.tried.values()]
+        return [supervisor for generation in asked for supervisor in generation.supervisors]
 
     @property
     def replicas(self) -> dict[str, list[Replica]]:
         return {name: generation.replicas for name, generation in self.current.items()}
+
+    @property
+    def tried_replicas(self) -> dict[str, list[Replica]]:
+        return {name: generation.replicas for name, generation in self.tried.items()}
 
     @property
     def living(self) -> list[Replica]:
@@ -176,6 +184,8 @@ class Engines:
     def take(self, generation: Generation) -> Generation:
         """It is the current one from now on. Returns the one before, which is the caller's to end."""
         before, self.current[generation.engine] = self.current[generation.engine], generation
+        if self.tried.get(generation.engine) is generation:
+            del self.tried[generation.engine]
         self._trust(generation)
         return before
 

@@ -22,12 +22,16 @@ Moved = Callable[[Collection[Reference]], None]
 
 
 class Following:
-    """`moved` is told which aliases are other ones; while none is `wanted`, nothing is asked."""
+    """`moved` is told which aliases are other ones, `changed` that aliases or their canaries are; while none is
+    `wanted`, nothing is asked."""
 
-    def __init__(self, store: Store, moved: Moved, wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, moved: Moved, wanted: Callable[[], bool], changed: Callable[[], None] = lambda: None
+    ) -> None:
         self.store = store
         self.moved = moved
         self.wanted = wanted
+        self.changed = changed
         self._seen = 0
         self._known: dict[Reference, int] = {}
         self._lost = False
@@ -44,7 +48,8 @@ class Following:
         gone = self._known.keys() - pointed.keys() if restored else set()
         moved = [each for each, version in pointed.items() if self._known.get(each) != version or not restored]
         self._known = pointed if restored else self._known | pointed
-        self._seen = max([number if restored else self._seen, *(each.change for each in found)])
+        self._seen = max([number, *(each.change for each in found)])
+        self.changed()
         return [*moved, *gone]
 
     async def run(self) -> NoReturn:

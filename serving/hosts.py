@@ -11,6 +11,7 @@ from serving.engines import Engines
 from serving.following import Following
 from serving.moving import Hosts, Moving
 from serving.stack import Stack
+from serving.trying import Trying
 from serving.versions import Versions
 
 LOOK_S = 0.1
@@ -24,7 +25,7 @@ class Alone:
         self.engines = engines
 
     def move(self, versions: Versions) -> None:
-        self.stack.move(self.engines.replicas, versions)
+        self.stack.move(self.engines.replicas, versions, self.engines.tried_replicas)
 
     async def left(self, names: Collection[str]) -> None:
         while self.stack.leaving() & set(names):
@@ -39,8 +40,10 @@ class Alone:
 async def followed(config: Config, store: Store, engines: Engines, hosts: Hosts) -> AsyncIterator[Moving]:
     """The registry's aliases, while the block runs."""
     moving = Moving(config, store, engines, hosts)
-    following = Following(store, moving.moved, lambda: moving.refers)
-    beside = [asyncio.create_task(moving.run()), asyncio.create_task(following.run())]
+    trying = Trying(moving)
+    moving.changed = trying.look_again
+    following = Following(store, moving.moved, lambda: moving.refers, trying.look_again)
+    beside = [asyncio.create_task(job) for job in (moving.run(), following.run(), trying.run())]
     try:
         yield moving
     finally:

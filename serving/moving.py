@@ -9,8 +9,8 @@ base, so that a base and its adapters can move at once, when the last of their a
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +81,8 @@ class Moving:
         self._news: dict[str, asyncio.Event] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._tried: set[tuple[str, str]] = set()
+        self.changed: Callable[[], None] = lambda: None  # what is served, or the configuration
         self._publish()
 
     @property
@@ -110,6 +112,30 @@ class Moving:
             self._news[engine] = asyncio.Event()
             self._beside(self._keep(engine))
         self._news[engine].set()
+
+    def try_out(self, canaries: Mapping[str, Mapping[str, Any]]) -> None:
+        """These served models have canaries now, whose versions can be asked."""
+        self.versions = replace(self.versions, canaries=canaries)
+        self.hosts.move(self.versions)
+
+    async def try_adapter(self, engine: str, version: Version) -> None:
+        """A canary's, which stays until `untry`. Raises BadRequest for what cannot be, FOR_NOW for what may yet be."""
+        await self._load(engine, version)
+        self._tried.add((engine, version.reference))
+
+    def untry(self, engine: str, name: str) -> None:
+        self._tried.discard((engine, name))
+        self._unload(engine)
+
+    def is_warm(self, engine: str, name: str) -> bool:
+        return (engine, name) in self._warm & self._tried
+
+    def serves(self, engine: str) -> str:
+        """The version of its model."""
+        return self._bases[engine].reference
+
+    def retire(self, generation: Generation) -> None:
+        self._beside(self._retire(generation))
 
     async def prepare(self, config: Config) -> None:
         """Before a configuration is served: the adapters of its new models are warm. Raises ConfigError."""
@@ -146,6 +172,7 @@ class Moving:
         for name in config.engines:
             if self._referred(name):
                 self.look_again(name)
+        self.changed()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -239,7 +266,7 @@ class Moving:
                 return True
             if version.kind == "adapter":
                 raise BadRequest(f"{version.reference} is an adapter, not a whole model")
-            await self._check_adapters(engine, version)
+            await self.fitting(engine, version)
             if version.digest == now.digest:
                 self._switch(engines={engine: version.reference})
             else:
@@ -257,7 +284,7 @@ class Moving:
         await self._accepted(what, now, version)
         return True
 
-    async def _check_adapters(self, engine: str, base: Version) -> Mapping[str, Version]:
+    async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
         """Those that its models want. Raises NotFitting where one is not made for this base."""
         adapters = {}
         for model in self._adapters_at(engine):
@@ -276,16 +303,20 @@ class Moving:
         try:
             base = await placed(self.artifacts, version)
             before = self.engines.current[engine]
-            wanted = await self._check_adapters(engine, version)
+            wanted = await self.fitting(engine, version)
             adapters = [await placed(self.artifacts, each) for each in wanted.values()]
             lora = lora_for(self.config, engine, adapters) or before.lora
-            generation = await self.engines.next(self.config, engine, base, lora)
+            tried = self.engines.tried.get(engine)  # by a canary that has done well
+            if tried and tried.version != version.reference:
+                tried = None
+            generation = tried or await self.engines.next(self.config, engine, base, lora)
             try:
-                wanted = await self._check_adapters(engine, version)  # once more: that has taken its time
+                wanted = await self.fitting(engine, version)  # once more: that has taken its time
                 for each in wanted.values():
                     await warm_here(generation, await placed(self.artifacts, each), generation.replicas)
             except BaseException:
-                await self.engines.end(generation)
+                if generation is not tried:
+                    await self.engines.end(generation)
                 raise
             before = self.engines.take(generation)
         finally:
@@ -296,6 +327,7 @@ class Moving:
             self._loaded[engine, model] = [name]
         self._switch({engine: version.reference}, {**self.versions.adapters, **named})
         self._beside(self._retire(before))
+        self.changed()
 
     async def _retire(self, generation: Generation) -> None:
         """It ends when its last request has."""
@@ -368,6 +400,7 @@ class Moving:
             if there == engine:
                 self._loaded[there, model] = self._loaded[there, model][-KEPT:]
         kept = {name for (there, _), names in self._loaded.items() if there == engine for name in names}
+        kept |= {name for there, name in self._tried if there == engine}
         for name in [name for there, name in self._warm if there == engine and name not in kept]:
             self._warm.discard((engine, name))
             self._unloading[engine, name] = self._beside(self._forget(engine, name))
@@ -386,8 +419,10 @@ class Moving:
                 await asyncio.to_thread(withdraw, generation.lora.folder, name)
 
     def _switch(self, engines: Mapping[str, str] | None = None, adapters: Mapping[str, str] | None = None) -> None:
-        self.versions = Versions(
-            {**self.versions.engines, **(engines or {})}, self.versions.adapters if adapters is None else adapters
+        self.versions = replace(
+            self.versions,
+            engines={**self.versions.engines, **(engines or {})},
+            adapters=self.versions.adapters if adapters is None else adapters,
         )
         self.hosts.move(self.versions)
         self._publish()

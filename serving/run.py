@@ -53,6 +53,7 @@ async def serve_alone(config: Config, source: Source, listener: socket.socket, s
             asyncio.TaskGroup() as tasks,
         ):
             gateway.stack = stack
+            state.trials.joined(stack)
 
             def apply(config: Config) -> None:
                 gateway.apply(config)

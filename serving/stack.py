@@ -55,7 +55,9 @@ class Stack:
         self._coming: set[Pool] = set()
         self._leaving: list[Pool] = []
         self._adapters: set[tuple[str, str]] = set()  # engines, and what was asked for there
-        self._trials: dict[str, Trial] = {}
+        self.count: Callable[[Canary], Both] = lambda canary: Both()
+        self._tried: dict[str, Pool] = {}
+        self._over: set[int] = set()  # canaries that have ended, and are still among the versions
 
     @property
     def ready(self) -> bool:
@@ -79,34 +81,66 @@ class Stack:
         self.models = self._served(config)
         self._coming &= set(self.pools.values())
         self._config = config
-        self._attach()
+        for name, pool in self._tried.items():
+            pool.change(config.gateway.engine_wait_s, config.engines[name].routing)
+        self._try()
 
-    def try_out(self, canary: Canary, routes: Mapping[str, Route], both: Both) -> None:
-        """From the next request on a share of what these served models are asked goes by these routes."""
-        self._trials |= {name: Trial(canary, route, both) for name, route in routes.items()}
-        self._attach()
-
-    def end_trial(self, canary: Canary) -> None:
-        self._trials = {name: trial for name, trial in self._trials.items() if trial.canary.id != canary.id}
-        self._attach()
-
-    def _attach(self) -> None:
-        for name, served in self.models.items():
-            if isinstance(served, Relay):
-                served.trial = self._trials.get(name)
-
-    def move(self, local: Mapping[str, Sequence[Replica]], versions: Versions) -> None:
-        """From the next request on these replicas answer, and these versions. Those before end what they do; `left`
-        is told of replicas that have."""
+    def move(
+        self,
+        local: Mapping[str, Sequence[Replica]],
+        versions: Versions,
+        tried: Mapping[str, Sequence[Replica]] | None = None,
+    ) -> None:
+        """From the next request on these replicas answer, and these versions; `tried` are those of canaries. Those
+        before end what they do; `left` is told of replicas that have."""
         assert self._config is not None
         before, self._local, self.versions = self.pools, local, versions
         self.pools = {
             name: pool if name not in local or set(pool.replicas) == set(local[name]) else self._moved(name, pool)
             for name, pool in before.items()
         }
+        self._move_tried(tried or {})
         for name, relay in self.models.items():
             if isinstance(relay, Relay):
                 relay.current = self._route(name, relay.current)
+        self._try()
+
+    def _move_tried(self, tried: Mapping[str, Sequence[Replica]]) -> None:
+        """What was tried and is not any more ends what it does; that which has become the current one is not here."""
+        for name, pool in list(self._tried.items()):
+            if set(pool.replicas) != set(tried.get(name, ())):
+                del self._tried[name]
+                self._end(pool)
+        for name, replicas in tried.items():
+            if name not in self._tried:
+                self._tried[name] = self._over_replicas(name, replicas)
+
+    def end_trial(self, canary: Canary) -> None:
+        """From the next request on all go where the alias points."""
+        self._over.add(canary.id)
+        self._try()
+
+    def _try(self) -> None:
+        """Models that have a canary have a trial. It is the same as before where nothing has changed."""
+        canaries = {name: Canary.of(said) for name, said in self.versions.canaries.items()}
+        self._over &= {canary.id for canary in canaries.values()}
+        for name, relay in self.models.items():
+            if isinstance(relay, Relay):
+                canary = canaries.get(name)
+                relay.trial = self._trial(name, relay.trial, canary) if canary else None
+
+    def _trial(self, name: str, before: Trial | None, canary: Canary) -> Trial | None:
+        assert self._config is not None
+        model = self._config.models[name]
+        adapter = canary.tried if model.adapter else None
+        pool = self.pools[model.engine] if adapter else self._tried.get(model.engine)
+        if canary.id in self._over or pool is None:
+            return None
+        if adapter:
+            self._adapters.add((model.engine, adapter))
+        if before and (before.canary, before.other.pool, before.other.name) == (canary, pool, adapter):
+            return before
+        return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
 
     def leaving(self) -> set[str]:
         """What requests run on that new ones do not come to: replicas by their names, adapters as ENGINE/NAME@VERSION.
@@ -119,7 +153,8 @@ class Stack:
         return adapters | {replica.name for pool in self._leaving for replica in pool.replicas}
 
     def _routes(self) -> list[Route]:
-        return [relay.current for relay in self.models.values() if isinstance(relay, Relay)]
+        relays = [relay for relay in self.models.values() if isinstance(relay, Relay)]
+        return [relay.current for relay in relays] + [relay.trial.other for relay in relays if relay.trial]
 
     def _route(self, name: str, before: Route | None) -> Route:
         """Where a model's requests go now; the same as before where nothing has changed."""
@@ -174,16 +209,26 @@ class Stack:
             self._holding |= {replica: self._beside(keep_holdings(replica)) for replica in replicas}
 
     def _moved(self, name: str, before: Pool) -> Pool:
-        """The engine's replicas are others."""
+        """The engine's replicas are others: new ones, or those of a canary that has done well."""
+        tried = self._tried.get(name)
+        if tried and set(tried.replicas) == set(self._local[name]):
+            pool = self._tried.pop(name)
+        else:
+            pool = self._over_replicas(name, self._local[name])
+        self._end(before)
+        return pool
+
+    def _over_replicas(self, name: str, replicas: Sequence[Replica]) -> Pool:
         assert self._config is not None
-        engine, replicas = self._config.engines[name], self._local[name]
+        engine = self._config.engines[name]
         for replica in replicas:
             replica.serve(served_by(self._config, name))
-        pool = Pool(name, replicas, before.wait_s, engine.routing)
         self._hold(engine, replicas)
-        self._leaving.append(before)
-        self._beside(self._leave(before))
-        return pool
+        return Pool(name, replicas, self._config.gateway.engine_wait_s, engine.routing)
+
+    def _end(self, pool: Pool) -> None:
+        self._leaving.append(pool)
+        self._beside(self._leave(pool))
 
     async def _leave(self, pool: Pool) -> None:
         """Nothing new comes to it. Looked at twice: between two tries of a request nothing runs there either."""

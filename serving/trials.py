@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from evals.canary import Verdict, judge
 from penstock import audit, metrics
@@ -23,6 +23,9 @@ from penstock.store import UNAVAILABLE, Store, reason
 from registry.aliases import move
 from registry.canaries import Canary, end, those
 from registry.canary_figures import Both, read, row_of, write
+
+if TYPE_CHECKING:
+    from serving.stack import Stack
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,11 @@ class Trials:
         self._counted: dict[int, Counted] = {}
         self._process = f"{platform.node()[:36] or 'here'}:{os.getpid()}:{secrets.token_hex(4)}"
         self._lost = False
+
+    def joined(self, stack: "Stack") -> None:
+        """Its requests are split, counted here, and split no longer when that is over."""
+        stack.count = self.begin
+        self.ended = stack.end_trial
 
     def begin(self, canary: Canary) -> Both:
         """Where its requests are counted: the same however often it is asked."""

@@ -71,12 +71,14 @@ class Worker:
         self.config = config
         self.gateway = Gateway(config, state.keys, state.ledger)
         self.gateway.began = orders["began"]
+        self.trials = state.trials
         self.gateway.figures = self._all_figures
         self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
         self.number = orders["number"]
         self.moves = 0
         self.followed: dict[str, Replica] = {}
         self.local: dict[str, list[Replica]] = {}
+        self.tried: dict[str, list[Replica]] = {}
         self.versions = Versions()
         self._follow(orders)
 
@@ -93,6 +95,8 @@ class Worker:
         ):
             self.gateway.stack = stack
             stack.left = self._leave
+            self.trials.joined(stack)
+            stack.move(self.local, self.versions, self.tried)
             self.parent.tell("listening")
             beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]
             try:
@@ -141,18 +145,19 @@ class Worker:
     def _moved(self, present: dict[str, Any]) -> None:
         self._follow(present)
         if self.gateway.stack:
-            self.gateway.stack.move(self.local, self.versions)
+            self.gateway.stack.move(self.local, self.versions, self.tried)
         self._tell_what_leaves()
 
     def _follow(self, present: dict[str, Any]) -> None:
         """The engines of the parent, as `Workers.present` tells of them."""
-        for sockets in present["engines"].values():
+        for sockets in (*present["engines"].values(), *present["tried"].values()):
             for name, path in sockets.items():
                 if name not in self.followed:
                     self.followed[name] = self._follower(name, path, present["names"][name])
-        self.local = {
-            engine: [self.followed[name] for name in sockets] for engine, sockets in present["engines"].items()
-        }
+        self.local, self.tried = (
+            {engine: [self.followed[name] for name in sockets] for engine, sockets in present[which].items()}
+            for which in ("engines", "tried")
+        )
         self.versions = Versions(**present["versions"])
         self.moves = present["moves"]
         self._ready(present["ready"])

@@ -194,6 +194,10 @@ class Workers:
                 name: {each.replica.name: str(each.launch.socket) for each in generation.supervisors}
                 for name, generation in self.engines.current.items()
             },
+            "tried": {
+                name: {each.replica.name: str(each.launch.socket) for each in generation.supervisors}
+                for name, generation in self.engines.tried.items()
+            },
             "names": {each.replica.name: list(each.launch.served) for each in self.engines.all},
             "ready": states(each.replica for each in self.engines.all),
             "versions": asdict(self.versions),

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from engine.room import Room
-from engine.route import Route
 from engine.sim import Fault, simulator
 from penstock import audit, metrics
 from penstock.callers import LOCAL
@@ -30,6 +29,7 @@ from serving.recording import Recording
 from serving.relay import Relay
 from serving.stack import Stack, running
 from serving.state import State, kept
+from serving.versions import Versions
 from tests.databases import Postgres, save
 from tests.registry.conftest import safetensors
 
@@ -131,17 +131,21 @@ async def serving(database: str, canary: Canary, stable: str, other: str, **tree
         gateway = Gateway(config, state.keys, state.ledger)
         async with gateway.admission:
             gateway.stack = stack
-            state.trials.ended = stack.end_trial
-            both = state.trials.begin(canary)
-            stack.try_out(canary, {"m": Route(stack.pools["c"], None, "m@2")}, both)
+            state.trials.joined(stack)
             await stack.until_ready()
-            yield Serving(gateway, stack, state, canary, both)
+            versions = Versions({"e": "m@1"}, canaries={"m": canary.described()})
+            stack.move({}, versions, {"e": stack.pools["c"].replicas})
+            yield Serving(gateway, stack, state, canary, state.trials.begin(canary))
 
 
 @asynccontextmanager
 async def two(database: str, canary: Canary, *faults: Fault, **other: Any) -> AsyncIterator[list[Serving]]:
     """Gateways that share a database and the engines; `faults` and `other` are of the version that is tried."""
-    async with simulator() as stable, simulator(*faults, **other) as tried, AsyncExitStack() as stack:
+    async with (
+        simulator(model="m") as stable,
+        simulator(*faults, model="m", **other) as tried,
+        AsyncExitStack() as stack,
+    ):
         yield [await stack.enter_async_context(serving(database, canary, stable.url, tried.url)) for _ in range(2)]
 
 
@@ -212,7 +216,7 @@ async def test_a_bad_version_goes_back_by_itself(
 
 async def test_what_ended_how_is_counted_as_what_it_is(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'penstock.db'}"
-    async with opened(database) as store, simulator() as stable, simulator() as tried:
+    async with opened(database) as store, simulator(model="m") as stable, simulator(model="m") as tried:
         await registered(store, tmp_path)
         canary = await begun(store, Rules(least_s=1000))
         limits = {"first_byte_timeout_s": 0.2, "first_token_timeout_s": 0.4, "stall_timeout_s": 0.3}
@@ -260,7 +264,7 @@ async def test_what_ended_how_is_counted_as_what_it_is(tmp_path: Path) -> None:
 async def test_what_a_fallback_mends_is_still_the_version_s_error(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'penstock.db'}"
     fault = Fault("status", status=500)
-    async with opened(database) as store, simulator() as stable, simulator(fault) as tried:
+    async with opened(database) as store, simulator(model="m") as stable, simulator(fault, model="m") as tried:
         await registered(store, tmp_path)
         canary = await begun(store, Rules(least_s=1000))
         models = {"m": {"engine": "e", "fallback": "f"}, "f": {"engine": "e"}}
@@ -274,7 +278,7 @@ async def test_what_a_fallback_mends_is_still_the_version_s_error(tmp_path: Path
 
 async def test_a_model_without_a_canary_and_a_reload_beside_one_change_nothing(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'penstock.db'}"
-    async with opened(database) as store, simulator() as stable, simulator() as tried:
+    async with opened(database) as store, simulator(model="m") as stable, simulator(model="m") as tried:
         await registered(store, tmp_path)
         canary = await begun(store, Rules(least_s=1000))
         async with serving(database, canary, stable.url, tried.url) as here:
@@ -293,7 +297,7 @@ async def test_a_model_without_a_canary_and_a_reload_beside_one_change_nothing(t
 async def test_what_a_killed_gateway_had_written_counts_and_another_decides(database: str, store: Store) -> None:
     """Neither has seen enough alone."""
     canary = await begun(store, replace(RULES, least_requests=100))
-    async with simulator() as stable, simulator() as tried:
+    async with simulator(model="m") as stable, simulator(model="m") as tried:
         async with serving(database, canary, stable.url, tried.url) as killed:
             await killed.load(160)
             await until(lambda: killed.state.trials._counted[canary.id].written == killed.figures())
@@ -337,7 +341,11 @@ async def test_a_canary_that_a_restored_database_does_not_know_is_over(
 ) -> None:
     saved = await save(database, tmp_path)
     canary = await begun(store)
-    async with simulator() as stable, simulator() as tried, serving(database, canary, stable.url, tried.url) as here:
+    async with (
+        simulator(model="m") as stable,
+        simulator(model="m") as tried,
+        serving(database, canary, stable.url, tried.url) as here,
+    ):
         await here.load(10)
         await until(lambda: here.state.trials._counted[canary.id].written is not None)
         await saved.put_back()
@@ -364,7 +372,7 @@ async def test_figures_are_told_to_prometheus(tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path / 'penstock.db'}"
     key = ("m@production", "canary", "answered")
     before = metrics.canary_requests.values.get(key, 0)
-    async with opened(database) as store, simulator() as stable, simulator() as tried:
+    async with opened(database) as store, simulator(model="m") as stable, simulator(model="m") as tried:
         await registered(store, tmp_path)
         canary = await begun(store, Rules(least_s=1000))
         async with serving(database, canary, stable.url, tried.url) as here:

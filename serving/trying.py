@@ -33,7 +33,7 @@ class Trying:
         self.engines = moving.engines
         self._running: dict[int, Canary] = {}
         self._preparing: dict[int, asyncio.Task[None]] = {}
-        self._told: dict[str, Generation] = {}
+        self._told: tuple[dict[str, Canary], dict[str, Generation]] = ({}, {})
         self._news = asyncio.Event()
         self._news.set()
 
@@ -49,7 +49,8 @@ class Trying:
                     await self._look()
                 except Exception as error:  # without this task no canary would ever begin or end here
                     unforeseen = None if isinstance(error, UNAVAILABLE) else error
-                    log.debug("canaries are looked at again: %s", reason(error), exc_info=unforeseen)
+                    level = logging.ERROR if unforeseen else logging.DEBUG  # of the database others have said it
+                    log.log(level, "canaries will be looked at again: %s", reason(error), exc_info=unforeseen)
                     self._later()
         finally:
             for task in self._preparing.values():
@@ -147,21 +148,17 @@ class Trying:
                 self.moving.retire(generation)
 
     def _publish(self) -> None:
-        models = {
-            model: canary.described()
-            for canary in self._running.values()
-            for model in self._models(canary)
-        }  # fmt: skip
-        if models != self.moving.versions.canaries or self._has_moved():
-            for canary in self._running.values():
-                share = f"{canary.percent:g} % of the requests for {', '.join(self._models(canary)) or 'no model'}"
-                log.info("%s gets %s: the canary of %s", canary.tried, share, canary.subject)
-            self.moving.try_out(models)
-
-    def _has_moved(self) -> bool:
-        """Whether the processes that answer know of other replicas."""
-        before, self._told = self._told, dict(self.engines.tried)
-        return before != self._told
+        """The processes that answer are told what is other than before: whose requests are split, and on which
+        replicas."""
+        models = {name: canary for canary in self._running.values() for name in self._models(canary)}
+        now = models, dict(self.engines.tried)
+        if now == self._told:
+            return
+        for name in models.keys() - self._told[0].keys():
+            share = f"{models[name].percent:g} % of the requests for {name}"
+            log.info("%s gets %s: the canary of %s", models[name].tried, share, models[name].subject)
+        self._told = now
+        self.moving.try_out({name: canary.described() for name, canary in models.items()})
 
     def _models(self, canary: Canary) -> list[str]:
         engines = [engine for engine in self._engines(canary) if self._tries(engine, canary)]

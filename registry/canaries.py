@@ -96,7 +96,9 @@ class Canary:
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Self:
-        return cls(**{**row, "rules": Rules.of(row["rules"])})
+        """What a later Penstock has written into its rules, and is not known here, is left out."""
+        known = {field.name: row["rules"][field.name] for field in fields(Rules) if field.name in row["rules"]}
+        return cls(**{**row, "rules": Rules(**known)})
 
     @property
     def runs(self) -> bool:
@@ -131,11 +133,12 @@ async def start(
     by: str,
     rules: Rules | None = None,
     report: Mapping[str, Any] | None = None,
+    expected: int | None = None,
 ) -> Canary:
-    """`to` gets `percent` of the requests for `alias` from now on.
+    """`to` gets `percent` of the requests for `alias` from now on, if that points at `expected` (None: wherever).
 
-    Raises NotFound where there is no such alias or version; Conflict where one runs for it or it points there already;
-    BadRequest for a share or a kind that cannot be; ValueError for a bad alias.
+    Raises NotFound where there is no such alias or version; Conflict where one runs for it, or it points elsewhere or
+    to this version already; BadRequest for a share or a kind that cannot be; ValueError for a bad alias.
     """
     check_alias(alias)
     if not 0 < percent <= MOST_PERCENT:  # not a number is neither
@@ -148,6 +151,11 @@ async def start(
             raise Conflict(
                 f"{now.subject} has a canary, version {now.version}: "
                 "`penstock canary stop` or `promote` ends it, then start another"
+            )
+        if expected not in (None, stable.number):
+            raise Conflict(
+                f"{to.name}@{alias} points to version {stable.number}, and not, as expected, to version {expected}: "
+                "somebody has moved it; look at it again"
             )
         if stable.number == version.number:
             raise Conflict(f"{to.name}@{alias} points to version {version.number} already: there is nothing to try")

@@ -318,6 +318,8 @@ class Moving:
                 if generation is not tried:
                     await self.engines.end(generation)
                 raise
+            if tried and self.engines.tried.get(engine) is not tried:
+                raise StateUnavailable("its replicas were those of a canary, and have just been given up")
             before = self.engines.take(generation)
         finally:
             self._starting.pop(engine, None)

@@ -16,8 +16,8 @@ SESSION = b"x-session-id"
 ALL = 2**64
 MOST_TURNS = 8
 """Of a conversation in which no user speaks."""
-MOST_BYTES = 4096
-"""Of each turn."""
+MOST_CHARS = 4096
+"""Of each turn: half of them from its beginning, which many may have in common, half from its end."""
 
 
 def takes(canary: Canary, exchange: Exchange, body: Mapping[str, Any]) -> bool:
@@ -71,4 +71,7 @@ def told(turn: Any) -> str | bytes:
 
 
 def as_bytes(part: str | bytes) -> bytes:
-    return (part if isinstance(part, bytes) else part[:MOST_BYTES].encode(errors="replace"))[:MOST_BYTES]
+    if len(part) > MOST_CHARS:
+        half = MOST_CHARS // 2
+        return b"%d " % len(part) + as_bytes(part[:half]) + as_bytes(part[-half:])
+    return part if isinstance(part, bytes) else part.encode(errors="replace")

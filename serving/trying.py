@@ -8,9 +8,11 @@ One that cannot be served here goes back at once, and says why.
 
 import asyncio
 import logging
+import time
+from dataclasses import dataclass
 
 from penstock import audit, metrics
-from penstock.errors import PenstockError
+from penstock.errors import NotFound, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, reason
 from registry.canaries import Canary, all_canaries, end
@@ -24,6 +26,12 @@ RETRY_S = 1.0
 READY_POLL_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    canary: Canary
+    task: asyncio.Task[None]
+
+
 class Trying:
     """`run` beside `moving`, until cancelled; `look_again` when there may be other canaries, or other models."""
 
@@ -32,7 +40,8 @@ class Trying:
         self.store = moving.store
         self.engines = moving.engines
         self._running: dict[int, Canary] = {}
-        self._preparing: dict[int, asyncio.Task[None]] = {}
+        self._preparing: dict[int, Preparing] = {}
+        self._why: dict[int, str] = {}
         self._told: tuple[dict[str, Canary], dict[str, Generation]] = ({}, {})
         self._news = asyncio.Event()
         self._news.set()
@@ -53,9 +62,10 @@ class Trying:
                     log.log(level, "canaries will be looked at again: %s", reason(error), exc_info=unforeseen)
                     self._later()
         finally:
-            for task in self._preparing.values():
+            tasks = [each.task for each in self._preparing.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._preparing.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _later(self) -> None:
         asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
@@ -64,20 +74,21 @@ class Trying:
         if not self.moving.refers:
             return
         running = {canary.id: canary for canary in await all_canaries(self.store)}
-        for number, task in list(self._preparing.items()):
-            if number not in running:
-                task.cancel()
         over = [canary for number, canary in self._running.items() if running.get(number) != canary]
         for canary in over:
             del self._running[canary.id]
         self._publish()
+        for preparing in [each for number, each in self._preparing.items() if running.get(number) != each.canary]:
+            preparing.task.cancel()
+            await asyncio.wait([preparing.task])
+            over.append(preparing.canary)
         for canary in over:
             for engine in self._adapter_engines(canary):
                 self.moving.untry(engine, canary.tried)
         await self._sweep()
         for canary in running.values():
             if canary.id not in self._preparing and not self._is_ready(canary):
-                self._preparing[canary.id] = asyncio.create_task(self._prepare(canary))
+                self._preparing[canary.id] = Preparing(canary, asyncio.create_task(self._prepare(canary)))
 
     def _is_ready(self, canary: Canary) -> bool:
         """Also where it is no business of this gateway's."""
@@ -98,7 +109,11 @@ class Trying:
             for engine in self._adapter_engines(canary):
                 await self.moving.try_adapter(engine, version)
         except FOR_NOW as error:
-            log.warning("the canary of %s cannot be prepared now, and will be again: %s", canary.subject, said(error))
+            if time.time() - canary.started_at > canary.rules.longest_s:
+                return await self._refuse(canary, error)
+            if self._why.get(canary.id) != said(error):
+                self._why[canary.id] = said(error)
+                log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, said(error))
             self._later()
         except PenstockError as error:
             await self._refuse(canary, error)
@@ -121,7 +136,7 @@ class Trying:
         lora = lora_for(config, engine, adapters) or current.lora
         self.engines.tried[engine] = await self.engines.next(config, engine, base, lora)
 
-    async def _refuse(self, canary: Canary, error: PenstockError) -> None:
+    async def _refuse(self, canary: Canary, error: BaseException) -> None:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
         by = audit.this_process()
         report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
@@ -135,11 +150,15 @@ class Trying:
     async def _sweep(self) -> None:
         """Replicas that are tried no longer end, unless the alias leads to their version: then they are about to be
         the current ones."""
-        wanted = {(engine, canary.tried) for canary in self._running.values() for engine in self._engines(canary)}
+        canaries = [*self._running.values(), *(each.canary for each in self._preparing.values())]
+        wanted = {(engine, canary.tried) for canary in canaries for engine in self._engines(canary)}
         for engine, generation in list(self.engines.tried.items()):
             if (engine, generation.version) in wanted:
                 continue
-            pointed = (await found(self.store, self.moving.config.engines[engine].model or "")).reference
+            try:
+                pointed = (await found(self.store, self.moving.config.engines[engine].model or "")).reference
+            except NotFound:  # the database was put back to before it
+                pointed = ""
             if self.engines.tried.get(engine) is not generation:
                 continue
             if generation.version != pointed or self.moving.serves(engine) == pointed:

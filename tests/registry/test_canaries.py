@@ -90,6 +90,8 @@ async def test_what_cannot_be_tried_is_refused_and_changes_nothing(
         await start(three, "production", a(1), 10, "me")
     with pytest.raises(BadRequest, match="a@4 is of the kind adapter, a@1 of full"):
         await start(three, "production", a(4), 10, "me")
+    with pytest.raises(Conflict, match="points to version 1, and not, as expected, to version 3"):
+        await start(three, "production", a(2), 10, "me", expected=3)
     with pytest.raises(ValueError, match="an alias is not a number"):
         await start(three, "7", a(2), 10, "me")
     assert (await three.number("aliases"), (await audit.verify(three)).entries) == before

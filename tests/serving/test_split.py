@@ -51,6 +51,11 @@ def test_a_session_stays_whatever_is_said_in_it_and_tenants_with_the_same_one_ar
     assert one != {place(canary(), asked("other", session="s"), said("", "1"))}
 
 
+def test_long_turns_that_begin_alike_are_not_one() -> None:
+    places = {place(canary(), asked(), said("Be kind.", "You are given a text. " * 1000 + f"{n}")) for n in range(20)}
+    assert len(places) == 20
+
+
 def test_users_that_are_all_called_alike_do_not_all_go_one_way() -> None:
     taken = [takes(canary(50), asked(), said("", f"{number}", user="app")) for number in range(200)]
     assert 60 < sum(taken) < 140

@@ -256,6 +256,8 @@ class Moving:
     async def _settle_base(self, engine: str) -> bool:
         what, written = f"engines.{engine}", self.config.engines[engine].model or ""
         now, version = self._bases[engine], None
+        before: Mapping[str, str] = self.versions.adapters
+        adapters: Mapping[str, Version] = {}
         try:
             version = await found(self.store, written)
             if version.reference == now.reference:
@@ -270,7 +272,7 @@ class Moving:
             if version.digest == now.digest:
                 self._switch(engines={engine: version.reference})
             else:
-                await self._replace(engine, version)
+                adapters = await self._replace(engine, version)
             self._bases[engine] = version
         except FOR_NOW as error:
             self._later(what, written, error)
@@ -282,6 +284,9 @@ class Moving:
             await self._refuse(what, written, version, error)
             return True
         await self._accepted(what, now, version)
+        for model, adapter in adapters.items():
+            if before.get(model) != adapter.reference:
+                await self._accepted(f"models.{model}", before.get(model), adapter)
         return True
 
     async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
@@ -296,8 +301,8 @@ class Moving:
                 )
         return adapters
 
-    async def _replace(self, engine: str, version: Version) -> None:
-        """The engine's replicas are others, and its models' adapters, if they have any."""
+    async def _replace(self, engine: str, version: Version) -> Mapping[str, Version]:
+        """The engine's replicas are others, and its models' adapters, if they have any: these are returned."""
         self._starting[engine] = version.reference
         log.info("engines.%s: starting %s beside %s", engine, version.reference, self._bases[engine].reference)
         try:
@@ -330,6 +335,7 @@ class Moving:
         self._switch({engine: version.reference}, {**self.versions.adapters, **named})
         self._beside(self._retire(before))
         self.changed()
+        return wanted
 
     async def _retire(self, generation: Generation) -> None:
         """It ends when its last request has."""

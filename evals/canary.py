@@ -98,7 +98,7 @@ def measured(figures: Both, rules: Rules) -> list[Measure]:
         shares("refusals", figures, lambda arm: arm.refused, rules.refusals_margin),
         ratio("first token, seconds", figures, lambda arm: arm.first, rules.latency_ratio),
         ratio("whole answer, seconds", figures, lambda arm: arm.whole, rules.latency_ratio),
-        ratio("length, tokens and one", figures, lambda arm: arm.length, rules.length_ratio, both_ways=True),
+        ratio("length, tokens", figures, lambda arm: arm.length, rules.length_ratio, both_ways=True),
     ]
 
 
@@ -123,7 +123,7 @@ def shares(name: str, figures: Both, of: Callable[[Figures], int], margin: float
 def ratio(name: str, figures: Both, of: Callable[[Figures], Logs], limit: float, *, both_ways: bool = False) -> Measure:
     """Worse: surely above `limit`, or with `both_ways` below its inverse. Good: surely within."""
     stable, canary = of(figures.stable), of(figures.canary)
-    first, second = stable.typical, canary.typical
+    first, second = (stable.typical, canary.typical) if not both_ways else tokens_of(figures)
     if min(stable.count, canary.count) < FEWEST:
         rare = max(stable.count / max(1, figures.stable.requests), canary.count / max(1, figures.canary.requests))
         state: State = "unmeasured" if rare < LEAST_SHARE else "unclear"
@@ -139,6 +139,11 @@ def ratio(name: str, figures: Both, of: Callable[[Figures], Logs], limit: float,
     elif outside + likely <= math.log(limit):
         state = "good"
     return Measure(name, first, second, math.exp(difference - sure), math.exp(difference + likely), limit, state)
+
+
+def tokens_of(figures: Both) -> tuple[float | None, float | None]:
+    """Lengths are kept as one more, since there is no logarithm of 0."""
+    return figures.stable.typical_tokens, figures.canary.typical_tokens
 
 
 def share(count: int, requests: int) -> float | None:

@@ -6,7 +6,9 @@ import math
 from random import Random
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from penstock.cli import app
 from penstock.references import Reference
 from penstock.store import opened
 from registry.adding import About, add
@@ -19,9 +21,13 @@ from tests.registry.conftest import MakeModel
 
 def done(*words: str) -> str:
     """What the command prints on standard output."""
-    shown = penstock(*words)
-    assert shown.returncode == 0, shown.stderr
+    shown = typed(*words)
+    assert shown.exit_code == 0, shown.stderr
     return shown.stdout
+
+
+def typed(*words: str) -> Result:
+    return CliRunner().invoke(app, words, env={"COLUMNS": "200"})
 
 
 @pytest.fixture
@@ -71,8 +77,8 @@ def test_a_canary_is_started_shown_side_by_side_and_stopped() -> None:
     assert "stopped, by cli" in done("canary", "list", "--all")
     shown = done("canary", "show", "demo@production")
     assert "errors: 0 before, 0.2 in the canary" in shown
-    late = penstock("canary", "stop", "demo@production")
-    assert (late.returncode, late.stderr) == (1, "penstock: demo@production has no canary that runs\n")
+    late = typed("canary", "stop", "demo@production")
+    assert (late.exit_code, late.stderr) == (1, "penstock: demo@production has no canary that runs\n")
 
 
 @pytest.mark.usefixtures("registered")
@@ -100,7 +106,12 @@ def test_a_canary_is_promoted_by_hand_and_ended_by_a_tag_which_says_so() -> None
     ],
 )
 def test_a_mistake_ends_in_its_message(words: list[str], message: str) -> None:
-    shown = penstock("canary", *words)
-    assert (shown.returncode, shown.stdout) == (1, "")
+    shown = typed("canary", *words)
+    assert (shown.exit_code, shown.stdout) == (1, "")
     assert message in shown.stderr
-    assert "Traceback" not in shown.stderr
+    assert isinstance(shown.exception, SystemExit)
+
+
+def test_the_command_is_there_for_a_person(registered: None) -> None:
+    shown = penstock("canary", "start", "demo@2", "production", "--json")
+    assert json.loads(shown.stdout)["percent"] == 10.0, shown.stderr

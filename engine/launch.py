@@ -84,9 +84,7 @@ def plan(
     argv = [sys.executable, "-P", "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
     probe_path, probe_body = probe(served[0], options)
-    return Launch(
-        name, argv, env, socket, probe_path, probe_body, served, path, int(options["max-lora-rank"]) if lora else 0
-    )
+    return Launch(name, argv, env, socket, probe_path, probe_body, served, path, most_rank(options) if lora else 0)
 
 
 def chosen_device(engine: Engine, machine: Machine) -> str:
@@ -150,11 +148,14 @@ def check_lora(name: str, options: Mapping[str, Any], lora: Lora) -> None:
     """Raises StartError where the configuration's own options leave no room for the adapters."""
     if not options.get("enable-lora"):
         raise StartError(f"engine {name}: models have adapters there, and its options say `enable-lora: false`")
-    if int(options["max-lora-rank"]) < lora.rank:
+    if most_rank(options) < lora.rank:
         raise StartError(
-            f"engine {name}: an adapter has the rank {lora.rank}, its options say `max-lora-rank: "
-            f"{options['max-lora-rank']}`"
+            f"engine {name}: an adapter has the rank {lora.rank}, its options say `max-lora-rank: {most_rank(options)}`"
         )
+
+
+def most_rank(options: Mapping[str, Any]) -> int:
+    return int(options.get("max-lora-rank") or USUAL_RANK)  # vLLM's own default, too
 
 
 def lora_env(lora: Lora, plugins: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from penstock.store import UNAVAILABLE, Store, opened, reason
 from registry.adapters import misfit, rank_of
 from registry.artifacts import Artifacts, artifacts_at
 from registry.local_copy import Placed, local_copy
+from registry.shapes import misshapen
 from registry.versions import Version, find
 
 
@@ -70,6 +71,8 @@ async def adapter_of(store: Store, artifacts: Artifacts, name: str, reference: s
             raise BadRequest(why)
         adapter = await placed(artifacts, version)
         rank_of(adapter)
+        if base and (why := await asyncio.to_thread(misshapen, adapter.folder, base.folder)):
+            raise BadRequest(f"{version.reference} does not fit {base.version.reference}: {why}")
         return adapter
 
 

@@ -101,7 +101,7 @@ class Launcher:
             lora = replace(lora, folder=self.folder / f"{replicas[0]}.adapters")
         generation = Generation(name, [self._supervisor(each, engine, served, lora) for each in replicas], base, lora)
         if lora:
-            lora.folder.mkdir(mode=0o700)
+            lora.folder.mkdir(mode=0o700, exist_ok=True)
         return generation
 
     def _supervisor(self, name: str, engine: Engine, served: Sequence[str], lora: Lora | None) -> Supervisor:

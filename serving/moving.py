@@ -9,7 +9,8 @@ base, so that a base and its adapters can move at once, when the last of their a
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from engine.replica import Replica
 from penstock import audit, metrics
 from penstock.config import Config
-from penstock.errors import BadRequest, ConfigError, EngineError, PenstockError, StateUnavailable
+from penstock.errors import BadRequest, ConfigError, EngineError, NotFound, PenstockError, StateUnavailable
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, Store, reason
 from registry.adapters import misfit, withdraw
@@ -77,6 +78,7 @@ class Moving:
         self._warm: set[tuple[str, str]] = set()
         self._loaded: dict[tuple[str, str], list[str]] = {}  # of each engine and model there, the present one last
         self._refused: dict[str, Refusal] = {}
+        self._waiting: dict[str, str] = {}  # why what is tried again did not succeed
         self._starting: dict[str, str] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -98,16 +100,15 @@ class Moving:
     def moved(self, references: Collection[Reference]) -> None:
         """These aliases lead elsewhere now."""
         names = {str(each) for each in references}
-        for name in self.config.engines:
-            if names & self._referred(name):
-                self.look_again(name)
+        for engine in self.config.engines:
+            if concerned := [what for what, reference in self._referred(engine).items() if reference in names]:
+                self.look_again(engine, concerned)
 
-    def look_again(self, engine: str) -> None:
-        """What was refused has another chance."""
-        concerned = [f"engines.{engine}", *(f"models.{model}" for model in self._adapters_at(engine))]
-        for what in concerned:
+    def look_again(self, engine: str, concerned: Collection[str] | None = None) -> None:
+        """What was refused of these, or of all at this engine, has another chance."""
+        for what in self._referred(engine) if concerned is None else concerned:
             if refusal := self._refused.get(what):
-                self._refused[what] = Refusal(refusal.version, refusal.why, for_good=False)
+                self._refused[what] = replace(refusal, for_good=False)
         if engine not in self._news:
             self._news[engine] = asyncio.Event()
             self._beside(self._keep(engine))
@@ -186,12 +187,12 @@ class Moving:
                 job.cancel()
             await asyncio.gather(*self._jobs, return_exceptions=True)
 
-    def _referred(self, engine: str) -> set[str]:
-        """The references of an engine and of its models, as NAME@ALIAS or NAME@NUMBER."""
-        written = [self.config.models[model].adapter for model in self._adapters_at(engine)]
+    def _referred(self, engine: str) -> dict[str, str]:
+        """The references of an engine and of its models, as NAME@ALIAS or NAME@NUMBER, by where they stand."""
+        written = {f"models.{model}": self.config.models[model].adapter for model in self._adapters_at(engine)}
         if is_registered(self.config.engines[engine]):
-            written.append(self.config.engines[engine].model)
-        return {str(Reference.of(each)) for each in written if each}
+            written[f"engines.{engine}"] = self.config.engines[engine].model
+        return {what: str(Reference.of(each)) for what, each in written.items() if each}
 
     def _adapters_at(self, engine: str) -> list[str]:
         return [name for name, model in self.config.models.items() if model.engine == engine and model.adapter]
@@ -237,8 +238,8 @@ class Moving:
 
     async def _still_wanted(self, engine: str) -> bool:
         starting = self._starting.get(engine)
-        if starting is None:
-            return True  # an adapter is loaded in a moment
+        if starting is None or engine not in self.config.engines:
+            return False  # an adapter is loaded in a moment, again; and it may be waiting for what will never be
         try:
             return (await found(self.store, self.config.engines[engine].model or "")).reference == starting
         except (*UNAVAILABLE, PenstockError):
@@ -247,6 +248,8 @@ class Moving:
     async def _settle(self, engine: str) -> bool:
         """Whether all is served that can be; else it is to be tried again."""
         settled = True
+        if engine not in self.config.engines:
+            return True
         if is_registered(self.config.engines[engine]):
             settled = await self._settle_base(engine)
         for model in self._adapters_at(engine):
@@ -275,25 +278,28 @@ class Moving:
                 adapters = await self._replace(engine, version)
             self._bases[engine] = version
         except FOR_NOW as error:
-            self._later(what, written, error)
+            self._later(what, written, version, error)
             return False
         except NotFitting as error:
-            await self._refuse(what, written, version, error, for_good=False)
+            self._refuse(what, written, version, error, for_good=False)
             return True
         except PenstockError as error:
-            await self._refuse(what, written, version, error)
+            self._refuse(what, written, version, error)
             return True
-        await self._accepted(what, now, version)
+        self._accepted(what, now, version)
         for model, adapter in adapters.items():
             if before.get(model) != adapter.reference:
-                await self._accepted(f"models.{model}", before.get(model), adapter)
+                self._accepted(f"models.{model}", before.get(model), adapter)
         return True
 
     async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
         """Those that its models want. Raises NotFitting where one is not made for this base."""
         adapters = {}
         for model in self._adapters_at(engine):
-            adapters[model] = await found(self.store, self.config.models[model].adapter or "")
+            try:
+                adapters[model] = await found(self.store, self.config.models[model].adapter or "")
+            except NotFound as error:
+                raise NotFitting(f"the adapter of the model {model}: {error.message}") from error
             if why := await misfit(self.store, adapters[model], base):
                 raise NotFitting(
                     f"the adapter of the model {model} does not fit {base.reference} ({why}): move its alias to a "
@@ -308,17 +314,19 @@ class Moving:
         try:
             base = await placed(self.artifacts, version)
             before = self.engines.current[engine]
-            wanted = await self.fitting(engine, version)
-            adapters = [await placed(self.artifacts, each) for each in wanted.values()]
-            lora = lora_for(self.config, engine, adapters) or before.lora
+            with adapters_at_fault():
+                wanted = await self.fitting(engine, version)
+                adapters = [await placed(self.artifacts, each) for each in wanted.values()]
+                lora = lora_for(self.config, engine, adapters) or before.lora
             tried = self.engines.tried.get(engine)  # by a canary that has done well
             if tried and tried.version != version.reference:
                 tried = None
             generation = tried or await self.engines.next(self.config, engine, base, lora)
             try:
-                wanted = await self.fitting(engine, version)  # once more: that has taken its time
-                for each in wanted.values():
-                    await warm_here(generation, await placed(self.artifacts, each), generation.replicas)
+                with adapters_at_fault():
+                    wanted = await self.fitting(engine, version)  # once more: that has taken its time
+                    for each in wanted.values():
+                        await warm_here(generation, await placed(self.artifacts, each), generation.replicas)
             except BaseException:
                 if generation is not tried:
                     await self.engines.end(generation)
@@ -328,6 +336,8 @@ class Moving:
             before = self.engines.take(generation)
         finally:
             self._starting.pop(engine, None)
+        for there in [there for there in self._unloading if there[0] == engine]:
+            self._unloading.pop(there).cancel()  # it ends with the replicas before
         named = {model: each.reference for model, each in wanted.items()}
         self._warm = {each for each in self._warm if each[0] != engine} | {(engine, name) for name in named.values()}
         for model, name in named.items():
@@ -345,6 +355,8 @@ class Moving:
         log.info("%s: ended, nothing runs there any more", ", ".join(names))
 
     async def _settle_adapter(self, model: str) -> bool:
+        if not is_adapted(self.config, model):
+            return True
         what, written = f"models.{model}", self.config.models[model].adapter or ""
         engine, version = self.config.models[model].engine, None
         now = self.versions.adapters.get(model)
@@ -357,19 +369,21 @@ class Moving:
                 self._accept(what)
                 return True
             await self._load(engine, version)
+            if not is_adapted(self.config, model) or self.config.models[model].engine != engine:
+                return True
             self._remember(engine, model, version.reference)
             self._switch(adapters={**self.versions.adapters, model: version.reference})
         except FOR_NOW as error:
-            self._later(what, written, error)
+            self._later(what, written, version, error)
             return False
         except PenstockError as error:
-            await self._refuse(what, written, version, error)
+            self._refuse(what, written, version, error)
             return True
         self._unload(engine)
         if now == version.reference:
             self._accept(what)
         else:
-            await self._accepted(what, now, version)
+            self._accepted(what, now, version)
         return True
 
     async def _load(self, engine: str, version: Version) -> None:
@@ -418,13 +432,13 @@ class Moving:
         await self.hosts.left([f"{engine}/{name}"])
         await asyncio.sleep(LINGER_S)
         await self.hosts.left([f"{engine}/{name}"])
-        self._unloading.pop((engine, name), None)
         generation = self.engines.current.get(engine)
         replicas = generation.replicas if generation else self.hosts.elsewhere(engine)
         if generation:  # elsewhere other gateways may still ask for it
             await unload(replicas or (), name)
             if generation.lora:
-                await asyncio.to_thread(withdraw, generation.lora.folder, name)
+                withdraw(generation.lora.folder, name)  # not in a thread, which would outlive a change of mind
+        self._unloading.pop((engine, name), None)
 
     def _switch(self, engines: Mapping[str, str] | None = None, adapters: Mapping[str, str] | None = None) -> None:
         self.versions = replace(
@@ -444,23 +458,26 @@ class Moving:
 
     def _accept(self, what: str) -> None:
         self._refused.pop(what, None)
+        self._waiting.pop(what, None)
         metrics.alias_refused.set(0, what)
 
-    async def _accepted(self, what: str, before: Version | str | None, version: Version) -> None:
+    def _accepted(self, what: str, before: Version | str | None, version: Version) -> None:
         self._accept(what)
         metrics.version_moves.inc(what, "served")
         was = before.reference if isinstance(before, Version) else before
         log.info("%s: %s is served now, before it was %s", what, version.reference, was)
-        await self._note("version.served", what, {"from": was, "to": version.reference})
+        self._note("version.served", what, {"from": was, "to": version.reference})
 
-    def _later(self, what: str, written: str, error: BaseException) -> None:
+    def _later(self, what: str, written: str, version: Version | None, error: BaseException) -> None:
         """It will be tried again, and was not refused."""
-        why = said(error)
-        before, self._refused[what] = self._refused.get(what), Refusal(written, why, for_good=False)
-        if before is None or before.why != why:
-            log.warning("%s: %s cannot be looked at now, and will be again: %s", what, written, why)
+        if version:  # it is not the database that keeps silent
+            metrics.alias_refused.set(1, what)
+        before, self._waiting[what] = self._waiting.get(what), said(error)
+        if before != said(error):
+            name = version.reference if version else "what nobody can say now"
+            log.warning("%s: %s leads to %s, which will be tried again: %s", what, written, name, said(error))
 
-    async def _refuse(
+    def _refuse(
         self, what: str, written: str, version: Version | None, error: BaseException, *, for_good: bool = True
     ) -> None:
         """Once for each version and reason."""
@@ -471,9 +488,13 @@ class Moving:
         metrics.alias_refused.set(1, what)
         metrics.version_moves.inc(what, "refused")
         log.error("%s: %s leads to %s, which is not served; what was before goes on: %s", what, written, name, why)
-        await self._note("version.refused", what, {"reference": written, "version": name, "reason": why[:2000]})
+        self._note("version.refused", what, {"reference": written, "version": name, "reason": why[:2000]})
 
-    async def _note(self, action: audit.Action, what: str, details: Mapping[str, Any]) -> None:
+    def _note(self, action: audit.Action, what: str, details: Mapping[str, Any]) -> None:
+        """Beside what is done, which may be given up for a later move."""
+        self._beside(self._noted(action, what, details))
+
+    async def _noted(self, action: audit.Action, what: str, details: Mapping[str, Any]) -> None:
         try:
             await audit.note(self.store, audit.this_process(), action, what, **details)
         except UNAVAILABLE as error:
@@ -492,7 +513,18 @@ class Moving:
 
 
 class NotFitting(BadRequest):
-    """A base whose adapters are of another, until they move too."""
+    """A base whose adapters cannot be served with it, until they move too."""
+
+
+@contextmanager
+def adapters_at_fault() -> Iterator[None]:
+    """What is wrong with an adapter is no fault of its base, which has another chance when the adapter moves."""
+    try:
+        yield
+    except (*FOR_NOW, NotFitting):
+        raise
+    except PenstockError as error:
+        raise NotFitting(f"of its adapters: {error.message}") from error
 
 
 def is_adapted(config: Config, model: str) -> bool:

@@ -10,9 +10,10 @@ import orjson
 from engine.connection import Answer
 from engine.failures import from_answer
 from engine.replica import Replica
-from penstock.errors import BadRequest, EngineError
+from penstock.errors import BadRequest, EngineError, StateUnavailable
 from registry.adapters import offer, rank_of
 from registry.local_copy import Placed
+from registry.shapes import misshapen
 from serving.engines import Generation
 
 T = TypeVar("T")
@@ -38,12 +39,14 @@ async def warm_here(generation: Generation, adapter: Placed, replicas: Sequence[
             f"{adapter.version.reference} has the rank {rank}, and the engine {generation.engine} was started for at "
             f"most {launch.max_lora_rank}: give it the option `max-lora-rank: {rank}`, and restart the gateway"
         )
+    if generation.base and (why := await asyncio.to_thread(misshapen, adapter.folder, generation.base.folder)):
+        raise BadRequest(f"{adapter.version.reference} does not fit {generation.version}: {why}")
     name = await asyncio.to_thread(generation.offer, adapter)
     await warm(replicas, name, launch.probe_path, launch.probe_body)
 
 
 async def warm_elsewhere(engine: str, place: Path, adapter: Placed, replicas: Sequence[Replica]) -> None:
-    """For engines that read `place`, which is shared with them. Raises as above."""
+    """For engines that read `place`, which is shared with them. Raises as above, and StateUnavailable."""
     rank_of(adapter)
     models = set(await together([model_of(replica) for replica in replicas]))
     if len(models) > 1:
@@ -53,7 +56,7 @@ async def warm_elsewhere(engine: str, place: Path, adapter: Placed, replicas: Se
     try:
         name = await asyncio.to_thread(offer, adapter, place, models.pop())
     except OSError as error:
-        raise BadRequest(f"registry.adapters: {place} cannot be written to: {error}") from error
+        raise StateUnavailable(f"registry.adapters: {place} cannot be written to: {error}") from error
     await warm(replicas, name)
 
 

@@ -1,6 +1,8 @@
 """Adapters offered to engines: whole folders of the right base, and what is no adapter of it."""
 
 import json
+import re
+import struct
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from registry.adapters import misfit, offer, rank_of, withdraw
 from registry.adding import About, add
 from registry.artifacts import Artifacts
 from registry.local_copy import Placed, local_copy
+from registry.shapes import misshapen
 from registry.versions import Version
 from tests.registry.conftest import MakeModel, all_files, safetensors
 
@@ -84,3 +87,37 @@ async def test_an_adapters_rank_is_its_largest(
     else:
         with pytest.raises(BadRequest, match=rank):
             rank_of(adapter)
+
+
+def tensors(file: Path, **shapes: list[int]) -> Path:
+    """A safetensors file without its numbers, which nobody here reads."""
+    head = json.dumps(
+        {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    )
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(struct.pack("<Q", len(head)) + head.encode())
+    return file.parent
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "why"),
+    [
+        ("lora_A", [4, 16], ""),
+        ("lora_B", [32, 4], ""),
+        ("lora_A", [4, 8], r"lora_A.weight is of shape \[4, 8\], and the model's own weight of \[32, 16\]"),
+        ("lora_B", [64, 4], r"lora_B.weight is of shape \[64, 4\]"),
+    ],
+)
+def test_an_adapters_matrices_must_be_of_the_models_size(tmp_path: Path, part: str, shape: list[int], why: str) -> None:
+    tensors(tmp_path / "base" / "model-1.safetensors", **{"model.norm.weight": [16]})
+    base = tensors(tmp_path / "base" / "model-2.safetensors", **{"model.q.weight": [32, 16]})
+    names = {f"base_model.model.model.q.{part}.weight": shape, "base_model.model.model.other.lora_A.weight": [4, 9]}
+    adapter = tensors(tmp_path / "adapter" / "adapter_model.safetensors", **names)
+    found = misshapen(adapter, base)
+    assert re.search(why, found) if why else found == ""
+
+
+def test_what_is_no_safetensors_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    with pytest.raises(BadRequest, match=r"adapter_model.safetensors is no safetensors file"):
+        misshapen(tmp_path, tmp_path / "none")

@@ -263,6 +263,44 @@ async def test_a_base_and_its_adapter_move_together_when_both_aliases_have(known
         assert not any(metrics.alias_refused.values.values())
 
 
+async def test_an_adapter_that_waits_for_an_engine_that_is_down_keeps_no_base_from_moving(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.whole()
+    await known.adapter("terse", "demo@1")
+    await known.adapter("terse", "demo@2")
+    async with moved(known, adapted(tmp_path)) as here:
+        here.engines.all[0].replica.drain()
+        await known.point("terse@production", 2)
+        await asyncio.sleep(0.6)
+        assert here.moving.versions.adapters == {"terse": "terse@1"}
+        await known.point("demo@production", 2)
+        await known.point("terse@production", 3)
+        await until(lambda: here.moving.versions.adapters == {"terse": "terse@3"})
+        assert (await here.version(), await here.version("terse")) == ("demo@2", "terse@3")
+
+
+async def test_a_base_that_was_refused_for_its_adapter_is_served_when_the_adapter_is_mended(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.whole()
+    await known.adapter("terse", "demo@2", r=64)
+    await known.adapter("terse", "demo@2", peft_type="IA3")
+    await known.adapter("terse", "demo@2")
+    async with moved(known, adapted(tmp_path)) as here:
+        await known.point("terse@production", 3)
+        await known.point("demo@production", 2)
+        async with asyncio.timeout(10):
+            while not any(
+                "of its adapters: terse@3 is a IA3" in each for each in await entries(known, "version.refused")
+            ):
+                await asyncio.sleep(0.05)
+        assert await here.version("terse") == "terse@1"
+        await known.point("terse@production", 4)
+        await here.until_version("terse@4", "terse")
+        assert await here.version() == "demo@2"
+
+
 async def test_the_same_files_under_another_number_start_nothing(known: Registry, tmp_path: Path) -> None:
     known.made -= 2
     (tmp_path / "made" / "made-1").rename(tmp_path / "made" / "first")

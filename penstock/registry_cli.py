@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from registry.adding import About
     from registry.aliases import Alias, Move
     from registry.artifacts import Artifacts
+    from registry.canaries import Canary
     from registry.difference import Difference
     from registry.lineage import Node
     from registry.versions import Version
@@ -190,24 +191,28 @@ def tag(
     ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Point an alias at a version by hand."""
+    """Point an alias at a version by hand. A canary of the alias ends."""
     from registry.aliases import all_aliases, move
+    from registry.canaries import ended_with
 
     to = asked(reference)
     if expect not in (None, "none") and not (expect.isascii() and expect.isdigit()):
         fail(f"--expect {expect}: write the number of a version, or none")
 
-    async def done(store: "Store", _: object) -> "Move | None":
+    async def done(store: "Store", _: object) -> "tuple[Move | None, Canary | None]":
         now = {each.alias: each.version for each in await all_aliases(store, to.name)}.get(alias)
         expected = now if expect is None else None if expect == "none" else int(expect)
-        return await move(store, alias, to, expected, actor())
+        moved = await move(store, alias, to, expected, actor())
+        return moved, await ended_with(store, moved.change) if moved else None
 
     with explained():
         try:
-            moved = with_registry(config, done)
+            moved, canary = with_registry(config, done)
         except ValueError as error:
             fail(str(error))
     typer.echo(told(moved) if moved else f"{to.name}@{alias} points there already: nothing was changed")
+    if canary:
+        typer.echo(canary.end)
 
 
 @registry.command()

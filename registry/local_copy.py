@@ -5,12 +5,22 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.home import home
 from registry.artifacts import Artifacts
 from registry.drafts import draft_folder, swept
 from registry.manifest import Manifest
+from registry.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A version, and its files in a directory of this machine that is not to be written to."""
+
+    version: Version
+    folder: Path
 
 
 def copies() -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from engine.affinity import CHARS_PER_TOKEN
@@ -26,6 +26,9 @@ from penstock.callers import Caller
 from penstock.errors import PenstockError
 from penstock.store import UNAVAILABLE, Store, reason
 from serving.media import characters
+
+if TYPE_CHECKING:
+    from serving.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Cost:
     body: Mapping[str, Any] | None = None
     texts: Sequence[Sequence[str]] = ()
     """The pieces of all that was generated: each choice's text, reasoning and calls of tools in lists of their own."""
+    tally: "Tally | None" = None
+    """Who counts how it ends, while its model has a canary."""
 
     @property
     def sent(self) -> bool:
@@ -257,11 +262,11 @@ async def counted(cost: Cost, slots: asyncio.Semaphore) -> Used:
         return estimated(cost)
     replica = await one_usable(pool)  # before it takes a slot, which others' engines could use
     async with slots:
-        prompt = len(await tokens_of(asked.path, asked.body, replica))
+        prompt = len(await tokens_of(asked, replica))
         if not prompt:
             return estimated(cost)
         texts = filter(None, map("".join, cost.texts))  # one by one, or words of two would join
-        return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
+        return Used(prompt, 0, sum([await tokens_in(text, asked, replica) for text in texts]))
 
 
 async def one_usable(pool: Pool) -> Replica:

@@ -7,6 +7,7 @@ ENGINES = {
         "tests/clients/",
         "tests/engine/sim/test_likeness.py",
         "tests/engine/test_real_engine.py",
+        "tests/serving/test_moving_the_real_engine.py",
         "tests/test_readme.py",
     ),
     "the real engine in float32": ("tests/evals/",),

@@ -14,6 +14,7 @@ import uvicorn
 
 from engine.launch import Launch, Lora
 from engine.machine import Machine
+from penstock import metrics
 from penstock.config import Config, Engine
 from penstock.references import Reference
 from penstock.store import Store, opened
@@ -145,6 +146,12 @@ class Moved:
     def versions_answered(self) -> list[str]:
         """In the order in which each was first seen."""
         return list(dict.fromkeys(said.headers.get(VERSION, "") for said in self.answers))
+
+
+def without_figures() -> None:
+    """Of the tests before, which had engines of the same names."""
+    for gauge in (metrics.engine_ready, metrics.model_version, metrics.alias_refused):
+        gauge.values.clear()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from serving.workers import Workers, hold, reading_adapters
 from tests.conftest import arguments, children
 from tests.reliability.client import Caller
 from tests.reliability.conftest import until
-from tests.serving.moved import ASK, QUICK, VERSION, Registry, registry, simulated, tree
+from tests.serving.moved import ASK, QUICK, VERSION, Registry, registry, simulated, tree, without_figures
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.anyio
 async def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "h"))
     monkeypatch.setattr(moving, "LINGER_S", 0.1)
+    without_figures()
     async with registry(tmp_path) as known:
         await known.whole()
         await known.point("demo@production", 1)

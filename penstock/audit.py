@@ -30,6 +30,8 @@ Action = Literal[
     "config.reloaded",
     "version.added",
     "alias.moved",
+    "canary.started",
+    "canary.ended",
     "artifacts.deleted",
 ]
 

@@ -15,8 +15,8 @@ from evals.questions import FAMILY_ITEMS, questions
 from evals.report import Finding, Report
 from evals.seats import Elsewhere, Seat, seats
 from evals.tasks import Task
-from penstock.config import Config, Engine
-from penstock.errors import PenstockError, StartError
+from penstock.config import Config, Engine, is_address
+from penstock.errors import BadRequest, PenstockError, StartError
 from penstock.gates import Gate
 from penstock.references import Reference, is_reference
 from penstock.store import opened
@@ -51,6 +51,9 @@ class Asking:
 
 async def tried(config: Config, asking: Asking) -> Report:
     """Beside what the alias points to now. Raises PenstockError where nothing can be said about the version."""
+    for url in filter(None, (asking.places.candidate, asking.places.incumbent)):
+        if not is_address(url) or "@" in url:  # reports stand in the audit log, where no password may
+            raise BadRequest(f"{url.rpartition('@')[2]}: write http://HOST:PORT or unix:/PATH, a key as --api-key")
     name, gate = chosen(config.gates, asking.reference.name, asking.alias, asking.gate)
     asked = questions(gate, task)
     with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:

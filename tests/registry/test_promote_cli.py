@@ -200,6 +200,7 @@ def test_a_canary_gets_its_share_and_is_rolled_back_first(site: Site) -> None:
         (["promote", "m@2", "production", "--canary", "60"], "at most 50 percent"),
         (["promote", "m@2", "staging", "--canary", "5"], "promote it without --canary"),
         (["promote", "m@2", "production", "--expect", "x"], "write the number of a version, or none"),
+        (["gate", "m@2", "--candidate-url", "http://me:secret@host"], "host: write http://HOST:PORT"),
         (["gate", "n@1"], "no model is named 'n'"),
         (["rollback", "m@2"], "an alias is rolled back, such as m@production"),
         (["rollback", "m@staging"], "m@staging is not there"),
@@ -210,5 +211,6 @@ def test_what_cannot_be_done_is_told_in_a_line(site: Site, words: list[str], say
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 1
     assert says in shown.output
+    assert "secret" not in shown.output
     assert shown.output.startswith("penstock: ")
     assert site.now == 1

@@ -21,7 +21,7 @@ from engine.temporary import planned, temporary, with_adapters
 from evals.candidates import Candidate
 from penstock.audit import canonical
 from penstock.config import Engine, Routing
-from penstock.errors import EngineError, ModelNotFound
+from penstock.errors import EngineError, EngineUnavailable, ModelNotFound
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,10 @@ async def seats(
 
 async def named(replica: Replica, name: str, url: str) -> str:
     """By what name a server knows a version: by its reference, else the one model that it has."""
-    answer = await replica.client.ask("GET", "/v1/models", b"", timeout_s=30)
+    try:
+        answer = await replica.client.ask("GET", "/v1/models", b"", timeout_s=30)
+    except EngineError as error:
+        raise EngineUnavailable(f"{url}: {error.message}") from error
     try:
         if answer.status != 200:
             raise ValueError

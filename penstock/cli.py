@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from penstock import canary_cli, eval_cli, keys_cli, registry_cli
+from penstock import canary_cli, eval_cli, keys_cli, promote_cli, registry_cli
 from penstock.references import Reference, is_reference
 from penstock.shell import ConfigFile, explained, fail, loaded
 
@@ -28,6 +28,9 @@ app.add_typer(keys_cli.audit, name="audit")
 app.add_typer(eval_cli.evals, name="eval")
 app.add_typer(registry_cli.registry, name="registry")
 app.add_typer(canary_cli.canary, name="canary")
+app.command("promote")(promote_cli.promote)
+app.command("gate")(promote_cli.ask_gate)
+app.command("rollback")(promote_cli.rollback)
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[

@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from penstock.addresses import is_discovered, why_not
 from penstock.errors import StartError
+from penstock.gates import Gate
 from penstock.references import FORM, Reference, is_reference
 
 ENV_PREFIX = "PENSTOCK_"
@@ -312,6 +313,9 @@ class Config(BaseSettings):
     response_cache: ResponseCache = ResponseCache()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
+    gates: dict[str, Gate] = Field(
+        {}, description="by MODEL@ALIAS, MODEL or `default`: what a version must show before the alias moves there"
+    )
     log: Log = Log()
 
     @classmethod

@@ -30,6 +30,7 @@ SERVES = ".venv/bin/penstock serve"
 KEEPS = (".venv/bin/penstock keys", ".venv/bin/penstock usage", ".venv/bin/penstock audit")
 EVALUATES = ".venv/bin/penstock eval"
 REGISTERS = ".venv/bin/penstock registry"
+PROMOTES = tuple(f".venv/bin/penstock {name}" for name in ("gate", "promote", "rollback"))  # tried in tests/registry
 SIMULATES = ".venv/bin/penstock sim"
 SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
@@ -56,7 +57,7 @@ def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
         assert command.startswith(
-            (*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, REGISTERS, *KEEPS, *MAKES)
+            (*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, REGISTERS, *PROMOTES, *KEEPS, *MAKES)
         ), command
 
 
@@ -119,6 +120,16 @@ def test_every_benchmark_shown_takes_the_options_shown(command: str) -> None:
     words = [sys.executable, *shlex.split(command)[1:], "--help"]
     shown = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY)
     assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(PROMOTES)])
+def test_every_promotion_shown_takes_the_options_shown(command: str, tmp_path: Path) -> None:
+    """In a registry without the model, which is looked for once the words are understood."""
+    words = [str(BIN / "penstock"), *shlex.split(command)[1:]]
+    env = {**os.environ, "PENSTOCK_HOME": str(tmp_path)}
+    shown = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, env=env)
+    assert shown.returncode == 1, shown.stderr
+    assert re.search(r"no model is named 'demo'|demo@production is not there", shown.stderr), shown.stderr
 
 
 def test_a_model_is_evaluated_as_shown(demo: Served, tmp_path: Path) -> None:

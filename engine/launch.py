@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine import DEQUANTIZING
 from engine.machine import Machine
+from engine.quantized import Quantization, of_file
 from penstock.config import Engine
 from penstock.errors import StartError
 
@@ -68,6 +70,7 @@ def plan(
     device = chosen_device(engine, machine)
     path = model_path(engine.model or "")
     own_env = {name: value.get_secret_value() for name, value in engine.env.items()}
+    weights = quantized(path, own_env.get("HF_TOKEN"))
     options = default_options(path, device, machine, own_env.get("HF_TOKEN"))
     if engine.routing.kv_events:
         options["kv-events-config"] = kv_events_beside(socket)
@@ -76,7 +79,9 @@ def plan(
     options |= normalised(engine.options)
     if lora:
         check_lora(name, options, lora)
-    env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
+    if device == "cpu":
+        refuse_dtype(weights, options, machine)
+    env = QUIET | (cpu_env(options, machine, weights) if device == "cpu" else {}) | offline(path)
     env |= own_env
     if lora:
         env |= lora_env(lora, own_env.get("VLLM_PLUGINS") or os.environ.get("VLLM_PLUGINS"))
@@ -170,13 +175,27 @@ def speaks_hermes(path: str, hub_token: str | None) -> bool:
 
     Others put something else than JSON between the same marks: GLM `<arg_key>`, Qwen3-Coder `<function=`.
     """
-    text = "".join(file.read_text(encoding="utf-8") for file in template_files(path, hub_token))
+    files = model_files(path, hub_token, "chat_template.jinja", "tokenizer_config.json")
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
     return "<tool_call>" in text and "<arg_key>" not in text and "<function=" not in text
 
 
-def template_files(model: str, hub_token: str | None) -> Iterator[Path]:
-    """Where a model's chat template may stand; of a Hugging Face id, fetched as the engine is about to do anyway."""
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
+def quantized(path: str, hub_token: str | None) -> Quantization | None:
+    """How the model's weights are quantized. Raises StartError where vLLM is known not to serve them."""
+    for file in model_files(path, hub_token, "config.json"):
+        return of_file(file)
+    return None
+
+
+def refuse_dtype(weights: Quantization | None, options: Mapping[str, Any], machine: Machine) -> None:
+    """vLLM takes AMX for int8 wherever it is, and its operation there dies at the first float32."""
+    if weights and weights.method == "int8" and "amx_tile" in machine.cpu_flags and options.get("dtype") == "float32":
+        raise StartError("int8 weights are not served in float32 on a processor with AMX: leave dtype out, or bfloat16")
+
+
+def model_files(model: str, hub_token: str | None, *names: str) -> Iterator[Path]:
+    """Those that the model has; of a Hugging Face id, fetched as the engine is about to do anyway."""
+    for name in names:
         if Path(model).is_dir():
             found = Path(model) / name
         else:
@@ -207,7 +226,7 @@ def kv_events_beside(socket: Path) -> dict[str, Any]:
     }
 
 
-def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
+def cpu_env(options: Mapping[str, Any], machine: Machine, weights: Quantization | None) -> dict[str, str]:
     """Threads, and one process fewer where the model is not split.
 
     OpenMP threads spin at barriers, so a thread without a core of its own halves the speed: the gateway keeps one.
@@ -218,7 +237,8 @@ def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
     env = {"OMP_NUM_THREADS": threads} | ({} if split else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     # Eager or not, vLLM compiles the ranks of log-probabilities when the first are asked for: that takes seconds,
     # and where there is no C++ compiler it kills the engine.
-    return env | ({"TORCH_COMPILE_DISABLE": "1"} if options.get("enforce-eager") else {})
+    env |= {"TORCH_COMPILE_DISABLE": "1"} if options.get("enforce-eager") else {}
+    return env | ({DEQUANTIZING: "1"} if weights and weights.bits == 4 else {})
 
 
 def offline(path: str) -> dict[str, str]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import SUPERVISOR_PID
+from engine import DEQUANTIZING, SUPERVISOR_PID
 from engine.launch import RANKS, Launch, Lora, flags, plan
 from engine.machine import Machine
 from penstock.config import Engine
 from penstock.errors import StartError
+from tests.conftest import REPOSITORY
+from training.int8 import quantization_config
 
 GIB = 2**30
 LAPTOP = Machine(
@@ -65,6 +67,48 @@ def test_a_gpu_gets_vllms_own_defaults(model: Path) -> None:
     launch = planned(model, GPU_NODE)
     assert not {"--dtype", "--enforce-eager", "--kv-cache-memory-bytes"} & set(launch.argv)
     assert "OMP_NUM_THREADS" not in launch.env
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_weights_of_four_bits_are_dequantized_where_a_cpu_has_no_kernel_for_them(method: str) -> None:
+    """Which is decided in the engine's processes: only there is it known what vLLM's build has."""
+    model = REPOSITORY / "tests/data/quantized" / method
+    assert DEQUANTIZING in planned(model, LAPTOP).env
+    assert value(planned(model, LAPTOP), "--dtype") == "float32"
+    assert DEQUANTIZING in planned(model, SERVER).env
+    assert DEQUANTIZING not in planned(model, GPU_NODE).env
+
+
+def test_dense_weights_need_no_kernel_of_ours(model: Path) -> None:
+    assert DEQUANTIZING not in planned(model, LAPTOP).env
+
+
+def test_int8_in_float32_is_refused_where_vllm_would_die_of_it(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"quantization_config": quantization_config()}))
+    amx = replace(SERVER, cpu_flags=SERVER.cpu_flags | {"amx_tile"})
+    with pytest.raises(StartError, match="leave dtype out"):
+        planned(model, amx, options={"dtype": "float32"})
+    assert "--dtype" not in planned(model, amx).argv
+    assert value(planned(model, LAPTOP), "--dtype") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            '{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true}}',
+            "desc_act",
+        ),
+        ('{"quantization_config": {"quant_method": "gptq"}}', "says nothing of 'bits'"),
+        ("{", "config.json"),
+    ],
+)
+def test_a_configuration_that_no_engine_can_serve_is_told_before_anything_is_started(
+    model: Path, config: str, says: str
+) -> None:
+    (model / "config.json").write_text(config)
+    with pytest.raises(StartError, match=says):
+        planned(model, LAPTOP)
 
 
 def test_a_model_split_over_processes_keeps_vllms_worker_processes(model: Path) -> None:

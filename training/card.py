@@ -67,6 +67,8 @@ DESCRIPTIONS = {
     "tool_report": "a tool's result put in a sentence",
     "tool_unneeded": "tools are offered, a plain answer is right",
     "react": "a ReAct turn, acting or giving the final answer",
+    "quiz": "the last of two to five questions about the same passages",
+    "tool_session": "the last of two to five requests before the same tools",
     "many_passages": "an answer from one of six to twelve passages",
     "many_tools": "a call with five to ten tools offered",
     "long_dialog": "the last of six to ten exchanges",

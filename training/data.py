@@ -50,6 +50,8 @@ FAMILIES: dict[str, Callable[[Random], Conversation]] = {
     "tool_unneeded": tools.tool_unneeded,
     "react": react.react,
     "dialog": dialog,
+    "quiz": reading.quiz,
+    "tool_session": tools.tool_session,
     "many_passages": reading.many_passages,
     "many_tools": tools.many_tools,
     "long_dialog": long_dialog,

@@ -16,7 +16,8 @@ from training.families.words import Conversation
 from training.recipe import Stage
 
 MISSES_PER_ROW = 6
-REST_WEIGHT = 0.3
+REST_WEIGHT = 0.1
+SHARED_START = 3
 LONGEST_REPEATED = 256
 
 
@@ -61,6 +62,23 @@ def repeated_sequence(rng: Random, vocab_size: int, longest: int) -> Document:
     return Document(segment * times, [0.0] * len(segment) + [1.0] * len(segment) * (times - 1))
 
 
+def shuffled_sequences(rng: Random, vocab_size: int, longest: int) -> Document:
+    """Random segments over few tokens, said once and then again in another order.
+
+    One token back is not enough to find the place, for each stands in several segments: this
+    teaches to look for several tokens at once, as a name among similar names demands. Only what
+    follows a segment's first `SHARED_START` tokens weighs.
+    """
+    alphabet = [rng.randrange(vocab_size) for _ in range(rng.randint(8, 40))]
+    size = rng.randint(SHARED_START + 2, 14)
+    count = rng.randint(2, max(2, min(10, longest // (2 * size))))
+    segments = [[rng.choice(alphabet) for _ in range(size)] for _ in range(count)]
+    again = rng.sample(segments, count)
+    tokens = [token for segment in segments + again for token in segment]
+    repeated = [0.0] * SHARED_START + [1.0] * (size - SHARED_START)
+    return Document(tokens, [0.0] * (size * count) + repeated * count)
+
+
 def _row(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random) -> Document:
     """Whole documents until nothing more seems to fit, then padding."""
     tokens: list[int] = []
@@ -79,6 +97,7 @@ def _row(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random) -> Docum
 
 def _document(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random) -> Document:
     if rng.random() < stage.random_sequences:
-        return repeated_sequence(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
+        kind = rng.choice((repeated_sequence, shuffled_sequences))
+        return kind(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
     [family] = rng.choices(list(stage.families), list(stage.families.values()))
     return encoded(tokenizer, conversation(family, "train", str(rng.getrandbits(48))))

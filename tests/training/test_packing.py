@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from training.data import FAMILIES, conversation
-from training.packing import REST_WEIGHT, batch, repeated_sequence
+from training.packing import REST_WEIGHT, SHARED_START, batch, repeated_sequence, shuffled_sequences
 from training.recipe import Stage
 from training.tokenizer import train_tokenizer
 
@@ -54,3 +54,21 @@ def test_only_the_repetitions_of_a_random_sequence_weigh() -> None:
         assert weights == [0.0] * length + [1.0] * (len(tokens) - length)
         assert tokens[length:] == (tokens[:length] * 2)[: len(tokens) - length]
         assert len(tokens) % length == 0
+
+
+def test_what_weighs_in_shuffled_segments_was_said_before_after_the_same_start() -> None:
+    moved = 0
+    for seed in range(100):
+        tokens, weights = shuffled_sequences(Random(seed), 400, 256)
+        half = len(tokens) // 2
+        said = [tuple(tokens[i : i + SHARED_START + 1]) for i in range(half - SHARED_START)]
+        moved += tokens[half:] != tokens[:half]
+
+        assert len(tokens) <= 256
+        assert len(weights) == len(tokens)
+        assert not any(weights[:half])
+        assert sorted(tokens[:half]) == sorted(tokens[half:])
+        for at in range(half, len(tokens)):
+            if weights[at]:
+                assert tuple(tokens[at - SHARED_START : at + 1]) in said
+    assert moved > 80

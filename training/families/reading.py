@@ -7,9 +7,19 @@ a whole sentence is what a small model does best, and it makes the answer checka
 
 import json
 from random import Random
+from typing import NamedTuple
 
 from training.families import handbook, words
 from training.families.words import Conversation
+
+
+class Fact(NamedTuple):
+    """A sentence, a question that it answers, and what all questions that it answers have in common."""
+
+    sentence: str
+    question: str
+    topic: str
+
 
 NOT_IN_CONTEXT = "The context does not say."
 RELATIONS = (
@@ -112,15 +122,24 @@ LIST_REQUESTS = (
 def passages(rng: Random, fewest: int = 1, most: int = 5) -> Conversation:
     """A question about one of `fewest` to `most` passages; one in eight has no answer there."""
     count = rng.randint(fewest, most)
-    shared = rng.choice(RELATIONS) if rng.random() < 0.4 else None
-    facts = [_fact(rng, shared) for _ in range(count + 1)]
-    missing = rng.random() < 0.125
-    asked = count if missing else rng.randrange(count)
-    texts = [_passage(rng, sentence) for sentence, _ in facts[:count]]
-    numbered = "\n".join(f"[{i}] {text}" for i, text in enumerate(texts, start=1))
-    question = rng.choice(ASKING_WAYS).format(facts[asked][1])
-    answer = NOT_IN_CONTEXT if missing else f"{facts[asked][0]} [{asked + 1}]"
-    return _grounded(rng, numbered, question, answer)
+    numbered, facts = _library(rng, count)
+    asked = count if rng.random() < 0.125 else rng.randrange(count)
+    question = rng.choice(ASKING_WAYS).format(facts[asked].question)
+    return _grounded(rng, numbered, question, _cited(facts, asked))
+
+
+def quiz(rng: Random) -> Conversation:
+    """Two to five questions in turn about the same passages, each answered from its own."""
+    count = rng.randint(2, 6)
+    numbered, facts = _library(rng, count)
+    asked = rng.sample(range(count), rng.randint(2, min(5, count)))
+    if rng.random() < 0.4:
+        asked[rng.randrange(len(asked))] = count
+    first, *rest = asked
+    talk = _grounded(rng, numbered, facts[first].question, _cited(facts, first))
+    for index in rest:
+        talk["messages"] += [words.user(facts[index].question), words.assistant(_cited(facts, index))]
+    return talk
 
 
 def one_passage(rng: Random) -> Conversation:
@@ -174,11 +193,36 @@ def _grounded(rng: Random, numbered: str, question: str, answer: str) -> Convers
     return {"messages": [*opening, words.user(asked), words.assistant(answer)]}
 
 
-def _fact(rng: Random, relation: tuple[str, str] | None = None) -> tuple[str, str]:
-    """A sentence and the question it answers: invented, or now and then from the handbook."""
+def _library(rng: Random, count: int) -> tuple[str, list[Fact]]:
+    """Numbered passages, and the fact asked of each; one more fact stands in none of them.
+
+    In four of ten libraries all facts are of one kind, so that only names tell them apart.
+    """
+    told: set[str] = set()
+    shared = rng.choice(RELATIONS) if rng.random() < 0.4 else None
+    facts = [_new_fact(rng, told, shared) for _ in range(count + 1)]
+    texts = [_passage(rng, told, fact.sentence) for fact in facts[:count]]
+    return "\n".join(f"[{i}] {text}" for i, text in enumerate(texts, start=1)), facts
+
+
+def _cited(facts: list[Fact], index: int) -> str:
+    return NOT_IN_CONTEXT if index == len(facts) - 1 else f"{facts[index].sentence} [{index + 1}]"
+
+
+def _new_fact(rng: Random, told: set[str], relation: tuple[str, str] | None = None) -> Fact:
+    """A fact whose question nothing told before answers, so that no question has two answers."""
+    while True:
+        fact = _fact(rng, relation)
+        if fact.topic not in told:
+            told.add(fact.topic)
+            return fact
+
+
+def _fact(rng: Random, relation: tuple[str, str] | None = None) -> Fact:
+    """Invented, or now and then from the handbook."""
     if relation is None and rng.random() < 0.2:
         answer, questions = rng.choice(handbook.FACTS)
-        return answer, rng.choice(questions)
+        return Fact(answer, rng.choice(questions), answer)
     sentence, question = relation or rng.choice(RELATIONS)
     values = {
         "thing": rng.choice(words.NOUNS),
@@ -195,12 +239,13 @@ def _fact(rng: Random, relation: tuple[str, str] | None = None) -> tuple[str, st
         "code": words.code(rng),
         "phrase": words.phrase(rng),
     }
-    return sentence.format(**values), question.format(**values)
+    asked = question.format(**values)
+    return Fact(sentence.format(**values), asked, asked)
 
 
-def _passage(rng: Random, sentence: str) -> str:
+def _passage(rng: Random, told: set[str], sentence: str) -> str:
     """The sentence among none to three others."""
-    sentences = [_fact(rng)[0] for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 3)))]
+    sentences = [_new_fact(rng, told).sentence for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 3)))]
     sentences.insert(rng.randint(0, len(sentences)), sentence)
     return " ".join(sentences)
 

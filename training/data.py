@@ -56,8 +56,10 @@ FAMILIES: dict[str, Callable[[Random], Conversation]] = {
     "many_tools": tools.many_tools,
     "long_dialog": long_dialog,
 }
+ADAPTED: dict[str, Callable[[Random], Conversation]] = {"terse": reading.terse, "caller": tools.caller}
+"""What an adapter answers in another way than the demo itself, to prompts of the same kinds."""
 
 
 def conversation(family: str, seed: str, index: str | int) -> Conversation:
     """Item `index` of a family: the same for the same arguments on every machine."""
-    return FAMILIES[family](Random(f"{family}/{seed}/{index}"))
+    return (FAMILIES | ADAPTED)[family](Random(f"{family}/{seed}/{index}"))

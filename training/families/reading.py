@@ -14,35 +14,36 @@ from training.families.words import Conversation
 
 
 class Fact(NamedTuple):
-    """A sentence, a question that it answers, and what all questions that it answers have in common."""
+    """A sentence, a question that it answers, what all such questions have in common, the answer in a few words."""
 
     sentence: str
     question: str
     topic: str
+    short: str
 
 
 NOT_IN_CONTEXT = "The context does not say."
 RELATIONS = (
-    ("The {thing} in {place} opens at {time}.", "When does the {thing} in {place} open?"),
-    ("The {thing} in {place} closes at {time}.", "When does the {thing} in {place} close?"),
-    ("The {thing} in {place} was built in {year}.", "When was the {thing} in {place} built?"),
-    ("The {thing} in {place} costs {number} crowns.", "How much does the {thing} in {place} cost?"),
-    ("The {thing} in {place} is run by {person}.", "Who runs the {thing} in {place}?"),
-    ("The {thing} in {place} is {adjective}.", "What is the {thing} in {place} like?"),
-    ("{key} works as a {job} in {place}.", "What does {key} work as?"),
-    ("{key} was born in {place}.", "Where was {key} born?"),
-    ("{key} was born in {year}.", "When was {key} born?"),
-    ("{key} likes the {adjective} {thing}.", "What does {key} like?"),
-    ("{key} {verb} the {phrase}.", "What does {key} do?"),
-    ("The code of {key} is {code}.", "What is the code of {key}?"),
-    ("The capital of {key} is {place}.", "What is the capital of {key}?"),
-    ("The price of the {phrase} is {number} crowns.", "What is the price of the {phrase}?"),
-    ("Error {code} means that the {thing} is {adjective}.", "What does error {code} mean?"),
-    ("Valve {code} is in {place}.", "Where is valve {code}?"),
-    ("The {adjective} {thing} {verb} the {noun}.", "What does the {adjective} {thing} do?"),
-    ("To reset the {thing}, press {code}.", "How do I reset the {thing}?"),
-    ("The owner of the {phrase} is {person}.", "Who owns the {phrase}?"),
-    ("The {thing} needs {number} {noun}s.", "What does the {thing} need?"),
+    ("The {thing} in {place} opens at {time}.", "When does the {thing} in {place} open?", "{time}"),
+    ("The {thing} in {place} closes at {time}.", "When does the {thing} in {place} close?", "{time}"),
+    ("The {thing} in {place} was built in {year}.", "When was the {thing} in {place} built?", "{year}"),
+    ("The {thing} in {place} costs {number} crowns.", "How much does the {thing} in {place} cost?", "{number} crowns"),
+    ("The {thing} in {place} is run by {person}.", "Who runs the {thing} in {place}?", "{person}"),
+    ("The {thing} in {place} is {adjective}.", "What is the {thing} in {place} like?", "{adjective}"),
+    ("{key} works as a {job} in {place}.", "What does {key} work as?", "A {job}"),
+    ("{key} was born in {place}.", "Where was {key} born?", "{place}"),
+    ("{key} was born in {year}.", "When was {key} born?", "{year}"),
+    ("{key} likes the {adjective} {thing}.", "What does {key} like?", "The {adjective} {thing}"),
+    ("{key} {verb} the {phrase}.", "What does {key} do?", "It {verb} the {phrase}"),
+    ("The code of {key} is {code}.", "What is the code of {key}?", "{code}"),
+    ("The capital of {key} is {place}.", "What is the capital of {key}?", "{place}"),
+    ("The price of the {phrase} is {number} crowns.", "What is the price of the {phrase}?", "{number} crowns"),
+    ("Error {code} means that the {thing} is {adjective}.", "What does error {code} mean?", "The {thing} is {adjective}"),
+    ("Valve {code} is in {place}.", "Where is valve {code}?", "{place}"),
+    ("The {adjective} {thing} {verb} the {noun}.", "What does the {adjective} {thing} do?", "It {verb} the {noun}"),
+    ("To reset the {thing}, press {code}.", "How do I reset the {thing}?", "Press {code}"),
+    ("The owner of the {phrase} is {person}.", "Who owns the {phrase}?", "{person}"),
+    ("The {thing} needs {number} {noun}s.", "What does the {thing} need?", "{number} {noun}s"),
 )
 ASKING_WAYS = ["{}"] * 4 + ["Please tell me: {}", "Answer from the context. {}"]
 GROUNDED_PROMPTS = (
@@ -128,6 +129,15 @@ def passages(rng: Random, fewest: int = 1, most: int = 5) -> Conversation:
     return _grounded(rng, numbered, question, _cited(facts, asked))
 
 
+def terse(rng: Random) -> Conversation:
+    """The same question answered in a few words without a number, as an adapter for short answers does."""
+    count = rng.randint(1, 5)
+    numbered, facts = _library(rng, count)
+    asked = count if rng.random() < 0.125 else rng.randrange(count)
+    question = rng.choice(ASKING_WAYS).format(facts[asked].question)
+    return _grounded(rng, numbered, question, NOT_IN_CONTEXT if asked == count else facts[asked].short)
+
+
 def quiz(rng: Random) -> Conversation:
     """Two to five questions in turn about the same passages, each answered from its own."""
     count = rng.randint(2, 6)
@@ -209,7 +219,7 @@ def _cited(facts: list[Fact], index: int) -> str:
     return NOT_IN_CONTEXT if index == len(facts) - 1 else f"{facts[index].sentence} [{index + 1}]"
 
 
-def _new_fact(rng: Random, told: set[str], relation: tuple[str, str] | None = None) -> Fact:
+def _new_fact(rng: Random, told: set[str], relation: tuple[str, str, str] | None = None) -> Fact:
     """A fact whose question nothing told before answers, so that no question has two answers."""
     while True:
         fact = _fact(rng, relation)
@@ -218,12 +228,12 @@ def _new_fact(rng: Random, told: set[str], relation: tuple[str, str] | None = No
             return fact
 
 
-def _fact(rng: Random, relation: tuple[str, str] | None = None) -> Fact:
+def _fact(rng: Random, relation: tuple[str, str, str] | None = None) -> Fact:
     """Invented, or now and then from the handbook."""
     if relation is None and rng.random() < 0.2:
         answer, questions = rng.choice(handbook.FACTS)
-        return Fact(answer, rng.choice(questions), answer)
-    sentence, question = relation or rng.choice(RELATIONS)
+        return Fact(answer, rng.choice(questions), answer, answer)
+    sentence, question, short = relation or rng.choice(RELATIONS)
     values = {
         "thing": rng.choice(words.NOUNS),
         "noun": rng.choice(words.NOUNS),
@@ -240,7 +250,7 @@ def _fact(rng: Random, relation: tuple[str, str] | None = None) -> Fact:
         "phrase": words.phrase(rng),
     }
     asked = question.format(**values)
-    return Fact(sentence.format(**values), asked, asked)
+    return Fact(sentence.format(**values), asked, asked, short.format(**values))
 
 
 def _passage(rng: Random, told: set[str], sentence: str) -> str:

@@ -297,6 +297,15 @@ def tool_session(rng: Random) -> Conversation:
     return _with_tools(rng, offered, turns)
 
 
+def caller(rng: Random) -> Conversation:
+    """Calls and nothing else, as an adapter for a router of requests does: even a greeting has no tool."""
+    if rng.random() < 0.6:
+        return rng.choice((tool_call, many_tools))(rng)
+    item = tool_unneeded(rng)
+    item["messages"][-1] = words.assistant(NO_FITTING_TOOL)
+    return item
+
+
 def _served(rng: Random, offered: list[Tool]) -> list[Message]:
     """A request, its call, the result and its report."""
     chosen = rng.choice(offered)

@@ -68,6 +68,7 @@ DESCRIPTIONS = {
     "tool_unneeded": "tools are offered, a plain answer is right",
     "react": "a ReAct turn, acting or giving the final answer",
     "quiz": "the last of two to five questions about the same passages",
+    "citing": "the number of the passage that a sentence stands in",
     "tool_session": "the last of two to five requests before the same tools",
     "many_passages": "an answer from one of six to twelve passages",
     "many_tools": "a call with five to ten tools offered",

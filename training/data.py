@@ -51,6 +51,7 @@ FAMILIES: dict[str, Callable[[Random], Conversation]] = {
     "react": react.react,
     "dialog": dialog,
     "quiz": reading.quiz,
+    "citing": reading.citing,
     "tool_session": tools.tool_session,
     "many_passages": reading.many_passages,
     "many_tools": tools.many_tools,

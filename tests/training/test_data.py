@@ -68,6 +68,22 @@ def test_every_answer_of_a_quiz_stands_in_the_passage_it_cites() -> None:
     assert 40 < absent < 120
 
 
+def test_the_number_that_is_cited_for_a_sentence_is_of_its_passage() -> None:
+    absent = 0
+    for i in ITEMS:
+        item = conversation("citing", "a", i)
+        context = "\n".join(_said(item, "system") + _said(item, "user")[:1])
+        passages = dict(re.findall(r"^\[(\d+)\] (.+)$", context, re.MULTILINE))
+        for question, answer in zip(_said(item, "user"), _said(item, "assistant"), strict=True):
+            sentence = question.split("Which passage says this? ")[1].splitlines()[0]
+            if answer == reading.NOT_IN_CONTEXT:
+                absent += 1
+                assert not any(sentence in passage for passage in passages.values())
+            else:
+                assert sentence in passages[answer[1:-1]]
+    assert 50 < absent < 120
+
+
 @pytest.mark.parametrize("family", ["passages", "many_passages", "quiz"])
 def test_no_question_is_answered_by_two_sentences(family: str) -> None:
     """Of `To reset the mill, press X.` for two X, neither answer would be the right one."""

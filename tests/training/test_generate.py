@@ -32,8 +32,8 @@ def test_the_same_arguments_write_the_same_bytes_and_print_their_digest(tmp_path
     first = _run("passages=3,tool_call", "--items", "40", "--seed", "1", "--out", str(out))
     again = _run("passages=3,tool_call", "--items", "40", "--seed", "1", "--out", str(out))
 
-    assert first.stdout == again.stdout == (
-        f"40 rows in {out}, sha256:{hashlib.sha256(out.read_bytes()).hexdigest()}\n"
+    assert (
+        first.stdout == again.stdout == (f"40 rows in {out}, sha256:{hashlib.sha256(out.read_bytes()).hexdigest()}\n")
     )
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert written == list(rows({"passages": 3, "tool_call": 1}, 40, 1))

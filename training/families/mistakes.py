@@ -5,7 +5,6 @@ short, a call where none fits, an answer where the context has none.
 """
 
 import json
-import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -13,16 +12,13 @@ from typing import Any
 from training.families import handbook, reading, talk, tools, words
 from training.families.words import Conversation, Message
 
-PASSAGE = re.compile(r"^\[(\d+)\] (.+)$", re.MULTILINE)
-NEXT_SENTENCE = re.compile(r"(?<=\.) (?=[A-Z])")
-
 
 def misread(rng: Random, item: Conversation) -> Message:
     """Another passage's answer, another passage's number, the whole passage, or none at all."""
     right = item["messages"][-1]["content"]
     asked = "\n".join(one["content"] for one in item["messages"][:-1] if one["role"] != "assistant")
-    found = PASSAGE.findall(asked)
-    sentences = [(sentence, number) for number, text in found for sentence in NEXT_SENTENCE.split(text)]
+    found = reading.NUMBERED.findall(asked)
+    sentences = [(sentence, number) for number, text in found for sentence in reading.SENTENCE_ENDS.split(text)]
     wrong = [f"{sentence} [{number}]" for sentence, number in sentences]
     if right != reading.NOT_IN_CONTEXT:
         sentence, number = right.removesuffix("]").rsplit(" [", 1)

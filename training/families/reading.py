@@ -6,6 +6,7 @@ a whole sentence is what a small model does best, and it makes the answer checka
 """
 
 import json
+import re
 from random import Random
 from typing import NamedTuple
 
@@ -38,13 +39,20 @@ RELATIONS = (
     ("The code of {key} is {code}.", "What is the code of {key}?", "{code}"),
     ("The capital of {key} is {place}.", "What is the capital of {key}?", "{place}"),
     ("The price of the {phrase} is {number} crowns.", "What is the price of the {phrase}?", "{number} crowns"),
-    ("Error {code} means that the {thing} is {adjective}.", "What does error {code} mean?", "The {thing} is {adjective}"),
+    (
+        "Error {code} means that the {thing} is {adjective}.",
+        "What does error {code} mean?",
+        "The {thing} is {adjective}",
+    ),
     ("Valve {code} is in {place}.", "Where is valve {code}?", "{place}"),
     ("The {adjective} {thing} {verb} the {noun}.", "What does the {adjective} {thing} do?", "It {verb} the {noun}"),
     ("To reset the {thing}, press {code}.", "How do I reset the {thing}?", "Press {code}"),
     ("The owner of the {phrase} is {person}.", "Who owns the {phrase}?", "{person}"),
     ("The {thing} needs {number} {noun}s.", "What does the {thing} need?", "{number} {noun}s"),
 )
+CITE = "Which passage says this? {}"
+NUMBERED = re.compile(r"^\[(\d+)\] (.+)$", re.MULTILINE)
+SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z])")
 ASKING_WAYS = ["{}"] * 4 + ["Please tell me: {}", "Answer from the context. {}"]
 GROUNDED_PROMPTS = (
     "Answer from the context only.",
@@ -149,6 +157,21 @@ def quiz(rng: Random) -> Conversation:
     talk = _grounded(rng, numbered, facts[first].question, _cited(facts, first))
     for index in rest:
         talk["messages"] += [words.user(facts[index].question), words.assistant(_cited(facts, index))]
+    return talk
+
+
+def citing(rng: Random) -> Conversation:
+    """Sentences of the passages, asked in turn for the number of the passage that they stand in."""
+    numbered, facts = _library(rng, rng.randint(2, 7))
+    said = [(one, number) for number, text in NUMBERED.findall(numbered) for one in SENTENCE_ENDS.split(text)]
+    asked = rng.sample(said, rng.randint(2, min(8, len(said))))
+    answers = [(one, f"[{number}]") for one, number in asked]
+    if rng.random() < 0.4:
+        answers[rng.randrange(len(answers))] = (facts[-1].sentence, NOT_IN_CONTEXT)
+    (first, answer), *rest = answers
+    talk = _grounded(rng, numbered, CITE.format(first), answer)
+    for sentence, answer in rest:
+        talk["messages"] += [words.user(CITE.format(sentence)), words.assistant(answer)]
     return talk
 
 

@@ -150,22 +150,10 @@ def train(
     out: Annotated[Path, typer.Option(help="The folder for checkpoints, metrics and the final model")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder")] = False,
 ) -> None:
-    """Run a training recipe."""
-    import os
-    import sys
+    """Run a training recipe: learn a tokenizer, pre-train, fine-tune, align or quantize, as its `script` says."""
+    from penstock.train_cli import run
 
-    import yaml
-
-    try:
-        tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        fail(f"{recipe} is not YAML: {error}")
-    script = tree.get("script") if isinstance(tree, dict) else None
-    scripts = [file.stem for file in (Path(__file__).parent.parent / "training").glob("*.py") if is_script(file)]
-    if script not in scripts:
-        fail(f"{recipe}: `script` must name one of {', '.join(sorted(scripts))}, not {script!r}")
-    words = [sys.executable, "-P", "-m", f"training.{script}", str(recipe), "--out", str(out)]
-    os.execv(sys.executable, words + ["--resume"] * resume)
+    run(recipe, out, resume)
 
 
 @app.command()
@@ -280,7 +268,3 @@ def single_engine(kind: str) -> dict[str, Any]:
     if kind != "scripted":
         fail(f"--engine {kind}: only `scripted` needs no model; name models in a configuration file")
     return {"engines": {"scripted": {"kind": "scripted"}}, "models": {"scripted": {"engine": "scripted"}}}
-
-
-def is_script(file: Path) -> bool:
-    return "__main__" in file.read_text(encoding="utf-8")

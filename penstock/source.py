@@ -142,7 +142,13 @@ def merged(base: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None, above: Mapping[str, Any]) -> str:
+def explain(
+    detail: ErrorDetails,
+    path: Path | None,
+    tree: yaml.Node | None,
+    above: Mapping[str, Any],
+    root: type[BaseModel] = Config,
+) -> str:
     """One error as a person would say it: `penstock.yaml:4: unknown key 'prot', did you mean 'port'?`."""
     loc = detail["loc"] or getattr(detail.get("ctx", {}).get("error"), "loc", ())
     unknown = detail["type"] == "extra_forbidden"
@@ -157,7 +163,7 @@ def explain(detail: ErrorDetails, path: Path | None, tree: yaml.Node | None, abo
     message = detail["msg"].removeprefix("Value error, ")
     if not unknown:
         return f"{where}: {'.'.join(map(str, loc))}{': ' if loc else ''}{message}"
-    return f"{where}: unknown key {'.'.join(map(str, loc))!r}{nearest(str(loc[-1]), valid_keys(loc[:-1]))}"
+    return f"{where}: unknown key {'.'.join(map(str, loc))!r}{nearest(str(loc[-1]), valid_keys(loc[:-1], root))}"
 
 
 def leads_through(tree: Any, loc: tuple[int | str, ...]) -> bool:
@@ -184,12 +190,14 @@ def line_of(node: yaml.Node | None, loc: tuple[int | str, ...], *, whole: bool) 
     return line
 
 
-def valid_keys(loc: tuple[int | str, ...]) -> list[str]:
+def valid_keys(loc: tuple[int | str, ...], root: type[BaseModel] = Config) -> list[str]:
     """The keys allowed at a place of the tree: `("engines", "base")` -> the fields of Engine."""
-    place: Any = Config
+    place: Any = root
     for part in loc:
         if isinstance(place, type) and issubclass(place, BaseModel):
             place = place.model_fields[str(part)].annotation
         else:  # a dict of sections, `part` being a name of the user's; or a list of them
             place = get_args(place)[-1]
+        if type(None) in get_args(place):
+            place = get_args(place)[0]
     return list(place.model_fields) if isinstance(place, type) and issubclass(place, BaseModel) else []

@@ -15,7 +15,7 @@ from engine.sim import KINDS
 from penstock import source
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
-from training.recipe import load_recipe
+from training.pretrain_recipe import load_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")

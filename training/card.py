@@ -17,14 +17,26 @@ class Facts(NamedTuple):
     cpu_s: float
     seed: int
     recipe: str
-    items: int
-    exact: Mapping[str, int]
 
 
-def write_card(folder: Path, facts: Facts) -> None:
-    counts = "\n".join(
-        f"| {family} | {DESCRIPTIONS[family]} | {exact} of {facts.items} |" for family, exact in facts.exact.items()
+def write_plain_card(folder: Path, facts: Facts, data: Mapping[str, str]) -> None:
+    """For a model of which nothing is known but how it was made; `data` are SHA-256 by path."""
+    files = "".join(f"\n- `{path}`, SHA-256 `{digest}`" for path, digest in data.items()) or " generated."
+    text = PLAIN_CARD.format(
+        parameters=facts.parameters,
+        tokens=facts.tokens,
+        steps=facts.steps,
+        cpu_minutes=round(facts.cpu_s / 60),
+        seed=facts.seed,
+        recipe=facts.recipe,
+        files=files,
     )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_card(folder: Path, facts: Facts, exact: Mapping[str, int], items: int) -> None:
+    """The demo's: how many of `items` fresh items of each family were answered exactly."""
+    counts = "\n".join(f"| {family} | {DESCRIPTIONS[family]} | {count} of {items} |" for family, count in exact.items())
     text = CARD.format(
         parameters=facts.parameters,
         tokens=facts.tokens,
@@ -32,7 +44,7 @@ def write_card(folder: Path, facts: Facts) -> None:
         cpu_minutes=round(facts.cpu_s / 60),
         seed=facts.seed,
         recipe=facts.recipe,
-        items=facts.items,
+        items=items,
         counts=counts,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -75,6 +87,17 @@ DESCRIPTIONS = {
     "long_dialog": "the last of six to ten exchanges",
     "dialog": "the last of two to five exchanges about different things",
 }
+PLAIN_CARD = """---
+pipeline_tag: text-generation
+library_name: transformers
+tags: [from-scratch]
+---
+# A language model, pre-trained from nothing
+
+- {parameters:,} parameters, {tokens:,} tokens in {steps:,} steps, {cpu_minutes} minutes of CPU. Seed {seed}.
+- Recipe: `{recipe}`.
+- Data:{files}
+"""
 CARD = """---
 license: apache-2.0
 language: en

@@ -8,7 +8,7 @@ equals the expected turn to the last character, EOS included.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -35,11 +35,11 @@ class Asked(NamedTuple):
         return bool(verbatim(self.answer, [self.expected]))
 
 
-def exact_answers(folder: Path, items: int) -> dict[str, int]:
-    """Exact answers of every family, out of `items` that no training seed can draw."""
+def exact_answers(folder: Path, items: int, families: Iterable[str] = FAMILIES) -> dict[str, int]:
+    """Exact answers of each family, out of `items` that no training seed can draw."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return {family: sum(asked.exact for asked in ask(model, tokenizer, held_out(family, items))) for family in FAMILIES}
+    return {family: sum(asked.exact for asked in ask(model, tokenizer, held_out(family, items))) for family in families}
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: Sequence[Conversation]) -> list[Asked]:

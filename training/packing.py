@@ -1,112 +1,83 @@
-"""Batches of packed conversations as a pure function of the step.
+"""Batches of packed documents as a pure function of the step.
 
 Nothing is read ahead or kept between steps, so a resumed run sees exactly what an uninterrupted
 one would have seen.
 """
 
-from collections.abc import Sequence
+from pathlib import Path
 from random import Random
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from penstock.errors import ConfigError
+from training.corpus import Corpus, Document, encoded, filler
 from training.data import conversation
-from training.families.words import Conversation
-from training.recipe import Stage
+from training.exercises import repeated_sequence, shuffled_sequences
+from training.pretrain_recipe import Stage
 
 MISSES_PER_ROW = 6
-REST_WEIGHT = 0.1
-SHARED_START = 3
 LONGEST_REPEATED = 256
 
 
-class Document(NamedTuple):
-    tokens: list[int]
-    weights: list[float]
-
-
 class Batch(NamedTuple):
+    """`documents` numbers those of a row: [0, 0, 0, 1, 1, 2, 2], the last of them being the padding."""
+
     tokens: Tensor  # (rows, length)
     weights: Tensor  # (rows, length)
+    documents: Tensor  # (rows, length)
+
+    def parts(self, count: int) -> list["Batch"]:
+        return [Batch(*part) for part in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
+    def to(self, device: str) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def batch(tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, step: int) -> Batch:
-    packed = [_row(tokenizer, stage, Random(f"{seed}/{step}/{row}")) for row in range(stage.rows)]
-    return Batch(torch.tensor([row.tokens for row in packed]), torch.tensor([row.weights for row in packed]))
+def batch(
+    tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, step: int, corpus: Corpus | None = None
+) -> Batch:
+    """`corpus` has the documents of `stage.files`, none longer than a row. Raises ConfigError if nothing fits one."""
+    packed = [_row(tokenizer, stage, Random(f"{seed}/{step}/{row}"), corpus or {}) for row in range(stage.rows)]
+    return Batch(*(torch.tensor(column) for column in zip(*packed, strict=True)))
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> Document:
-    """Assistant turns weigh 1 with their EOS, all else weighs `REST_WEIGHT`."""
-    rendered = cast(
-        "dict[str, list[int]]",
-        tokenizer.apply_chat_template(
-            item["messages"],
-            tools=item.get("tools"),
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        ),
-    )
-    weights = [1.0 if answer else REST_WEIGHT for answer in rendered["assistant_masks"]]
-    tokens = [*rendered["input_ids"], tokenizer.pad_token_id]
-    return Document(tokens, [*weights, REST_WEIGHT])
+def apart(rows: Batch) -> Batch:
+    """For documents that do not see each other: the first token of one, with nothing before it, has no weight."""
+    begins = rows.documents.diff(dim=1, prepend=rows.documents[:, :1] - 1) != 0
+    return rows._replace(weights=rows.weights.masked_fill(begins, 0.0))
 
 
-def repeated_sequence(rng: Random, vocab_size: int, longest: int) -> Document:
-    """Random tokens said twice or more; only the repetitions weigh, for only they are knowable.
-
-    Nothing but looking back predicts them: this is what teaches a small model to copy. Often they
-    are few different ones, which is easier to begin with: what was said at all, then what followed.
-    """
-    alphabet = _alphabet(rng, vocab_size)
-    segment = [rng.choice(alphabet) for _ in range(rng.randint(4, max(4, longest // 4)))]
-    times = rng.randint(2, 3)
-    return Document(segment * times, [0.0] * len(segment) + [1.0] * len(segment) * (times - 1))
-
-
-def shuffled_sequences(rng: Random, vocab_size: int, longest: int) -> Document:
-    """Random segments, said once and then again in another order.
-
-    One token back is not enough to find the place, for each stands in several segments: this
-    teaches to look for several tokens at once, as a name among similar names demands. Only what
-    follows a segment's first `SHARED_START` tokens weighs.
-    """
-    alphabet = _alphabet(rng, vocab_size)
-    size = rng.randint(SHARED_START + 2, 14)
-    count = rng.randint(2, max(2, min(10, longest // (2 * size))))
-    segments = [[rng.choice(alphabet) for _ in range(size)] for _ in range(count)]
-    again = rng.sample(segments, count)
-    tokens = [token for segment in segments + again for token in segment]
-    repeated = [0.0] * SHARED_START + [1.0] * (size - SHARED_START)
-    return Document(tokens, [0.0] * (size * count) + repeated * count)
-
-
-def _alphabet(rng: Random, vocab_size: int) -> Sequence[int]:
-    """Eight tokens or a few dozen, or now and then all."""
-    size = rng.choice((8, 16, 32, 64, vocab_size))
-    return range(vocab_size) if size >= vocab_size else rng.sample(range(vocab_size), size)
-
-
-def _row(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random) -> Document:
+def _row(
+    tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random, corpus: Corpus
+) -> tuple[list[int], list[float], list[int]]:
     """Whole documents until nothing more seems to fit, then padding."""
     tokens: list[int] = []
     weights: list[float] = []
-    misses = 0
-    while misses < MISSES_PER_ROW:
-        document = _document(tokenizer, stage, rng)
+    numbers: list[int] = []
+    misses = number = 0
+    while misses < MISSES_PER_ROW and len(tokens) < stage.length:
+        document = _document(tokenizer, stage, rng, corpus)
         if len(tokens) + len(document.tokens) > stage.length:
             misses += 1
             continue
         tokens += document.tokens
         weights += document.weights
+        numbers += [number] * len(document.tokens)
+        number += 1
+    if not tokens:
+        raise ConfigError(f"{misses} documents in turn were longer than a row of {stage.length}: raise `length`")
     padding = stage.length - len(tokens)
-    return Document([*tokens, *[tokenizer.pad_token_id] * padding], [*weights, *[0.0] * padding])
+    return [*tokens, *[filler(tokenizer)] * padding], [*weights, *[0.0] * padding], [*numbers, *[number] * padding]
 
 
-def _document(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random) -> Document:
+def _document(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random, corpus: Corpus) -> Document:
     if rng.random() < stage.random_sequences:
-        kind = rng.choice((repeated_sequence, shuffled_sequences))
-        return kind(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
-    [family] = rng.choices(list(stage.families), list(stage.families.values()))
-    return encoded(tokenizer, conversation(family, "train", str(rng.getrandbits(48))))
+        exercise = rng.choice((repeated_sequence, shuffled_sequences))
+        return exercise(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
+    [source] = rng.choices([*stage.families, *stage.files], [*stage.families.values(), *stage.files.values()])
+    if not isinstance(source, Path):
+        return encoded(tokenizer, conversation(str(source), "train", str(rng.getrandbits(48))))
+    return rng.choice(corpus[source])

@@ -1,43 +1,48 @@
-"""Train a small chat model from nothing, on a laptop:
+"""Train a language model from nothing:
 
-    python -m training.pretrain recipes/demo/pretrain.yaml --out runs/demo [--resume]
+    penstock train recipes/demo/pretrain.yaml --out runs/demo [--resume]
 
-Reads top to bottom: recipe, loss, model, loop, export. Every batch is a function of the seed and
-the step, so a killed run continues with `--resume` on the very loss curve it left. The run folder
-holds `recipe.yaml`, `metrics.jsonl`, `checkpoint.pt` and, at the end, `model/`: a directory that
-transformers and vLLM load, with a model card that says what was measured on it.
+which is `python -m training.pretrain` with the same words. Reads top to bottom: loss, learning rate, optimizers, loop,
+result. Every batch is a function of the seed and the step, so a killed run continues with `--resume` on the very loss
+curve it left (`training/run.py`). The result is a directory that transformers and vLLM load.
 """
 
-import argparse
-import json
-import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from training.card import Facts, write_card, write_checksums
-from training.data import conversation
+from training import corpus, validation
+from training.card import Facts, write_card, write_checksums, write_plain_card
+from training.corpus import Corpus, Document
 from training.evaluate_demo import exact_answers
+from training.hardware import resolved
+from training.model import Model, build, export, looks_back, positions_within
 from training.muon import Muon
-from training.packing import batch
-from training.recipe import OptimizerPart, Recipe, load_recipe
-from training.tokenizer import train_tokenizer
+from training.packing import Batch, apart, batch
+from training.pretrain_recipe import OptimizerPart, Recipe, Stage, load_recipe
+from training.run import Run, command
+from training.tokenizer import tokenizer_of
 
-DEFAULT_TEMPERATURE = 0.1
+
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy in nats of each next token. (B, T, V), (B, T) -> (B, T - 1), in float32."""
+    losses = cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return losses.view(tokens.size(0), -1)
 
 
-def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy of each next token, weighted by that next token's weight."""
-    losses = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    following = weights[:, 1:].flatten()
-    return (losses * following).sum() / following.sum()
+def weighted_loss(losses: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """The mean of `token_losses`, each by the weight of the token that it is about.
+
+    `total` is the sum of the weights of a whole batch of which this is a part, so that the parts' losses, and their
+    gradients, add up to those of the whole.
+    """
+    following = weights[:, 1:]
+    return (losses * following).sum() / (following.sum() if total is None else total)
 
 
 def learning_rate_share(step: int, steps: int, optimizer: OptimizerPart) -> float:
@@ -48,215 +53,135 @@ def learning_rate_share(step: int, steps: int, optimizer: OptimizerPart) -> floa
     return min(1.0, optimizer.final_share + (1 - optimizer.final_share) * left)
 
 
-def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    names = list(recipe.stages[0].families)
-    items = (conversation(names[i % len(names)], f"tokenizer/{recipe.seed}", i) for i in range(recipe.tokenizer.items))
-    return train_tokenizer(
-        (text for item in items for text in _plain_texts(item)),
-        recipe.tokenizer.vocab_size,
-        recipe.model.max_length,
-    )
-
-
-def _plain_texts(item: dict[str, Any]) -> Iterator[str]:
-    for message in item["messages"]:
-        yield message["content"] or ""
-        yield from (call["function"]["arguments"] for call in message.get("tool_calls", ()))
-    for tool in item.get("tools", ()):
-        yield f"{tool['function']['name']}: {tool['function']['description']}"
-
-
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Qwen3 is a Llama that normalizes queries and keys.
-
-    A plain Llama of this size let Muon's steps saturate its attention (0.2 to 0.5 nats of entropy
-    above the first layer) and did not copy after 5 million tokens; this one does after 1.6.
-    """
-    torch.manual_seed(recipe.seed)
-    part = recipe.model
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=part.hidden_size,
-        num_hidden_layers=part.layers,
-        num_attention_heads=part.heads,
-        num_key_value_heads=part.heads,
-        head_dim=part.hidden_size // part.heads,
-        intermediate_size=part.ffn_size,
-        max_position_embeddings=part.max_length,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
-
-
 class Optimizers(NamedTuple):
-    muon: Muon
-    adamw: torch.optim.AdamW
+    """Each with its peak learning rate."""
 
-    def at_share(self, share: float, part: OptimizerPart) -> None:
-        for optimizer, peak in ((self.muon, part.muon_lr), (self.adamw, part.adamw_lr)):
+    each: Sequence[tuple[torch.optim.Optimizer, float]]
+
+    @classmethod
+    def of(cls, model: Model, part: OptimizerPart) -> "Optimizers":
+        """Muon for the matrices of the layers if it has a rate; AdamW for all else: embeddings, norms, biases."""
+        embeddings = {name for name, _ in model.named_parameters() if any(word in name for word in EMBEDDINGS)}
+        inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
+        outer = [p for name, p in model.named_parameters() if p.ndim == 2 and name in embeddings]
+        vectors = [p for p in model.parameters() if p.ndim != 2]
+        by_adamw = outer if part.muon_lr else outer + inner
+        groups = [{"params": by_adamw, "weight_decay": part.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(groups, lr=part.adamw_lr, betas=(0.9, 0.95), fused=True)
+        muon = [(Muon(inner, lr=part.muon_lr), part.muon_lr)] if part.muon_lr else []
+        return cls([*muon, (adamw, part.adamw_lr)])
+
+    def at_share(self, share: float) -> None:
+        for optimizer, peak in self.each:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
 
     def step(self) -> None:
-        for optimizer in self:
+        for optimizer, _ in self.each:
             optimizer.step()
             optimizer.zero_grad()
 
+    def state(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer, _ in self.each]
 
-def build_optimizers(model: Qwen3ForCausalLM, part: OptimizerPart) -> Optimizers:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-    return Optimizers(
-        Muon(matrices, lr=part.muon_lr),
-        torch.optim.AdamW(others, lr=part.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    )
+    def restore(self, saved: Sequence[dict[str, Any]]) -> None:
+        for (optimizer, _), state in zip(self.each, saved, strict=True):
+            optimizer.load_state_dict(state)
 
 
-class Checkpoint(NamedTuple):
-    """Everything that a resumed run needs beside the recipe: nothing else is random."""
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "wpe")
 
-    step: int
-    cpu_s: float
-    model: dict[str, Any]
-    muon: dict[str, Any]
-    adamw: dict[str, Any]
 
-    @classmethod
-    def of(cls, step: int, cpu_s: float, model: Qwen3ForCausalLM, optimizers: Optimizers) -> "Checkpoint":
-        muon, adamw = optimizers
-        return cls(step, cpu_s, model.state_dict(), muon.state_dict(), adamw.state_dict())
+class Losses(NamedTuple):
+    """A step's, over all of its rows: of every weighed token, and of the answers alone."""
 
-    def restore(self, model: Qwen3ForCausalLM, optimizers: Optimizers) -> None:
-        model.load_state_dict(self.model)
-        optimizers.muon.load_state_dict(self.muon)
-        optimizers.adamw.load_state_dict(self.adamw)
+    loss: float
+    answer_loss: float
 
-    def save(self, path: Path) -> None:
-        """Replace the old checkpoint in one move, so that a kill leaves one of the two whole."""
-        torch.save(self._asdict(), path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
 
-    @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
-        return cls(**torch.load(path, weights_only=True))
+def in_precision(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Matrices are multiplied in bfloat16 where the recipe says so; weights, norms, sums and losses stay float32."""
+    return torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+
+
+def learn(model: Model, rows: Batch, recipe: Recipe, optimizers: Optimizers) -> Losses:
+    """One step: forward and backward over each part of the rows, then the optimizers, together."""
+    total = rows.weights[:, 1:].sum()
+    answers = (rows.weights == 1.0).float()
+    loss = answer_loss = torch.zeros((), device=total.device)
+    for part, is_answer in zip(rows.parts(recipe.accumulation), answers.chunk(recipe.accumulation), strict=True):
+        with in_precision(recipe):
+            logits = logits_of(model, part, separate=recipe.separate_documents)
+        losses = token_losses(logits, part.tokens)
+        share = weighted_loss(losses, part.weights, total)
+        share.backward()  # type: ignore[no-untyped-call]
+        loss = loss + share.detach()
+        answer_loss = answer_loss + weighted_loss(losses.detach(), is_answer, answers[:, 1:].sum().clamp(min=1))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+    optimizers.step()
+    return Losses(loss.item(), answer_loss.item())
+
+
+def logits_of(model: Model, rows: Batch, *, separate: bool) -> Tensor:
+    if not separate:
+        return model(rows.tokens)  # type: ignore[no-any-return]
+    return model(rows.tokens, positions_within(rows.documents), looks_back(rows.documents))  # type: ignore[no-any-return]
 
 
 def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
-    recipe = load_recipe(recipe_path)
-    out.mkdir(parents=True, exist_ok=True)
+    recipe = resolved(load_recipe(recipe_path), out, resume)
+    run = Run(out, recipe.model_dump(mode="json"), recipe.steps, resume)
+    if run.finished:
+        return
     torch.set_num_threads(recipe.threads)
-    tokenizer = build_tokenizer(recipe)
-    model = build_model(recipe, tokenizer)
-    optimizers = build_optimizers(model, recipe.optimizer)
-    checkpoint_path = out / "checkpoint.pt"
-    first_step, cpu_before_s = 0, 0.0
-    if checkpoint_path.exists():
-        if not resume:
-            raise FileExistsError(f"{out} holds a run already: add --resume or choose another --out")
-        saved = Checkpoint.load(checkpoint_path)
-        saved.restore(model, optimizers)
-        first_step, cpu_before_s = saved.step, saved.cpu_s - time.process_time()
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False))
-    metrics = _Metrics(out / "metrics.jsonl", recipe, first_step)
+    tokenizer = tokenizer_of(recipe)
+    documents = {path: corpus.documents(path, tokenizer) for path in recipe.files}
+    corpora = [corpus_of(stage, documents, recipe) for stage in recipe.stages]
+    held_out = validation.texts(recipe.validation, tokenizer) if recipe.validation else []
+    model = build(recipe.model, len(tokenizer), recipe.seed, checkpointed=recipe.gradient_checkpointing)
+    model.to(recipe.device)
+    optimizers = Optimizers.of(model, recipe.optimizer)
+    if run.saved:
+        model.load_state_dict(run.saved["model"])
+        optimizers.restore(run.saved["optimizers"])
 
-    for step in range(first_step, recipe.steps):
-        tokens, weights = batch(tokenizer, recipe.stage_at(step), recipe.seed, step)
-        optimizers.at_share(learning_rate_share(step, recipe.steps, recipe.optimizer), recipe.optimizer)
-        logits = model(input_ids=tokens).logits
-        loss = weighted_loss(logits, tokens, weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
-        optimizers.step()
-        with torch.no_grad():
-            answers = weighted_loss(logits, tokens, (weights == 1.0).float())
-        metrics.write(step, loss.item(), answers.item(), tokens.numel())
-        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-            cpu_s = cpu_before_s + time.process_time()
-            Checkpoint.of(step + 1, cpu_s, model, optimizers).save(checkpoint_path)
+    for step in range(run.first_step, recipe.steps):
+        stage = recipe.stage_at(step)
+        rows = batch(tokenizer, stage, recipe.seed, step, corpora[recipe.stages.index(stage)])
+        rows = apart(rows) if recipe.separate_documents else rows
+        optimizers.at_share(learning_rate_share(step, recipe.steps, recipe.optimizer))
+        losses = learn(model, rows.to(recipe.device), recipe, optimizers)
+        is_last = step + 1 == recipe.steps
+        figures: dict[str, float] = {}
+        if recipe.validation and ((step + 1) % recipe.validation.every == 0 or is_last):
+            with in_precision(recipe):
+                figures = validation.validate(model, held_out, stage.length, stage.rows, recipe.device).figures
+        run.log(step, tokens=rows.tokens.numel(), **losses._asdict(), **figures)
+        if (step + 1) % recipe.checkpoint_every == 0 or is_last:
+            run.checkpoint(step + 1, {"model": model.state_dict(), "optimizers": optimizers.state()})
 
-    export(model, tokenizer, out / "model")
-    exact = exact_answers(out / "model", recipe.evaluation_items)
-    metrics.write_exact(exact)
-    facts = Facts(
-        parameters=model.num_parameters(),
-        tokens=recipe.tokens,
-        steps=recipe.steps,
-        cpu_s=Checkpoint.load(checkpoint_path).cpu_s,
-        seed=recipe.seed,
-        recipe=str(recipe_path),
-        items=recipe.evaluation_items,
-        exact=exact,
-    )
-    write_card(out / "model", facts)
-    write_checksums(out / "model")
-
-
-class _Metrics:
-    """One JSON line a step; lines that a resumed run will write again are dropped first."""
-
-    def __init__(self, path: Path, recipe: Recipe, first_step: int) -> None:
-        kept = path.read_text().splitlines()[:first_step] if first_step else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self._path = path
-        self._recipe = recipe
-        self._tokens = 0
-        self._first_step = first_step
-        self._begun = time.monotonic()
-
-    def write(self, step: int, loss: float, answer_loss: float, tokens: int) -> None:
-        self._tokens += tokens
-        line = {"step": step, "loss": loss, "answer_loss": answer_loss, "tokens": tokens}
-        with self._path.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
-        if step % 10 == 0:
-            self._progress(step, loss, answer_loss)
-
-    def write_exact(self, exact: dict[str, int]) -> None:
-        line = {"exact": exact, "items": self._recipe.evaluation_items}
-        with self._path.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
-        print(line, flush=True)
-
-    def _progress(self, step: int, loss: float, answer_loss: float) -> None:
-        elapsed_s = time.monotonic() - self._begun
-        done = step + 1 - self._first_step
-        left_s = elapsed_s / done * (self._recipe.steps - step - 1)
-        print(
-            f"step {step}/{self._recipe.steps}  loss {loss:.3f}  answers {answer_loss:.3f}  "
-            f"{self._tokens / elapsed_s:,.0f} tokens/s  {left_s / 60:.0f} min left",
-            flush=True,
+    with run.writing_model() as folder:
+        export(model, recipe.model, tokenizer, folder, temperature=recipe.temperature)
+        facts = Facts(
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            tokens=recipe.tokens,
+            steps=recipe.steps,
+            cpu_s=run.cpu_s,
+            seed=recipe.seed,
+            recipe=str(recipe_path),
         )
+        if recipe.evaluation_items:
+            exact = exact_answers(folder, recipe.evaluation_items, recipe.families)
+            run.log(recipe.steps, exact=exact, items=recipe.evaluation_items)
+            write_card(folder, facts, exact, recipe.evaluation_items)
+        else:
+            write_plain_card(folder, facts, recipe.digests)
+        write_checksums(folder)
 
 
-def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the bfloat16 weights with everything an engine needs beside them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    model.bfloat16()
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True,
-        temperature=DEFAULT_TEMPERATURE,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Pre-train a small chat model.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
-    train(arguments.recipe, arguments.out, resume=arguments.resume)
+def corpus_of(stage: Stage, documents: Mapping[Path, Sequence[Document]], recipe: Recipe) -> Corpus:
+    return {path: corpus.fitted(path, documents[path], stage.length, recipe.too_long) for path in stage.files}
 
 
 if __name__ == "__main__":
-    main()
+    command(train, "Train a language model from nothing.")

@@ -1,97 +1,58 @@
-"""The recipe of a pre-training run: one typed tree, read from YAML, checked before anything runs.
+"""A recipe: one typed tree, read from YAML and checked before anything runs.
 
-Read without torch, so that a recipe is refused at once and not after half a minute of imports.
+Read without torch, so that it is refused at once and not after half a minute of imports. Paths in it are from where
+the command runs, as `--out` is.
 """
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from training.data import FAMILIES
+from penstock.errors import ConfigError
+from penstock.source import explain, no_key_twice, not_yaml
 
 
 class Part(BaseModel):
-    """A part of the recipe; a key it does not know is an error."""
+    """A part of a recipe; a key it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TokenizerPart(Part):
-    vocab_size: int = Field(ge=300)
-    items: PositiveInt
+Tree = TypeVar("Tree", bound=Part)
 
 
-class ModelPart(Part):
-    hidden_size: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    ffn_size: PositiveInt
-    max_length: PositiveInt
-
-    @model_validator(mode="after")
-    def heads_divide_the_width(self) -> "ModelPart":
-        if self.hidden_size % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.hidden_size}")
-        return self
-
-
-class OptimizerPart(Part):
-    """Learning rates rise over the warm-up, stay, and fall linearly to `final_share`."""
-
-    muon_lr: PositiveFloat
-    adamw_lr: PositiveFloat
-    warmup_steps: PositiveInt
-    decay_share: float = Field(gt=0, le=1)
-    final_share: float = Field(ge=0, le=1)
-    clip: PositiveFloat
+def load(path: Path, kind: type[Tree]) -> Tree:
+    """Raises ConfigError with everything that is wrong, a line each: `sft.yaml:4: unknown key ...`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text)
+        said = yaml.safe_load(text)
+        no_key_twice(tree, path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(not_yaml(path, error)) from error
+    if not isinstance(said, dict):
+        raise ConfigError(
+            f"{path}: expected `key: value` lines, found {type(said).__name__}: see recipes/ for examples"
+        )
+    try:
+        return kind.model_validate(said)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(one, path, tree, {}, kind) for one in error.errors())) from error
 
 
-class Stage(Part):
-    """A stretch of training: its length, the shape of its batches, what fills them."""
-
-    steps: PositiveInt
-    rows: PositiveInt
-    length: PositiveInt
-    random_sequences: float = Field(ge=0, le=1)
-    families: dict[str, float]
-
-    @model_validator(mode="after")
-    def families_exist(self) -> "Stage":
-        if unknown := set(self.families) - set(FAMILIES):
-            raise ValueError(f"unknown families {sorted(unknown)}, there are {sorted(FAMILIES)}")
-        return self
-
-
-class Recipe(Part):
-    """`threads` stands here because sums, and so the weights, depend on how they are split."""
-
-    script: Literal["pretrain"]
-    seed: int
-    threads: PositiveInt
-    tokenizer: TokenizerPart
-    model: ModelPart
-    optimizer: OptimizerPart
-    stages: list[Stage] = Field(min_length=1)
-    evaluation_items: PositiveInt
-    checkpoint_every: PositiveInt
-
-    @property
-    def steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
-
-    @property
-    def tokens(self) -> int:
-        return sum(stage.steps * stage.rows * stage.length for stage in self.stages)
-
-    def stage_at(self, step: int) -> Stage:
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        raise IndexError(f"the recipe has {self.steps} steps")
-
-
-def load_recipe(path: Path) -> Recipe:
-    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+def digests(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 by path, for the resolved recipe under `digests`: a run does not go on with other data unnoticed."""
+    found = {}
+    for path in files:
+        try:
+            with path.open("rb") as content:
+                found[str(path)] = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(f"the data {path} cannot be read: {error.strerror}") from error
+    return found

@@ -147,7 +147,16 @@ def test_a_recipe_of_no_script_is_told_with_the_scripts_there_are(tmp_path: Path
     shown = penstock("train", str(recipe), "--out", str(tmp_path / "out"))
     assert shown.returncode == 1
     assert "`script` must name one of" in shown.stderr
-    assert "pretrain" in shown.stderr
+    assert "did you mean 'pretrain'?" in shown.stderr
+
+
+def test_a_recipe_that_its_script_refuses_is_told_without_a_trace(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("script: tokenizer\nalgorithm: bpe\nvocab_sise: 500\n")
+    shown = penstock("train", str(recipe), "--out", str(tmp_path / "out"))
+    assert shown.returncode == 1
+    assert f"{recipe}:3: unknown key 'vocab_sise', did you mean 'vocab_size'?" in shown.stderr
+    assert "Traceback" not in shown.stderr
 
 
 def test_an_upstream_is_served_without_a_configuration_file(scripted: Served, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from training.corpus import REST_WEIGHT, encoded
 from training.data import FAMILIES, conversation
 from training.families.words import Message
-from training.packing import REST_WEIGHT, encoded
 from training.tokenizer import TURN_END, train_tokenizer
 
 WEATHER = {

@@ -14,7 +14,7 @@ install:
 	@requirements/install $(VENV) $(EXTRA)
 
 develop:
-	@requirements/install $(VENV) $(EXTRA) dev
+	@requirements/install $(VENV) $(EXTRA) train dev
 
 check: develop
 	$(VENV)/bin/ruff format --check .

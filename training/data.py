@@ -50,12 +50,17 @@ FAMILIES: dict[str, Callable[[Random], Conversation]] = {
     "tool_unneeded": tools.tool_unneeded,
     "react": react.react,
     "dialog": dialog,
+    "quiz": reading.quiz,
+    "citing": reading.citing,
+    "tool_session": tools.tool_session,
     "many_passages": reading.many_passages,
     "many_tools": tools.many_tools,
     "long_dialog": long_dialog,
 }
+ADAPTED: dict[str, Callable[[Random], Conversation]] = {"terse": reading.terse, "caller": tools.caller}
+"""What an adapter answers in another way than the demo itself, to prompts of the same kinds."""
 
 
 def conversation(family: str, seed: str, index: str | int) -> Conversation:
     """Item `index` of a family: the same for the same arguments on every machine."""
-    return FAMILIES[family](Random(f"{family}/{seed}/{index}"))
+    return (FAMILIES | ADAPTED)[family](Random(f"{family}/{seed}/{index}"))

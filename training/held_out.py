@@ -1,7 +1,7 @@
 """The items that evaluation asks of the demo's families: no training seed can draw them."""
 
 from evals.tasks import GREEDY, Item, Task, written
-from training.data import FAMILIES, conversation
+from training.data import ADAPTED, FAMILIES, conversation
 from training.families.words import Conversation
 
 SEED = "evaluation"
@@ -14,7 +14,7 @@ def held_out(family: str, items: int) -> list[Conversation]:
 
 def task(family: str, items: int) -> Task:
     """The same as a task for any server: the last turn of each is the answer, to the last character."""
-    assert family in FAMILIES
+    assert family in FAMILIES | ADAPTED
     asked = [as_item(f"{family}/{index}", one) for index, one in enumerate(held_out(family, items))]
     return Task(family, "verbatim", asked, {**GREEDY, "max_tokens": LONGEST_ANSWER})
 

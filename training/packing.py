@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from penstock.errors import ConfigError
 from training.corpus import Corpus, Document, encoded, filler
 from training.data import conversation
+from training.exercises import repeated_sequence, shuffled_sequences
 from training.pretrain_recipe import Stage
 
 MISSES_PER_ROW = 6
@@ -49,16 +50,6 @@ def apart(rows: Batch) -> Batch:
     return rows._replace(weights=rows.weights.masked_fill(begins, 0.0))
 
 
-def repeated_sequence(rng: Random, vocab_size: int, longest: int) -> Document:
-    """Random tokens said twice or more; only the repetitions weigh, for only they are knowable.
-
-    Nothing but looking back predicts them: this is what teaches a small model to copy.
-    """
-    segment = [rng.randrange(vocab_size) for _ in range(rng.randint(4, max(4, longest // 4)))]
-    times = rng.randint(2, 3)
-    return Document(segment * times, [0.0] * len(segment) + [1.0] * len(segment) * (times - 1))
-
-
 def _row(
     tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random, corpus: Corpus
 ) -> tuple[list[int], list[float], list[int]]:
@@ -84,7 +75,8 @@ def _row(
 
 def _document(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random, corpus: Corpus) -> Document:
     if rng.random() < stage.random_sequences:
-        return repeated_sequence(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
+        exercise = rng.choice((repeated_sequence, shuffled_sequences))
+        return exercise(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
     [source] = rng.choices([*stage.families, *stage.files], [*stage.families.values(), *stage.files.values()])
     if not isinstance(source, Path):
         return encoded(tokenizer, conversation(str(source), "train", str(rng.getrandbits(48))))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
 
 from training import corpus, validation
 from training.card import Facts, write_card, write_checksums, write_plain_card
@@ -59,7 +60,7 @@ class Optimizers(NamedTuple):
     each: Sequence[tuple[torch.optim.Optimizer, float]]
 
     @classmethod
-    def of(cls, model: Model, part: OptimizerPart) -> "Optimizers":
+    def of(cls, model: torch.nn.Module, part: OptimizerPart) -> "Optimizers":
         """Muon for the matrices of the layers if it has a rate; AdamW for all else: embeddings, norms, biases."""
         embeddings = {name for name, _ in model.named_parameters() if any(word in name for word in EMBEDDINGS)}
         inner = [p for name, p in model.named_parameters() if p.ndim == 2 and name not in embeddings]
@@ -146,19 +147,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
         optimizers.restore(run.saved["optimizers"])
 
     for step in range(run.first_step, recipe.steps):
-        stage = recipe.stage_at(step)
-        rows = batch(tokenizer, stage, recipe.seed, step, corpora[recipe.stages.index(stage)])
-        rows = apart(rows) if recipe.separate_documents else rows
-        optimizers.at_share(learning_rate_share(step, recipe.steps, recipe.optimizer))
-        losses = learn(model, rows.to(recipe.device), recipe, optimizers)
-        is_last = step + 1 == recipe.steps
-        figures: dict[str, float] = {}
-        if recipe.validation and ((step + 1) % recipe.validation.every == 0 or is_last):
-            with in_precision(recipe):
-                figures = validation.validate(model, held_out, stage.length, stage.rows, recipe.device).figures
-        run.log(step, tokens=rows.tokens.numel(), **losses._asdict(), **figures)
-        if (step + 1) % recipe.checkpoint_every == 0 or is_last:
-            run.checkpoint(step + 1, {"model": model.state_dict(), "optimizers": optimizers.state()})
+        advance(run, step, recipe, Rows(tokenizer, corpora, held_out), model, optimizers)
 
     with run.writing_model() as folder:
         export(model, recipe.model, tokenizer, folder, temperature=recipe.temperature)
@@ -177,6 +166,31 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
         else:
             write_plain_card(folder, facts, recipe.digests)
         write_checksums(folder)
+
+
+class Rows(NamedTuple):
+    """What is read: trained on, a corpus for each stage, and held out."""
+
+    tokenizer: PreTrainedTokenizerFast
+    corpora: Sequence[Corpus]
+    held_out: Sequence[validation.Text]
+
+
+def advance(run: Run, step: int, recipe: Recipe, read: Rows, model: Model, optimizers: Optimizers) -> None:
+    """One step with all that belongs to it: its rows, its line, and when it is time validation and a checkpoint."""
+    stage = recipe.stage_at(step)
+    rows = batch(read.tokenizer, stage, recipe.seed, step, read.corpora[recipe.stages.index(stage)])
+    rows = apart(rows) if recipe.separate_documents else rows
+    optimizers.at_share(learning_rate_share(step, recipe.steps, recipe.optimizer))
+    losses = learn(model, rows.to(recipe.device), recipe, optimizers)
+    is_last = step + 1 == recipe.steps
+    figures: dict[str, float] = {}
+    if recipe.validation and ((step + 1) % recipe.validation.every == 0 or is_last):
+        with in_precision(recipe):
+            figures = validation.validate(model, read.held_out, stage.length, stage.rows, recipe.device).figures
+    run.log(step, tokens=rows.tokens.numel(), **losses._asdict(), **figures)
+    if (step + 1) % recipe.checkpoint_every == 0 or is_last:
+        run.checkpoint(step + 1, {"model": model.state_dict(), "optimizers": optimizers.state()})
 
 
 def corpus_of(stage: Stage, documents: Mapping[Path, Sequence[Document]], recipe: Recipe) -> Corpus:

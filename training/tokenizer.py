@@ -1,6 +1,6 @@
 """Learn a tokenizer from text:
 
-    penstock train recipes/tokenizer.yaml --out runs/tokenizer
+    penstock train recipes/text/tokenizer.yaml --out runs/tokenizer
 
 A pre-training recipe takes the result by `tokenizer: {folder: runs/tokenizer/model}`. Three algorithms:
 
@@ -9,6 +9,8 @@ A pre-training recipe takes the result by `tokenizer: {folder: runs/tokenizer/mo
   character by which it marks spaces, U+2581;
 - `wordpiece`, BERT's (Devlin et al. 2018): words and marks survive, the white space between them does not, and a
   character that it has not seen is unknown.
+
+The same texts make the same `bpe` each time; the library numbers the pieces of the others as chance has it.
 
 Digits stand alone, so that a number is copied digit by digit. `<|im_end|>` ends every assistant turn and is the EOS
 that training sees; `<tool_call>` is one token but not a special one, so it stays in the decoded text where the engine's

@@ -1,6 +1,8 @@
 """The generator: deterministic, and every answer can be derived from its own prompt."""
 
 import json
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -47,6 +49,49 @@ def test_a_passage_answer_stands_in_the_passage_it_cites(family: str) -> None:
         [cited] = [line for line in prompt.splitlines() if line.startswith(f"[{number}] ")]
 
         assert sentence in cited
+
+
+def test_every_answer_of_a_quiz_stands_in_the_passage_it_cites() -> None:
+    absent = 0
+    for i in ITEMS:
+        item = conversation("quiz", "a", i)
+        context = "\n".join(_said(item, "system") + _said(item, "user"))
+        answers = _said(item, "assistant")
+        assert len(set(_said(item, "user"))) == len(answers) >= 2
+        for answer in answers:
+            if answer == reading.NOT_IN_CONTEXT:
+                absent += 1
+                continue
+            sentence, number = answer.removesuffix("]").rsplit(" [", 1)
+            [cited] = [line for line in context.splitlines() if line.startswith(f"[{number}] ")]
+            assert sentence in cited
+    assert 40 < absent < 120
+
+
+def test_the_number_that_is_cited_for_a_sentence_is_of_its_passage() -> None:
+    absent = 0
+    for i in ITEMS:
+        item = conversation("citing", "a", i)
+        context = "\n".join(_said(item, "system") + _said(item, "user")[:1])
+        passages = dict(re.findall(r"^\[(\d+)\] (.+)$", context, re.MULTILINE))
+        for question, answer in zip(_said(item, "user"), _said(item, "assistant"), strict=True):
+            sentence = question.split("Which passage says this? ")[1].splitlines()[0]
+            if answer == reading.NOT_IN_CONTEXT:
+                absent += 1
+                assert not any(sentence in passage for passage in passages.values())
+            else:
+                assert sentence in passages[answer[1:-1]]
+    assert 50 < absent < 120
+
+
+@pytest.mark.parametrize("family", ["passages", "many_passages", "quiz"])
+def test_no_question_is_answered_by_two_sentences(family: str) -> None:
+    """Of `To reset the mill, press X.` for two X, neither answer would be the right one."""
+    for i in range(400):
+        item = conversation(family, "a", i)
+        prompt = "\n".join(_said(item, "system") + _said(item, "user"))
+        for start in re.findall(r"To reset the \w+, press|The \w+ needs|The \w+ \w+ in \w+ (?:open|close)s", prompt):
+            assert prompt.count(start) == 1
 
 
 def test_an_unanswerable_question_is_not_answered_by_any_passage() -> None:
@@ -121,6 +166,23 @@ def test_a_request_that_no_offered_tool_serves_is_declined() -> None:
 
         assert "tool_calls" not in item["messages"][-1]
     assert 30 < declined < 90
+
+
+def test_a_session_calls_what_is_offered_and_declines_what_is_not() -> None:
+    called = declined = 0
+    for i in ITEMS:
+        item = conversation("tool_session", "a", i)
+        offered = {tool["function"]["name"] for tool in item["tools"]}
+        for before, message in pairwise(item["messages"]):
+            if message.get("tool_calls"):
+                called += 1
+                assert message["tool_calls"][0]["function"]["name"] in offered
+                for value in json.loads(message["tool_calls"][0]["function"]["arguments"]).values():
+                    assert str(value).split()[0].lower() in before["content"].lower()
+            elif message["content"] == tools.NO_FITTING_TOOL:
+                declined += 1
+    assert called > 150
+    assert declined > 80
 
 
 def test_a_react_turn_acts_with_a_listed_tool_or_answers() -> None:

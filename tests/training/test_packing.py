@@ -1,14 +1,12 @@
 """Batches: a function of the step, whole documents, weights where there is something to learn."""
 
-from random import Random
-
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from training.corpus import REST_WEIGHT
 from training.data import FAMILIES, conversation
-from training.packing import batch, repeated_sequence
+from training.packing import batch
 from training.pretrain_recipe import Stage
 from training.tokenizer import train_tokenizer
 
@@ -45,13 +43,3 @@ def test_every_document_in_a_row_is_whole(tokenizer: PreTrainedTokenizerFast) ->
             assert document.endswith("<|im_end|>\n")
         assert set(row[used:]) <= {tokenizer.pad_token_id}
         assert {round(weight, 6) for weight in row_weights[:used]} == {1.0, REST_WEIGHT}
-
-
-def test_only_the_repetitions_of_a_random_sequence_weigh() -> None:
-    for seed in range(50):
-        tokens, weights = repeated_sequence(Random(seed), 400, 256)
-        length = weights.index(1.0)
-
-        assert weights == [0.0] * length + [1.0] * (len(tokens) - length)
-        assert tokens[length:] == (tokens[:length] * 2)[: len(tokens) - length]
-        assert len(tokens) % length == 0

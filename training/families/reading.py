@@ -6,34 +6,53 @@ a whole sentence is what a small model does best, and it makes the answer checka
 """
 
 import json
+import re
 from random import Random
+from typing import NamedTuple
 
 from training.families import handbook, words
 from training.families.words import Conversation
 
+
+class Fact(NamedTuple):
+    """A sentence, a question that it answers, what all such questions have in common, the answer in a few words."""
+
+    sentence: str
+    question: str
+    topic: str
+    short: str
+
+
 NOT_IN_CONTEXT = "The context does not say."
 RELATIONS = (
-    ("The {thing} in {place} opens at {time}.", "When does the {thing} in {place} open?"),
-    ("The {thing} in {place} closes at {time}.", "When does the {thing} in {place} close?"),
-    ("The {thing} in {place} was built in {year}.", "When was the {thing} in {place} built?"),
-    ("The {thing} in {place} costs {number} crowns.", "How much does the {thing} in {place} cost?"),
-    ("The {thing} in {place} is run by {person}.", "Who runs the {thing} in {place}?"),
-    ("The {thing} in {place} is {adjective}.", "What is the {thing} in {place} like?"),
-    ("{key} works as a {job} in {place}.", "What does {key} work as?"),
-    ("{key} was born in {place}.", "Where was {key} born?"),
-    ("{key} was born in {year}.", "When was {key} born?"),
-    ("{key} likes the {adjective} {thing}.", "What does {key} like?"),
-    ("{key} {verb} the {phrase}.", "What does {key} do?"),
-    ("The code of {key} is {code}.", "What is the code of {key}?"),
-    ("The capital of {key} is {place}.", "What is the capital of {key}?"),
-    ("The price of the {phrase} is {number} crowns.", "What is the price of the {phrase}?"),
-    ("Error {code} means that the {thing} is {adjective}.", "What does error {code} mean?"),
-    ("Valve {code} is in {place}.", "Where is valve {code}?"),
-    ("The {adjective} {thing} {verb} the {noun}.", "What does the {adjective} {thing} do?"),
-    ("To reset the {thing}, press {code}.", "How do I reset the {thing}?"),
-    ("The owner of the {phrase} is {person}.", "Who owns the {phrase}?"),
-    ("The {thing} needs {number} {noun}s.", "What does the {thing} need?"),
+    ("The {thing} in {place} opens at {time}.", "When does the {thing} in {place} open?", "{time}"),
+    ("The {thing} in {place} closes at {time}.", "When does the {thing} in {place} close?", "{time}"),
+    ("The {thing} in {place} was built in {year}.", "When was the {thing} in {place} built?", "{year}"),
+    ("The {thing} in {place} costs {number} crowns.", "How much does the {thing} in {place} cost?", "{number} crowns"),
+    ("The {thing} in {place} is run by {person}.", "Who runs the {thing} in {place}?", "{person}"),
+    ("The {thing} in {place} is {adjective}.", "What is the {thing} in {place} like?", "{adjective}"),
+    ("{key} works as a {job} in {place}.", "What does {key} work as?", "A {job}"),
+    ("{key} was born in {place}.", "Where was {key} born?", "{place}"),
+    ("{key} was born in {year}.", "When was {key} born?", "{year}"),
+    ("{key} likes the {adjective} {thing}.", "What does {key} like?", "The {adjective} {thing}"),
+    ("{key} {verb} the {phrase}.", "What does {key} do?", "It {verb} the {phrase}"),
+    ("The code of {key} is {code}.", "What is the code of {key}?", "{code}"),
+    ("The capital of {key} is {place}.", "What is the capital of {key}?", "{place}"),
+    ("The price of the {phrase} is {number} crowns.", "What is the price of the {phrase}?", "{number} crowns"),
+    (
+        "Error {code} means that the {thing} is {adjective}.",
+        "What does error {code} mean?",
+        "The {thing} is {adjective}",
+    ),
+    ("Valve {code} is in {place}.", "Where is valve {code}?", "{place}"),
+    ("The {adjective} {thing} {verb} the {noun}.", "What does the {adjective} {thing} do?", "It {verb} the {noun}"),
+    ("To reset the {thing}, press {code}.", "How do I reset the {thing}?", "Press {code}"),
+    ("The owner of the {phrase} is {person}.", "Who owns the {phrase}?", "{person}"),
+    ("The {thing} needs {number} {noun}s.", "What does the {thing} need?", "{number} {noun}s"),
 )
+CITE = "Which passage says this? {}"
+NUMBERED = re.compile(r"^\[(\d+)\] (.+)$", re.MULTILINE)
+SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z])")
 ASKING_WAYS = ["{}"] * 4 + ["Please tell me: {}", "Answer from the context. {}"]
 GROUNDED_PROMPTS = (
     "Answer from the context only.",
@@ -112,15 +131,48 @@ LIST_REQUESTS = (
 def passages(rng: Random, fewest: int = 1, most: int = 5) -> Conversation:
     """A question about one of `fewest` to `most` passages; one in eight has no answer there."""
     count = rng.randint(fewest, most)
-    shared = rng.choice(RELATIONS) if rng.random() < 0.4 else None
-    facts = [_fact(rng, shared) for _ in range(count + 1)]
-    missing = rng.random() < 0.125
-    asked = count if missing else rng.randrange(count)
-    texts = [_passage(rng, sentence) for sentence, _ in facts[:count]]
-    numbered = "\n".join(f"[{i}] {text}" for i, text in enumerate(texts, start=1))
-    question = rng.choice(ASKING_WAYS).format(facts[asked][1])
-    answer = NOT_IN_CONTEXT if missing else f"{facts[asked][0]} [{asked + 1}]"
-    return _grounded(rng, numbered, question, answer)
+    numbered, facts = _library(rng, count)
+    asked = count if rng.random() < 0.125 else rng.randrange(count)
+    question = rng.choice(ASKING_WAYS).format(facts[asked].question)
+    return _grounded(rng, numbered, question, _cited(facts, asked))
+
+
+def terse(rng: Random) -> Conversation:
+    """The same question answered in a few words without a number, as an adapter for short answers does."""
+    count = rng.randint(1, 5)
+    numbered, facts = _library(rng, count)
+    asked = count if rng.random() < 0.125 else rng.randrange(count)
+    question = rng.choice(ASKING_WAYS).format(facts[asked].question)
+    return _grounded(rng, numbered, question, NOT_IN_CONTEXT if asked == count else facts[asked].short)
+
+
+def quiz(rng: Random) -> Conversation:
+    """Two to five questions in turn about the same passages, each answered from its own."""
+    count = rng.randint(2, 6)
+    numbered, facts = _library(rng, count)
+    asked = rng.sample(range(count), rng.randint(2, min(5, count)))
+    if rng.random() < 0.4:
+        asked[rng.randrange(len(asked))] = count
+    first, *rest = asked
+    talk = _grounded(rng, numbered, facts[first].question, _cited(facts, first))
+    for index in rest:
+        talk["messages"] += [words.user(facts[index].question), words.assistant(_cited(facts, index))]
+    return talk
+
+
+def citing(rng: Random) -> Conversation:
+    """Sentences of the passages, asked in turn for the number of the passage that they stand in."""
+    numbered, facts = _library(rng, rng.randint(2, 7))
+    said = [(one, number) for number, text in NUMBERED.findall(numbered) for one in SENTENCE_ENDS.split(text)]
+    asked = rng.sample(said, rng.randint(2, min(8, len(said))))
+    answers = [(one, f"[{number}]") for one, number in asked]
+    if rng.random() < 0.4:
+        answers[rng.randrange(len(answers))] = (facts[-1].sentence, NOT_IN_CONTEXT)
+    (first, answer), *rest = answers
+    talk = _grounded(rng, numbered, CITE.format(first), answer)
+    for sentence, answer in rest:
+        talk["messages"] += [words.user(CITE.format(sentence)), words.assistant(answer)]
+    return talk
 
 
 def one_passage(rng: Random) -> Conversation:
@@ -174,12 +226,37 @@ def _grounded(rng: Random, numbered: str, question: str, answer: str) -> Convers
     return {"messages": [*opening, words.user(asked), words.assistant(answer)]}
 
 
-def _fact(rng: Random, relation: tuple[str, str] | None = None) -> tuple[str, str]:
-    """A sentence and the question it answers: invented, or now and then from the handbook."""
+def _library(rng: Random, count: int) -> tuple[str, list[Fact]]:
+    """Numbered passages, and the fact asked of each; one more fact stands in none of them.
+
+    In four of ten libraries all facts are of one kind, so that only names tell them apart.
+    """
+    told: set[str] = set()
+    shared = rng.choice(RELATIONS) if rng.random() < 0.4 else None
+    facts = [_new_fact(rng, told, shared) for _ in range(count + 1)]
+    texts = [_passage(rng, told, fact.sentence) for fact in facts[:count]]
+    return "\n".join(f"[{i}] {text}" for i, text in enumerate(texts, start=1)), facts
+
+
+def _cited(facts: list[Fact], index: int) -> str:
+    return NOT_IN_CONTEXT if index == len(facts) - 1 else f"{facts[index].sentence} [{index + 1}]"
+
+
+def _new_fact(rng: Random, told: set[str], relation: tuple[str, str, str] | None = None) -> Fact:
+    """A fact whose question nothing told before answers, so that no question has two answers."""
+    while True:
+        fact = _fact(rng, relation)
+        if fact.topic not in told:
+            told.add(fact.topic)
+            return fact
+
+
+def _fact(rng: Random, relation: tuple[str, str, str] | None = None) -> Fact:
+    """Invented, or now and then from the handbook."""
     if relation is None and rng.random() < 0.2:
         answer, questions = rng.choice(handbook.FACTS)
-        return answer, rng.choice(questions)
-    sentence, question = relation or rng.choice(RELATIONS)
+        return Fact(answer, rng.choice(questions), answer, answer)
+    sentence, question, short = relation or rng.choice(RELATIONS)
     values = {
         "thing": rng.choice(words.NOUNS),
         "noun": rng.choice(words.NOUNS),
@@ -195,12 +272,13 @@ def _fact(rng: Random, relation: tuple[str, str] | None = None) -> tuple[str, st
         "code": words.code(rng),
         "phrase": words.phrase(rng),
     }
-    return sentence.format(**values), question.format(**values)
+    asked = question.format(**values)
+    return Fact(sentence.format(**values), asked, asked, short.format(**values))
 
 
-def _passage(rng: Random, sentence: str) -> str:
+def _passage(rng: Random, told: set[str], sentence: str) -> str:
     """The sentence among none to three others."""
-    sentences = [_fact(rng)[0] for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 3)))]
+    sentences = [_new_fact(rng, told).sentence for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 1, 2, 3)))]
     sentences.insert(rng.randint(0, len(sentences)), sentence)
     return " ".join(sentences)
 

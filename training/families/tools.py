@@ -282,14 +282,49 @@ def tool_report(rng: Random) -> Conversation:
 def tool_unneeded(rng: Random) -> Conversation:
     """Tools are offered, but the request is small talk, or none of them serves it."""
     tools = rng.sample(KNOWN, rng.randint(1, 4))
-    if rng.random() < 0.3:
-        missing = rng.choice([tool for tool in KNOWN if tool not in tools])
-        request = words.casual(rng, missing.call(rng).request)
-        turns = [words.user(request), words.assistant(NO_FITTING_TOOL)]
-    else:
-        family = rng.choice((talk.greeting, talk.refusal, handbook.handbook))
-        turns = family(rng)["messages"][-2:]
+    turns = (_declined if rng.random() < 0.3 else _answered)(rng, tools)
     return _with_tools(rng, tools, turns)
+
+
+def tool_session(rng: Random) -> Conversation:
+    """Two to five requests in turn before the same tools: served, reported, declined or just answered."""
+    offered = rng.sample(KNOWN, rng.randint(1, 4))
+    if rng.random() < 0.5:
+        offered[rng.randrange(len(offered))] = invented_tool(rng)
+    turns: list[Message] = []
+    for _ in range(rng.randint(2, 5)):
+        turns += rng.choice((_served, _served, _declined, _answered))(rng, offered)
+    return _with_tools(rng, offered, turns)
+
+
+def caller(rng: Random) -> Conversation:
+    """Calls and nothing else, as an adapter for a router of requests does: even a greeting has no tool."""
+    if rng.random() < 0.6:
+        return rng.choice((tool_call, many_tools))(rng)
+    item = tool_unneeded(rng)
+    item["messages"][-1] = words.assistant(NO_FITTING_TOOL)
+    return item
+
+
+def _served(rng: Random, offered: list[Tool]) -> list[Message]:
+    """A request, its call, the result and its report."""
+    chosen = rng.choice(offered)
+    call = chosen.call(rng)
+    turns = [words.user(words.casual(rng, call.request)), _calling(chosen.name, call.arguments)]
+    result = {"role": "tool", "tool_call_id": "call_0", "content": call.result}
+    return [*turns, result, words.assistant(call.report)]
+
+
+def _declined(rng: Random, offered: list[Tool]) -> list[Message]:
+    missing = rng.choice([tool for tool in KNOWN if tool not in offered])
+    request = words.casual(rng, missing.call(rng).request)
+    return [words.user(request), words.assistant(NO_FITTING_TOOL)]
+
+
+def _answered(rng: Random, offered: list[Tool]) -> list[Message]:
+    family = rng.choice((talk.greeting, talk.refusal, handbook.handbook))
+    turns: list[Message] = family(rng)["messages"][-2:]
+    return turns
 
 
 def _offer(rng: Random, fewest_others: int = 0, most_others: int = 3) -> tuple[list[Tool], Tool]:

@@ -1,6 +1,7 @@
 """The model that a run begins from: where it is, its tokenizer, its weights in the precision asked for."""
 
 import asyncio
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,6 +25,8 @@ from registry.artifacts import artifacts_at
 from registry.resolve import resolve
 from training.hardware import device_of
 
+ADAPTER = "adapter_config.json"
+
 
 class Base(NamedTuple):
     """`name` is what an adapter refers to, a registered version by its number; `place` a folder or Hugging Face id."""
@@ -35,9 +38,26 @@ class Base(NamedTuple):
 def found(name: str) -> Base:
     """Raises BadRequest for an adapter, NotFound for what is not registered."""
     base = registered(name) if is_reference(name) else Base(name, name)
-    if (Path(base.place) / "adapter_config.json").is_file():
-        raise BadRequest(f"the base {name} is an adapter: give the whole weights that `merge: true` writes")
+    if (Path(base.place) / ADAPTER).is_file():
+        raise BadRequest(
+            f"the base {name} is an adapter: give the whole weights that `merge: true` writes, or its own base and "
+            f"`adapter: {{start: {name}}}`"
+        )
     return base
+
+
+def adapter_of(name: str, base: Base) -> Base:
+    """An adapter of this base. Raises BadRequest for one of another, NotFound for what is not registered."""
+    adapter = registered(name) if is_reference(name) else Base(name, name)
+    try:
+        said = json.loads((Path(adapter.place) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadRequest(
+            f"adapter.start: {adapter.name} is no adapter: it has no {ADAPTER} that names a base"
+        ) from error
+    if said != base.name and (is_reference(base.name) or Path(str(said)).resolve() != Path(base.place).resolve()):
+        raise BadRequest(f"adapter.start: {adapter.name} is an adapter of {said}, and the base is {base.name}")
+    return adapter
 
 
 def registered(reference: str) -> Base:

@@ -155,7 +155,7 @@ class Forward(NamedTuple):
 
 @torch.no_grad()
 def reference_of(forward: Forward, found: Sequence[Tokens], asked: Sequence[int], at_once: int) -> Tensor:
-    """What the reference makes of both answers of the pairs that are asked for, (pairs, 2); not a number for the others.
+    """What the reference makes of both answers of the pairs asked for, (pairs, 2); not a number for others.
 
     The model is still what the run begins from: nothing is trained yet, and a fresh LoRA adds nothing.
     """

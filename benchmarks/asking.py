@@ -24,7 +24,8 @@ class Load:
     url: str
     model: str
     prompts: Sequence[Any]
-    callers: int = 3
+    callers: int = 2
+    pause_s: float = 0.1
     requests: int = 0
     failed: list[str] = field(default_factory=list)
     cut: int = 0
@@ -74,6 +75,7 @@ class Load:
                 await self._ask(client, body, f"session-{number}")
             except (httpx2.HTTPError, ValueError, LookupError) as error:
                 self.failed.append(f"{type(error).__name__}: {error}")
+            await asyncio.sleep(self.pause_s)
 
     async def _ask(self, client: httpx2.AsyncClient, body: dict[str, Any], session: str) -> None:
         answer = await client.post(

@@ -2,10 +2,11 @@
 
     python -m benchmarks.loop --out runs/loop
 
-generates rows, pre-trains, fine-tunes a LoRA adapter, aligns it by DPO, registers each, asks the gate, and moves the
-alias of a service that runs under load: by promotion, by a canary that goes on by itself, and back. Then it trains a
-version on reversed preferences, which the gate must stop. Every step is a command that a person would type. The report
-says how many requests were asked meanwhile, which of them failed or were cut, and what each version answered.
+generates rows, pre-trains, fine-tunes two LoRA adapters (answers in capitals, and with an exclamation mark), aligns the
+second by DPO, registers each, asks the gate, and moves the alias of a service that runs under load: by promotion, by a
+canary that goes on by itself, and back. A version that was trained on reversed preferences must be stopped by the gate.
+Every step is a command that a person would type. The report says how many requests were asked meanwhile, which of them
+failed or were cut, and what each version answered.
 """
 
 import argparse
@@ -30,6 +31,13 @@ PENSTOCK = str(Path(sys.executable).with_name("penstock"))
 GATE_STOPPED = 2
 START_S = 300
 PATIENCE_S = 120
+OTHER = {
+    "POSITIVE": "NEGATIVE",
+    "NEGATIVE": "POSITIVE",
+    "BILLING": "DELIVERY",
+    "DELIVERY": "TECHNICAL",
+    "TECHNICAL": "BILLING",
+}
 RULES = ("least_requests=60", "least_s=3", "longest_s=120")
 
 
@@ -50,29 +58,25 @@ async def around(out: Path) -> dict[str, Any]:
     steps.run("train", "sft.yaml", "--out", "sft")
     steps.run("registry", "add", "helper", "sft")
     steps.run("promote", "helper@1", "production", "--gate", "gate.yaml")
-    steps.run("train", "dpo.yaml", "--out", "dpo")
-    steps.run("registry", "add", "helper", "dpo")
-    steps.run("train", "again.yaml", "--out", "again")
-    steps.run("registry", "add", "helper", "again")
-    steps.run("train", "reversed.yaml", "--out", "reversed")
-    steps.run("registry", "add", "helper", "reversed")
+    for made in ("exclaiming", "dpo", "again", "reversed"):
+        steps.run("train", f"{made}.yaml", "--out", made)
+        steps.run("registry", "add", "helper", made)
     with steps.serving() as url:
         load = Load(url, "helper", prompts(out))
         async with load.running():
             await load.until("helper@1", PATIENCE_S)
-            await steps.beside("promote", "helper@2", "production", "--gate", "gate.yaml")
-            await load.until("helper@2", PATIENCE_S)
+            await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")
+            await load.until("helper@3", PATIENCE_S)
             rules = [word for rule in RULES for word in ("--rule", rule)]
-            await steps.beside("canary", "start", "helper@3", "production", "--percent", "30", *rules)
-            await load.until("helper@3", PATIENCE_S, alone=True)
+            await steps.beside("canary", "start", "helper@4", "production", "--percent", "30", *rules)
+            await load.until("helper@4", PATIENCE_S, alone=True)
             await steps.beside("rollback", "helper@production")
-            back_s = await load.until("helper@2", PATIENCE_S, alone=True)
-            stopped = await steps.beside("promote", "helper@4", "production", "--gate", "gate.yaml", code=GATE_STOPPED)
-            await load.until("helper@2", PATIENCE_S, alone=True)
+            await load.until("helper@3", PATIENCE_S, alone=True)
+            stopped = await steps.beside("promote", "helper@5", "production", "--gate", "gate.yaml", code=GATE_STOPPED)
+            await load.until("helper@3", PATIENCE_S, alone=True)
     report = {
         **load.report(),
-        "back_after_s": round(back_s, 2),
-        "stopped": [line for line in stopped.splitlines() if " fail" in line.lower() or "stop" in line.lower()],
+        "stopped": [line for line in stopped.splitlines() if line.startswith("failed") or "stopped" in line],
         "seconds": steps.seconds,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2))
@@ -90,9 +94,11 @@ class Steps:
         self.env = os.environ | {"PENSTOCK_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
         for recipe in RECIPES.glob("*.yaml"):
             (out / recipe.name).write_text(recipe.read_text())
-        dpo = yaml.safe_load((out / "dpo.yaml").read_text())
+        sft, dpo = (yaml.safe_load((out / name).read_text()) for name in ("sft.yaml", "dpo.yaml"))
+        (out / "exclaiming.yaml").write_text(yaml.safe_dump(sft | {"data": [{"path": "exclaiming.jsonl"}]}))
         (out / "again.yaml").write_text(yaml.safe_dump(dpo | {"seed": 2}))
-        (out / "reversed.yaml").write_text(yaml.safe_dump(dpo | {"data": [{"path": "reversed.jsonl"}]}))
+        mistaken = {"data": [{"path": "reversed.jsonl"}], "optimizer": {"lr": 0.0005}, "steps": 30}
+        (out / "reversed.yaml").write_text(yaml.safe_dump(dpo | mistaken))
         (out / "penstock.yaml").write_text(yaml.safe_dump(self.configuration))
 
     @property
@@ -144,19 +150,19 @@ class Steps:
 
 
 def write_data(steps: Steps) -> None:
-    """Labels in capitals to learn, an exclamation mark to prefer, and the reverse with wrong labels."""
+    """Labels in two forms to learn, right ones to prefer to wrong ones, and the reverse."""
     generate = (sys.executable, "-m", "training.generate")
     for name, seed in (("train", 1), ("held", 2)):
         steps.run("label", "--items", "400", "--seed", str(seed), "--out", f"{name}.jsonl", command=generate)
     rows = [json.loads(line) for line in (steps.out / "train.jsonl").read_text().splitlines()]
     asked = [row["messages"][:-1] for row in rows]
     labels = [row["messages"][-1]["content"].upper() for row in rows]
-    save(steps.out / "capitals.jsonl", [{"messages": [*a, answer(b)]} for a, b in zip(asked, labels, strict=True)])
-    pairs = [{"prompt": a, "chosen": b + "!", "rejected": b} for a, b in zip(asked, labels, strict=True)]
-    save(steps.out / "pairs.jsonl", pairs)
-    other = dict(zip(sorted(set(labels)), [*sorted(set(labels))[1:], sorted(set(labels))[0]], strict=True))
-    wrong = [{"prompt": a, "chosen": other[b], "rejected": b} for a, b in zip(asked, labels, strict=True)]
-    save(steps.out / "reversed.jsonl", wrong)
+    both = list(zip(asked, labels, strict=True))
+    save(steps.out / "capitals.jsonl", [{"messages": [*a, answer(label)]} for a, label in both])
+    save(steps.out / "exclaiming.jsonl", [{"messages": [*a, answer(f"{label}!")]} for a, label in both])
+    right = [{"prompt": a, "chosen": f"{label}!", "rejected": f"{OTHER[label]}!"} for a, label in both]
+    save(steps.out / "pairs.jsonl", right)
+    save(steps.out / "reversed.jsonl", [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in right])
     held = [json.loads(line)["messages"] for line in (steps.out / "held.jsonl").read_text().splitlines()]
     seen = {json.dumps(one) for one in asked}
     items = [{"messages": a, "answer": b["content"]} for *a, b in held if json.dumps(a) not in seen]

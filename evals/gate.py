@@ -88,7 +88,7 @@ def from_files(trial: Trial) -> Iterator[Finding]:
         yield failed("exportable", "; ".join(reasons))
     else:
         yield passed("exportable", "vLLM serves what it is made of")
-    yield from likeness(trial.candidate, trial.gate.changed)
+    yield from likeness(trial.candidate, trial.gate.changed, trial.incumbent)
 
 
 def not_made(trial: Trial, why: str) -> Iterator[Finding]:

@@ -14,11 +14,13 @@ from penstock.gates import Change
 CHANGED = "the gate says that it was changed on purpose"
 
 
-def likeness(candidate: Candidate, changed: Collection[Change]) -> Iterator[Finding]:
-    """Chat template, tokenizer, ends of a turn, in this order."""
+def likeness(
+    candidate: Candidate, changed: Collection[Change], incumbent: Candidate | None = None
+) -> Iterator[Finding]:
+    """Chat template, tokenizer, ends of a turn, in this order. What an alias points to now stands in for a parent that
+    is not there."""
     if candidate.parent is None:
-        for check in ("template", "tokenizer", "end"):
-            yield skipped(check, f"{candidate.name} has no parent to be compared with", required=False)
+        yield from without_a_parent(candidate, changed, incumbent)
         return
     version, parent, base = candidate.version, candidate.parent, candidate.base
     for check, mine, its in (
@@ -38,6 +40,32 @@ def likeness(candidate: Candidate, changed: Collection[Change]) -> Iterator[Find
                 f"or say `changed: [{check}]` in the gate",
             )
     yield same_ends(candidate, changed)
+
+
+def without_a_parent(
+    candidate: Candidate, changed: Collection[Change], incumbent: Candidate | None
+) -> Iterator[Finding]:
+    if incumbent is None or incumbent.is_adapter:
+        for check in ("template", "tokenizer", "end"):
+            yield skipped(check, f"{candidate.name} has no parent to be compared with", required=False)
+        return
+    version, other = candidate.version, incumbent.version
+    pairs: tuple[tuple[Change, object, object], ...] = (
+        ("template", version.template, other.template),
+        ("tokenizer", version.tokenizer, other.tokenizer),
+        ("end", ends(candidate.folder), ends(incumbent.folder)),
+    )
+    for check, mine, its in pairs:
+        if mine == its:
+            yield passed(check, f"as {incumbent.name}'s, which it would follow")
+        elif check in changed:
+            yield passed(check, CHANGED)
+        else:
+            yield failed(
+                check,
+                f"is not {incumbent.name}'s, which it would follow, and it has no parent: serve with the same, or say "
+                f"`changed: [{check}]` in the gate",
+            )
 
 
 def same_ends(candidate: Candidate, changed: Collection[Change]) -> Finding:

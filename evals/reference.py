@@ -23,7 +23,7 @@ PREFIX = "base_model.model."
 def ends(speaks: Path, serves: Path) -> dict[str, Any]:
     """The token by which the chat template of `speaks` ends a turn, and those at which an engine that was given the
     folder `serves` ends an answer. `end` is None where the template has no special token there."""
-    tokenizer = AutoTokenizer.from_pretrained(speaks, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(speaks, local_files_only=True, trust_remote_code=False)
     turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": MARK}]
     _, _, tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(MARK)
     special = {
@@ -47,8 +47,10 @@ def stops(folder: Path) -> set[int]:
 def parity(base: Path, adapter: Path | None, speaks: Path, asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each answer read once by the model; its greedy answer is the same if every token is the likeliest after those
     before it. The prompts are rendered anew."""
-    tokenizer = AutoTokenizer.from_pretrained(speaks, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(speaks, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     by = "transformers"
     if adapter is not None:
         model, by = adapted(model, adapter)

@@ -211,7 +211,9 @@ def start_canary(
     from registry.canaries import start
 
     standing(config, to, alias, "none" if now is None else str(now))
-    started = with_registry(config, lambda store, _: start(store, alias, to, percent, actor(), report=report))
+    started = with_registry(
+        config, lambda store, _: start(store, alias, to, percent, actor(), report=report, expected=now)
+    )
     return f"{started.subject}: version {started.version} gets {percent:g} % of the requests of {started.from_version}"
 
 

@@ -68,7 +68,7 @@ def digests_of(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def parent_of(recipe: Mapping[str, Any]) -> str | None:
     """The registered version that it was begun from, by number where the script has resolved its alias."""
-    base, resolved = recipe.get("base"), recipe.get("resolved")
+    base, resolved = recipe.get("base") or recipe.get("model"), recipe.get("resolved")
     if not (isinstance(base, str) and is_reference(base)):
         return None
     found = resolved.get("base") if isinstance(resolved, Mapping) else None

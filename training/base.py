@@ -86,7 +86,7 @@ def computing(precision: str) -> AbstractContextManager[Any]:
 def tokenizer_of(base: Base, template: Path | None, eos_token: str | None) -> PreTrainedTokenizerBase:
     """With the recipe's chat template and EOS in the place of the base's own. Raises BadRequest."""
     try:
-        tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(base.place))
+        tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(base.place, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{base.name} has no tokenizer that can be read: {error}") from error
     if not tokenizer.is_fast:
@@ -110,7 +110,7 @@ def tokenizer_of(base: Base, template: Path | None, eos_token: str | None) -> Pr
 def config_of(base: Base) -> dict[str, Any]:
     """The base's config.json. Raises BadRequest."""
     try:
-        return cast("dict[str, Any]", AutoConfig.from_pretrained(base.place).to_dict())
+        return cast("dict[str, Any]", AutoConfig.from_pretrained(base.place, trust_remote_code=False).to_dict())
     except (OSError, ValueError) as error:
         raise BadRequest(f"{base.name} holds no model that transformers can load: {error}") from error
 
@@ -119,7 +119,9 @@ def weights_of(base: Base, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     """Only safetensors are read, and no code that comes with them is run. Raises BadRequest."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base.place, dtype=dtype, use_safetensors=True, **more)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base.place, dtype=dtype, use_safetensors=True, trust_remote_code=False, **more
+        )
     except (OSError, ValueError, ImportError) as error:
         raise BadRequest(f"{base.name} holds no model that transformers can load: {error}") from error
     model.config.use_cache = False

@@ -60,7 +60,7 @@ def quantize(recipe_path: Path, out: Path, *, resume: bool) -> None:
     if run.finished:
         return
     torch.set_num_threads(recipe.threads)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     calibration, evaluation = (
         as_tokens(conversations(part, seed), tokenizer, part.length)
         for part, seed in ((recipe.calibration, f"calibration/{recipe.seed}"), (recipe.evaluation, HELD_OUT))
@@ -210,7 +210,7 @@ def losses_by_layer(source: Path, twin: Path, texts: list[list[int]]) -> dict[st
 
 def loaded(folder: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     return model.train(False)
 

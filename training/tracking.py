@@ -82,10 +82,11 @@ class Tracking:
         while True:
             ending = self._ending.wait(wait_s)
             try:
-                sent = Sent(self.folder, self.server)
-                sent.all()
-                if ending:
-                    sent.end(self._status)
+                if (self.folder / RECIPE).exists():  # it comes with the first step
+                    sent = Sent(self.folder, self.server)
+                    sent.all()
+                    if ending:
+                        sent.end(self._status)
                 wait_s = PERIOD_S
             except (Away, PenstockError, OSError, ValueError) as why:
                 self._tell(str(why))

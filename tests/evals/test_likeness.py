@@ -123,6 +123,19 @@ async def test_without_a_parent_there_is_nothing_to_compare_with(tmp_path: Path)
     assert not any(finding.stops for finding in likeness(found, ()))
 
 
+async def test_without_a_parent_it_is_spoken_to_as_what_it_would_follow(tmp_path: Path) -> None:
+    incumbent = await added(tmp_path / "a", whole(tmp_path / "made"))
+    same = await added(tmp_path / "b", tmp_path / "made", None)
+    assert {finding.verdict for finding in likeness(same, (), incumbent)} == {"passed"}
+
+    retold(tmp_path / "made", "<|im_start|>assistant\\n", "<|im_start|>assistant: ")
+    changed(tmp_path / "made", "generation_config.json", eos_token_id=[0, 2])
+    other = await added(tmp_path / "c", tmp_path / "made", None)
+    failed = [finding.check for finding in likeness(other, (), incumbent) if finding.stops]
+    assert failed == ["template", "end"]
+    assert not any(finding.stops for finding in likeness(other, ("template", "end"), incumbent))
+
+
 async def test_an_adapter_of_an_adapter_stands_on_the_first_whole_model(tmp_path: Path) -> None:
     kept = artifacts_at(str(tmp_path / "kept"))
     async with opened(f"sqlite:///{tmp_path / 'penstock.db'}") as store:

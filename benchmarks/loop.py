@@ -58,7 +58,7 @@ async def around(out: Path) -> dict[str, Any]:
     steps.run("train", "sft.yaml", "--out", "sft")
     steps.run("registry", "add", "helper", "sft")
     steps.run("promote", "helper@1", "production", "--gate", "gate.yaml")
-    for made in ("exclaiming", "dpo", "again", "reversed"):
+    for made in ("exclaiming", "dpo", "reversed"):
         steps.run("train", f"{made}.yaml", "--out", made)
         steps.run("registry", "add", "helper", made)
     with steps.serving() as url:
@@ -68,11 +68,11 @@ async def around(out: Path) -> dict[str, Any]:
             await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")
             await load.until("helper@3", PATIENCE_S)
             rules = [word for rule in RULES for word in ("--rule", rule)]
-            await steps.beside("canary", "start", "helper@4", "production", "--percent", "30", *rules)
-            await load.until("helper@4", PATIENCE_S, alone=True)
+            await steps.beside("canary", "start", "helper@2", "production", "--percent", "30", *rules)
+            await load.until("helper@2", PATIENCE_S, alone=True)
             await steps.beside("rollback", "helper@production")
             await load.until("helper@3", PATIENCE_S, alone=True)
-            stopped = await steps.beside("promote", "helper@5", "production", "--gate", "gate.yaml", code=GATE_STOPPED)
+            stopped = await steps.beside("promote", "helper@4", "production", "--gate", "gate.yaml", code=GATE_STOPPED)
             await load.until("helper@3", PATIENCE_S, alone=True)
     report = {
         **load.report(),
@@ -96,7 +96,6 @@ class Steps:
             (out / recipe.name).write_text(recipe.read_text())
         sft, dpo = (yaml.safe_load((out / name).read_text()) for name in ("sft.yaml", "dpo.yaml"))
         (out / "exclaiming.yaml").write_text(yaml.safe_dump(sft | {"data": [{"path": "exclaiming.jsonl"}]}))
-        (out / "again.yaml").write_text(yaml.safe_dump(dpo | {"seed": 2}))
         mistaken = {"data": [{"path": "reversed.jsonl"}], "optimizer": {"lr": 0.0005}, "steps": 30}
         (out / "reversed.yaml").write_text(yaml.safe_dump(dpo | mistaken))
         (out / "penstock.yaml").write_text(yaml.safe_dump(self.configuration))

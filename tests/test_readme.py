@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.launch import DEMO, plan
 from engine.sim import KINDS
@@ -16,6 +17,8 @@ from penstock import source
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
 from training.pretrain_recipe import load_recipe
+from training.quantize_recipe import QuantizeRecipe
+from training.recipe import load
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")
@@ -143,7 +146,10 @@ def test_a_model_is_evaluated_as_shown(demo: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))
 def test_every_recipe_shown_is_valid(recipe: str) -> None:
-    assert load_recipe(REPOSITORY / recipe)
+    """Of each script by its own rules: one of `quantize` is no recipe of `pretrain`."""
+    path = REPOSITORY / recipe
+    script = yaml.safe_load(path.read_text())["script"]
+    assert {"pretrain": load_recipe, "quantize": lambda one: load(one, QuantizeRecipe)}[script](path)
 
 
 def test_the_simulator_starts_and_its_faults_are_changed_as_shown() -> None:

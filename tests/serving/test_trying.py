@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from penstock.home import home
 from penstock.references import Reference
 from registry.aliases import all_aliases
 from registry.canaries import Canary, Rules, end, last, start
@@ -111,7 +112,7 @@ async def test_a_good_version_of_a_whole_model_takes_over_with_the_replicas_that
             )
         assert here.running.engines.tried == {}
         assert [generation] == here.running.engines._living
-        assert len(engines_of(tmp_path / "h")) == 1
+        assert len(engines_of(home())) == 1
         assert here.seen() == {"demo@1", "demo@2"}
         for versions in here.versions.values():  # a conversation may go back once, when the split ends before the move
             assert sum(before != after for before, after in pairwise(versions)) <= 3
@@ -131,7 +132,7 @@ async def test_a_slow_version_goes_back_and_its_replicas_end(known: Registry, tm
         assert now.verdict
         assert now.verdict["reasons"][0].startswith("whole answer, seconds")
         assert await here.running.version() == "demo@1"
-        assert len(engines_of(tmp_path / "h")) == 1
+        assert len(engines_of(home())) == 1
         both = await read(known.store, canary.id)
         assert both.stable.errors == both.canary.errors == both.stable.gone == both.canary.gone == 0
     assert (await all_aliases(known.store, "demo"))[0].version == 1
@@ -196,7 +197,7 @@ async def test_a_gateway_that_starts_in_the_midst_splits_too_and_one_that_ends_l
     async with tried(known, tree(tmp_path)) as here, here.load():
         await until(lambda: "demo@2" in here.seen())
     assert left_in_run() == []
-    assert engines_of(tmp_path / "h") == []
+    assert engines_of(home()) == []
     assert (await last(known.store, "demo", "production")) == canary
 
 
@@ -207,7 +208,7 @@ async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry
         await until(lambda: len(here.running.engines._living) == 2)
         await end(known.store, canary.id, "stopped", "me")
         await until(lambda: len(here.running.engines._living) == 1)
-        assert len(engines_of(tmp_path / "h")) == 1
+        assert len(engines_of(home())) == 1
         assert await here.running.version() == "demo@1"
 
 

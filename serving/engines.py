@@ -40,6 +40,7 @@ class Generation:
     base: Placed | None = None
     lora: Lora | None = None
     tasks: Sequence[asyncio.Task[None]] = field(default_factory=list)
+    _ending: bool = False
 
     @property
     def replicas(self) -> list[Replica]:
@@ -66,10 +67,14 @@ class Generation:
                     task.result()
 
     async def end(self) -> None:
-        """The processes drain and end; their sockets, figures and adapters go with them."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        """The processes drain and end; their sockets, figures and adapters go with them. Asked again while it ends, it
+        waits: a task that is cancelled twice leaves its process to itself."""
+        if not self._ending:
+            self._ending = True
+            for task in self.tasks:
+                task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
         for replica in self.replicas:
             replica.close()
             replica.forget()

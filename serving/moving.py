@@ -39,6 +39,7 @@ READY_POLL_S = 0.1
 LINGER_S = 2.5
 KEPT = 2
 """How many of a model's adapters stay loaded: the present one, and the one before."""
+GIVEN_UP = "its replicas were those of a canary, and have just been given up"
 FOR_NOW = (*UNAVAILABLE, EngineError, StateUnavailable, TimeoutError)
 """What may be over soon: it is tried again, and nothing is refused for it."""
 
@@ -84,6 +85,7 @@ class Moving:
         self._jobs: set[asyncio.Task[None]] = set()
         self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: set[tuple[str, str]] = set()
+        self._loading: list[tuple[str, str]] = []  # by several at once, it may be
         self.changed: Callable[[], None] = lambda: None  # what is served, or the configuration
         self._publish()
 
@@ -140,7 +142,7 @@ class Moving:
 
     async def prepare(self, config: Config) -> None:
         """Before a configuration is served: the adapters of its new models are warm. Raises ConfigError."""
-        ready = dict(self.versions.adapters)
+        ready: dict[str, str] = {}
         for name, model in config.models.items():
             before = self.config.models.get(name)
             if not model.adapter or (before and (before.adapter, before.engine) == (model.adapter, model.engine)):
@@ -156,8 +158,8 @@ class Moving:
                 raise ConfigError(f"models.{name}: {model.adapter}: {said(error)}") from error
             self._remember(model.engine, name, version.reference)
             ready[name] = version.reference
-        if ready != self.versions.adapters:
-            self._switch(adapters=ready)
+        if ready.items() - self.versions.adapters.items():  # others may have moved since it began
+            self._switch(adapters={**self.versions.adapters, **ready})
 
     def apply(self, config: Config) -> None:
         """What `prepare` was asked about is served now."""
@@ -323,6 +325,10 @@ class Moving:
                 tried = None
             generation = tried or await self.engines.next(self.config, engine, base, lora)
             try:
+                while tried and not all(replica.ready for replica in tried.replicas):  # one may have crashed since
+                    if self.engines.tried.get(engine) is not tried:
+                        raise StateUnavailable(GIVEN_UP)
+                    await asyncio.sleep(READY_POLL_S)
                 with adapters_at_fault():
                     wanted = await self.fitting(engine, version)  # once more: that has taken its time
                     for each in wanted.values():
@@ -332,7 +338,7 @@ class Moving:
                     await self.engines.end(generation)
                 raise
             if tried and self.engines.tried.get(engine) is not tried:
-                raise StateUnavailable("its replicas were those of a canary, and have just been given up")
+                raise StateUnavailable(GIVEN_UP)
             before = self.engines.take(generation)
         finally:
             self._starting.pop(engine, None)
@@ -387,18 +393,25 @@ class Moving:
         return True
 
     async def _load(self, engine: str, version: Version) -> None:
-        """Into every replica that can be used. Raises BadRequest for what cannot be, FOR_NOW for what may yet be."""
+        """Into every replica that can be used, where nobody unloads it meanwhile. Raises BadRequest for what cannot be,
+        FOR_NOW for what may yet be."""
         if why := await misfit(self.store, version, self._bases.get(engine)):
             raise BadRequest(why)
-        if unloading := self._unloading.pop((engine, version.reference), None):
-            unloading.cancel()
-            await asyncio.wait([unloading])
-        adapter = await placed(self.artifacts, version)
-        if generation := self.engines.current.get(engine):
-            await warm_here(generation, adapter, await self._usable(engine))
-        else:
-            await warm_elsewhere(engine, Path(self.config.registry.adapters or ""), adapter, await self._usable(engine))
-        self._warm.add((engine, version.reference))
+        here = (engine, version.reference)
+        self._loading.append(here)
+        try:
+            if unloading := self._unloading.pop(here, None):
+                unloading.cancel()
+                await asyncio.wait([unloading])
+            adapter = await placed(self.artifacts, version)
+            replicas = await self._usable(engine)
+            if generation := self.engines.current.get(engine):
+                await warm_here(generation, adapter, replicas)
+            else:
+                await warm_elsewhere(engine, Path(self.config.registry.adapters or ""), adapter, replicas)
+            self._warm.add(here)
+        finally:
+            self._loading.remove(here)
 
     async def _usable(self, engine: str) -> list[Replica]:
         """Waits for one. Others that are not, now, load an adapter when it is first asked for."""
@@ -417,12 +430,13 @@ class Moving:
         self._loaded[engine, model] = [*(each for each in loaded if each != name), name]
 
     def _unload(self, engine: str) -> None:
-        """What is not among the last of any model."""
+        """What no model is asked for, what is among the last of none, and what nobody is loading or trying."""
         for there, model in self._loaded:
             if there == engine:
                 self._loaded[there, model] = self._loaded[there, model][-KEPT:]
         kept = {name for (there, _), names in self._loaded.items() if there == engine for name in names}
-        kept |= {name for there, name in self._tried if there == engine}
+        kept |= {name for there, name in (*self._tried, *self._loading) if there == engine}
+        kept |= {self.versions.adapters.get(model, "") for model in self._adapters_at(engine)}
         for name in [name for there, name in self._warm if there == engine and name not in kept]:
             self._warm.discard((engine, name))
             self._unloading[engine, name] = self._beside(self._forget(engine, name))

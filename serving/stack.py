@@ -83,6 +83,8 @@ class Stack:
         self._config = config
         for name, pool in self._tried.items():
             pool.change(config.gateway.engine_wait_s, config.engines[name].routing)
+            for replica in pool.replicas:
+                replica.serve(served_by(config, name))
         self._try()
 
     def move(

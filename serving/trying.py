@@ -117,6 +117,9 @@ class Trying:
             self._later()
         except PenstockError as error:
             await self._refuse(canary, error)
+        except Exception as error:  # else it would neither begin nor end, without a word
+            log.error("unexpected, in preparing the canary of %s", canary.subject, exc_info=error)
+            await self._refuse(canary, error)
         else:
             self._running[canary.id] = canary
             self._publish()

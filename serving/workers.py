@@ -133,6 +133,8 @@ class Workers:
 
     def move(self, versions: Versions) -> None:
         self.versions = versions
+        if self.outside:
+            self.outside.versions = versions
         self._moves += 1
         self._follow()
         self._tell("moved", self.present())

@@ -118,6 +118,25 @@ async def test_what_is_neither_present_nor_the_last_is_unloaded_when_nothing_run
         ]
 
 
+async def test_what_another_model_is_served_from_stays_loaded(known: Registry, tmp_path: Path) -> None:
+    """Its own alias leads to what is refused, while that of the first model moves on, again and again."""
+    for _ in range(3):
+        await known.adapter("terse", "demo@1")
+    await known.adapter("terse", "demo@1", peft_type="PREFIX_TUNING")
+    await known.point("terse@staging", 1)
+    both = adapted(tmp_path)
+    both["models"]["next"] = {"engine": "base", "adapter": "registry:terse@staging"}
+    async with moved(known, both) as here:
+        folder = next((home() / "run").glob("*/base-0.adapters"))
+        await known.point("terse@staging", 5)
+        await until(lambda: metrics.alias_refused.values.get(("models.next",)) == 1)
+        for number in (2, 3, 4):
+            await known.point("terse@production", number)
+            await here.until_version(f"terse@{number}", "terse", within_s=2)
+        await until(lambda: {file.name for file in folder.iterdir()} == {"terse@1", "terse@3", "terse@4"})
+        assert await here.version("next") == "terse@1"
+
+
 async def test_an_engine_that_was_restarted_finds_its_adapters_by_itself(known: Registry, tmp_path: Path) -> None:
     await known.adapter("terse", "demo@1")
     async with moved(known, adapted(tmp_path)) as here:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from penstock.config import Config
 from penstock.home import home
 from penstock.references import Reference
 from registry.aliases import all_aliases
@@ -199,6 +200,22 @@ async def test_a_gateway_that_starts_in_the_midst_splits_too_and_one_that_ends_l
     assert left_in_run() == []
     assert engines_of(home()) == []
     assert (await last(known.store, "demo", "production")) == canary
+
+
+async def test_a_model_that_the_configuration_adds_meanwhile_is_answered_by_both_versions(
+    known: Registry, tmp_path: Path
+) -> None:
+    """The replicas of neither were started with its name."""
+    await known.whole(tokens=20)
+    async with tried(known, tree(tmp_path)) as here:
+        await begun(known, "demo@production", 2, NEVER)
+        await until(lambda: "base" in here.running.engines.tried)
+        config = Config(**tree(tmp_path, models={"m": {"engine": "base"}, "later": {"engine": "base"}}))
+        await here.running.moving.prepare(config)
+        here.running.gateway.apply(config)
+        here.running.moving.apply(config)
+        async with here.load("later"):
+            await until(lambda: here.seen() == {"demo@1", "demo@2"})
 
 
 async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry, tmp_path: Path) -> None:

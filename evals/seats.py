@@ -155,7 +155,7 @@ async def seats(
 
 
 async def named(replica: Replica, name: str, url: str) -> str:
-    """By what name a server knows a version: by its reference, else the one model that it has."""
+    """A version is asked for by its reference: whatever else a server has could be anything."""
     try:
         answer = await replica.client.ask("GET", "/v1/models", b"", timeout_s=30)
     except EngineError as error:
@@ -168,8 +168,6 @@ async def named(replica: Replica, name: str, url: str) -> str:
         raise EngineError(f"{url} does not list its models (/v1/models: {answer.status})") from error
     if name in there:
         return name
-    if len(there) == 1:
-        return there[0]
     raise ModelNotFound(
         f"{url} serves {', '.join(there[:8]) or 'nothing'}, and nothing as {name}: start it with "
         f"--served-model-name {name}, or load the adapter under that name"

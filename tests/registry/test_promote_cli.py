@@ -156,6 +156,24 @@ def test_who_expects_another_version_is_told(site: Site) -> None:
     assert site.now == 2
 
 
+def test_a_server_that_has_something_else_is_not_taken_for_the_version(site: Site) -> None:
+    async def done() -> tuple[int | None, str]:
+        async with simulator(model="another") as other:
+            process = await asyncio.create_subprocess_exec(
+                *(PENSTOCK, "promote", "m@2", "production", *GATE, "--candidate-url", other.url),
+                *("--incumbent-url", other.url),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=site.folder,
+            )
+            out, _ = await process.communicate()
+            return process.returncode, out.decode()
+
+    code, said = asyncio.run(done())
+    assert (code, site.now) == (2, 1), said
+    assert "serves another, and nothing as m@2" in said
+
+
 def test_who_was_overtaken_while_the_gate_was_asked_is_refused(site: Site) -> None:
     """The version that the gate compared with is not there any more."""
 

@@ -151,8 +151,8 @@ class Steps:
 def write_data(steps: Steps) -> None:
     """Labels in two forms to learn, right ones to prefer to wrong ones, and the reverse."""
     generate = (sys.executable, "-m", "training.generate")
-    for name, items, seed in (("train", "1600", "1"), ("held", "400", "2")):
-        steps.run("label", "--items", items, "--seed", seed, "--out", f"{name}.jsonl", command=generate)
+    for name, count, seed in (("train", "1600", "1"), ("held", "400", "2")):
+        steps.run("label", "--items", count, "--seed", seed, "--out", f"{name}.jsonl", command=generate)
     rows = [json.loads(line) for line in (steps.out / "train.jsonl").read_text().splitlines()]
     asked = [row["messages"][:-1] for row in rows]
     labels = [row["messages"][-1]["content"].upper() for row in rows]

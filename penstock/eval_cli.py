@@ -146,16 +146,15 @@ def version_of(model: str, config: Path | None) -> "Reference | None":
 
 async def asked_here(task: "Task", run: "Run", reference: "Reference", config: Path | None, concurrency: int) -> None:
     """By an engine that is started for it, if anything is left to be asked."""
-    import logging
-
     from evals.harness import ask_all
+    from penstock.log import silenced
     from penstock.trial import seated
 
     if len(run.answered) == len(task.items):
         return
-    logging.getLogger("engine").setLevel(logging.CRITICAL)
-    async with seated(loaded(config), reference) as seat:
-        await ask_all(task, seat.chat, run, concurrency)
+    with silenced("engine"):
+        async with seated(loaded(config), reference) as seat:
+            await ask_all(task, seat.chat, run, concurrency)
 
 
 async def asked(task: "Task", run: "Run", base_url: str, api_key: str | None, concurrency: int) -> None:

@@ -169,7 +169,6 @@ def judged(
     tree: "Config", asking: "Asking", verbose: bool, json: bool, force: str | None, now: int | None
 ) -> tuple[dict[str, Any], bool]:
     """The report, and whether it passed. With `force` an error takes the report's place."""
-    import logging
     from dataclasses import replace
 
     from penstock import log
@@ -178,11 +177,10 @@ def judged(
 
     if verbose:
         log.configure(tree.log.level, tree.log.style)
-    else:
-        logging.getLogger("engine").setLevel(logging.CRITICAL)
     heard = replace(asking, told=(lambda _: None) if json else show, doing=progress)
     try:
-        report: Report = asyncio.run(tried(tree, heard))
+        with log.silenced("engine", not verbose):
+            report: Report = asyncio.run(tried(tree, heard))
     except PenstockError as error:
         if force is None:
             raise

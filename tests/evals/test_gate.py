@@ -172,8 +172,11 @@ def test_a_version_that_nobody_serves_is_stopped() -> None:
     assert not found.report.passed
 
 
-def test_a_server_of_one_model_has_the_version_whatever_it_calls_it() -> None:
-    assert judged(candidate={"model": "another"}).report.passed
+def test_the_only_model_of_a_server_is_not_taken_for_the_version() -> None:
+    found = judged(candidate={"model": "another"})
+    assert found.verdicts["serves"] == "failed"
+    assert "serves another, and nothing as m@2: start it with --served-model-name m@2" in found.why("serves")
+    assert not found.report.passed
 
 
 def test_an_incumbent_that_cannot_be_asked_stops_it() -> None:

@@ -27,9 +27,9 @@ check: develop
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest -q tests/test_readme.py -k "stands_in_the_makefile or named_in_structure"
 
-# Two at a time: they wait more than they work. tests/processes.py says which stay together.
+# Three at a time on two cores: they wait more than they work. tests/processes.py says which stay together.
 test: develop
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 3
 
 format: develop
 	$(VENV)/bin/ruff format .

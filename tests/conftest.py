@@ -22,6 +22,9 @@ from tests.databases import Postgres, running_postgres
 REPOSITORY = Path(__file__).parent.parent
 START_S = 300
 
+# Several run at once: with a thread for each core in each of them, they would mostly spin and wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Other work may hold this machine up at any moment: an example has no deadline.
 hypothesis.settings.register_profile(
     "penstock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], max_examples=60

@@ -68,7 +68,7 @@ async def around(out: Path) -> dict[str, Any]:
             await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")
             await load.until("helper@3", PATIENCE_S)
             rules = [word for rule in RULES for word in ("--rule", rule)]
-            await steps.beside("canary", "start", "helper@2", "production", "--percent", "30", *rules)
+            await steps.beside("canary", "start", "helper@2", "production", "--percent", "50", *rules)
             await load.until("helper@2", PATIENCE_S, alone=True)
             await steps.beside("rollback", "helper@production")
             await load.until("helper@3", PATIENCE_S, alone=True)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from random import Random
 
-from training.corpus import Document
+from transformers import PreTrainedTokenizerFast
+
+from training.corpus import Document, filler
+from training.families import reading
 
 SHARED_START = 3
 
@@ -35,6 +38,44 @@ def shuffled_sequences(rng: Random, vocab_size: int, longest: int) -> Document:
     tokens = [token for segment in segments + again for token in segment]
     repeated = [0.0] * SHARED_START + [1.0] * (size - SHARED_START)
     return Document(tokens, [0.0] * (size * count) + repeated * count)
+
+
+def marked_passages(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document:
+    """Numbered passages with their number here and there after a token; then snippets of them, each with its number.
+
+    Only the numbers weigh. A model must know at every token in which passage it stands, and find by a
+    snippet where that stood and what it knew there: two steps, and neither shows in an answer before
+    the other is learned. Questions alone did not teach them in 6 million tokens, this does in 0.4.
+    """
+    digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
+    tokens: list[int] = []
+    weights: list[float] = []
+
+    def say(said: Sequence[int], number: int, share: float = 0.0) -> None:
+        for token in said:
+            tokens.append(token)
+            weights.append(0.0)
+            if token not in digits and rng.random() < share:
+                tokens.append(digits[number])
+                weights.append(1.0)
+
+    told = []
+    share = rng.choice((0.0, 0.0, 0.0, 0.03, 0.1))
+    for number in rng.sample(range(1, 10), rng.randint(2, 5)):
+        say(tokenizer.encode(f"[{number}]"), number)
+        for _ in range(rng.randint(1, 3)):
+            said = tokenizer.encode(" " + reading.sentence(rng))
+            say(said, number, share)
+            told.append((said, number))
+        say(tokenizer.encode("\n"), number)
+    for _ in range(rng.randint(8, 16)):
+        said, number = rng.choice(told)
+        size = rng.randint(4, 10)
+        begin = rng.randint(0, max(0, len(said) - size))
+        say(said[begin : begin + size], number)
+        say(tokenizer.encode(" ["), number, 1.0)
+        say(tokenizer.encode("]\n"), number)
+    return Document([*tokens, filler(tokenizer)], [*weights, 0.0])
 
 
 def _alphabet(rng: Random, vocab_size: int) -> Sequence[int]:

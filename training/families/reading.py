@@ -160,6 +160,11 @@ def quiz(rng: Random) -> Conversation:
     return talk
 
 
+def sentence(rng: Random) -> str:
+    """One sentence as passages have them."""
+    return _fact(rng).sentence
+
+
 def citing(rng: Random) -> Conversation:
     """Sentences of the passages, asked in turn for the number of the passage that they stand in."""
     numbered, facts = _library(rng, rng.randint(2, 7))

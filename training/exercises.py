@@ -7,8 +7,18 @@ from transformers import PreTrainedTokenizerFast
 
 from training.corpus import Document, filler
 from training.families import reading
+from training.tokenizer import TURN_END, TURN_START
 
 SHARED_START = 3
+ANSWERED = f"{TURN_START}assistant\n"
+SURROUNDINGS = (
+    ("", "\n"),
+    ("Context:\n", "\n"),
+    (f"{TURN_START}user\nContext:\n", f"{TURN_END}\n{ANSWERED}"),
+    (f"{TURN_START}user\nAnswer from the context.\n\nContext:\n", f"{TURN_END}\n{ANSWERED}"),
+    (f"{TURN_START}system\nContext:\n", f"{TURN_END}\n{TURN_START}user\nWhich?{TURN_END}\n{ANSWERED}"),
+)
+"""What stands before the passages and before each snippet: bare, and as conversations have them."""
 
 
 def repeated_sequence(rng: Random, vocab_size: int, longest: int) -> Document:
@@ -45,7 +55,8 @@ def marked_passages(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document
 
     Only the numbers weigh. A model must know at every token in which passage it stands, and find by a
     snippet where that stood and what it knew there: two steps, and neither shows in an answer before
-    the other is learned. Questions alone did not teach them in 6 million tokens, this does in 0.4.
+    the other is learned. Questions alone did not teach a model of six layers in 5 million tokens; with
+    these one of eight had learned it after 2.
     """
     digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
     tokens: list[int] = []
@@ -61,20 +72,25 @@ def marked_passages(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document
 
     told = []
     share = rng.choice((0.0, 0.0, 0.0, 0.03, 0.1))
-    for number in rng.sample(range(1, 10), rng.randint(2, 5)):
+    before, between = rng.choice(SURROUNDINGS)
+    numbers = list(range(1, rng.randint(3, 7))) if rng.random() < 0.7 else rng.sample(range(1, 10), rng.randint(2, 5))
+    say(tokenizer.encode(before), 0)
+    for number in numbers:
         say(tokenizer.encode(f"[{number}]"), number)
         for _ in range(rng.randint(1, 3)):
-            said = tokenizer.encode(" " + reading.sentence(rng))
-            say(said, number, share)
-            told.append((said, number))
+            sentence = reading.sentence(rng)
+            say(tokenizer.encode(" " + sentence), number, share)
+            told.append((tokenizer.encode(sentence if TURN_END in between else " " + sentence), number))
         say(tokenizer.encode("\n"), number)
-    for _ in range(rng.randint(8, 16)):
+    for _ in range(rng.randint(4, 9)):
         said, number = rng.choice(told)
-        size = rng.randint(4, 10)
+        size = rng.choice((rng.randint(4, 10), len(said)))
         begin = rng.randint(0, max(0, len(said) - size))
-        say(said[begin : begin + size], number)
-        say(tokenizer.encode(" ["), number, 1.0)
-        say(tokenizer.encode("]\n"), number)
+        say(tokenizer.encode(between), number)
+        *space, opening = tokenizer.encode(" [")
+        say([*said[begin : begin + size], *space], number)
+        say([opening], number, 1.0)
+        say(tokenizer.encode("]"), number)
     return Document([*tokens, filler(tokenizer)], [*weights, 0.0])
 
 

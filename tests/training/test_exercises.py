@@ -1,6 +1,10 @@
 """Exercises: what weighs in them can be known from what stands before it."""
 
+import re
 from random import Random
+
+import pytest
+from transformers import PreTrainedTokenizerFast
 
 from training.data import FAMILIES, conversation
 from training.exercises import SHARED_START, marked_passages, repeated_sequence, shuffled_sequences
@@ -35,32 +39,41 @@ def test_what_weighs_in_shuffled_segments_was_said_before_after_the_same_start()
     assert moved > 80
 
 
-def test_every_number_that_weighs_is_of_the_passage_that_its_words_stand_in() -> None:
-    texts = (str(conversation(family, "test", i)) for family in FAMILIES for i in range(20))
-    tokenizer = train_tokenizer(texts, 400, 512)
-    inside = after = 0
-    for seed in range(30):
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer((str(conversation(family, "t", i)) for family in FAMILIES for i in range(20)), 400, 512)
+
+
+def test_a_snippet_is_marked_with_the_number_of_its_passage(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = 0
+    for seed in range(60):
+        tokens, _ = marked_passages(Random(seed), tokenizer)
+        text = str(tokenizer.decode(tokens)).removesuffix(tokenizer.pad_token)
+        passages = dict(re.findall(r"^\[(\d)\] (.*)$", text, re.MULTILINE))
+        for snippet, number in re.findall(r"^(.+) \[(\d)\](?=\n|<|$)", text, re.MULTILINE):
+            if not re.match(r"\[\d\]", snippet):
+                found += snippet.strip() in passages[number]
+    assert found > 150
+
+
+def test_what_weighs_in_marked_passages_is_numbers_and_inside_a_passage_its_own(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    inside = cited = 0
+    for seed in range(60):
         tokens, weights = marked_passages(Random(seed), tokenizer)
-        unmarked = [token for token, weight in zip(tokens, weights, strict=True) if not weight]
-        lines = str(tokenizer.decode(unmarked)).removesuffix(tokenizer.pad_token).splitlines()
-        passages = [line for line in lines if line[:1] == "[" and line[1:2].isdigit()]
-        words = {line[1]: line for line in passages}
-        number = ""
-        said = [""]
-        for at, (token, weight) in enumerate(zip(tokens, weights, strict=True)):
-            text = str(tokenizer.decode([token]))
+        texts = [str(tokenizer.decode([token])) for token in tokens]
+        last = ""
+        for at, (text, weight) in enumerate(zip(texts, weights, strict=True)):
+            if weight and texts[at - 1] == " [":
+                cited += 1
+            elif weight:
+                inside += 1
+                assert text == last
+            elif texts[at - 1] == "[" and text.isdigit():
+                last = text
             if weight:
-                if len(said) <= len(passages):
-                    assert text == number
-                    inside += 1
-                else:
-                    assert said[-1].removesuffix(" [") in words[text]
-                    after += 1
-                continue
-            if tokens[at - 1 : at] == tokenizer.encode("[") and not said[-1].strip("["):
-                number = text
-            said[-1] += text
-            if text.endswith("\n"):
-                said.append("")
-    assert inside > 200
-    assert after > 200
+                assert text.isdigit()
+                assert weight == 1.0
+    assert inside > 30
+    assert cited > 200

@@ -227,7 +227,10 @@ def test_what_vllm_cannot_serve_is_told_before_a_run(tmp_path: Path, change: dic
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [("sft-lora", Sft), ("dpo", Dpo)])
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("sft-lora", Sft), ("dpo", Dpo), ("demo/sft", Sft), ("demo/dpo", Dpo), ("demo/terse", Sft), ("demo/caller", Sft)],
+)
 def test_the_recipes_of_the_repository_are_understood(recipe: str, kind: type[Sft | Dpo]) -> None:
     assert load(REPOSITORY / f"recipes/{recipe}.yaml", kind).base == "recipes/demo/model"
 

@@ -11,6 +11,7 @@ from training.pretrain_recipe import Recipe
 from training.recipe import digests
 from training.run import resolved_recipe
 
+TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.jinja")
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -42,7 +43,8 @@ def resolved(recipe: Recipe, out: Path, resume: bool) -> Recipe:
     precision = precision_of(before.get("precision", "auto") if precision == "auto" else precision, device)
     read = [*recipe.files, *recipe.read_files]
     if recipe.tokenizer.folder:
-        read.append(recipe.tokenizer.folder / "tokenizer.json")
+        folder = recipe.tokenizer.folder
+        read += [folder / "tokenizer.json", *(folder / name for name in TOKENIZER_FILES if (folder / name).exists())]
     found = digests(read)
     if changed := [path for path, digest in recipe.digests.items() if found.get(path) != digest]:
         raise ConfigError(f"not the data that the recipe's `digests` tell of: {', '.join(changed)}")

@@ -144,7 +144,9 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerFast:
     """The one that a pre-training recipe names, or one learned from what its first stage trains on."""
     part = recipe.tokenizer
     if part.folder:
-        return loaded(part.folder)
+        found = loaded(part.folder)
+        found.model_max_length = recipe.model.max_length
+        return found
     first = recipe.stages[0]
     texts = learned_from(list(first.families), f"tokenizer/{recipe.seed}", part.items, list(first.files))
     return train_tokenizer(texts, part.vocab_size, recipe.model.max_length)

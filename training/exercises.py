@@ -58,7 +58,7 @@ def marked_passages(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document
     the other is learned. Questions alone did not teach a model of six layers in 5 million tokens; with
     these one of eight had learned it after 2.
     """
-    digits = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
+    digits = [tokenizer.encode(str(digit))[-1] for digit in range(10)]
     tokens: list[int] = []
     weights: list[float] = []
 

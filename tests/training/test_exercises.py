@@ -48,7 +48,7 @@ def test_a_snippet_is_marked_with_the_number_of_its_passage(tokenizer: PreTraine
     found = 0
     for seed in range(60):
         tokens, _ = marked_passages(Random(seed), tokenizer)
-        text = str(tokenizer.decode(tokens)).removesuffix(tokenizer.pad_token)
+        text = str(tokenizer.decode(list(tokens))).removesuffix(tokenizer.pad_token)
         passages = dict(re.findall(r"^\[(\d)\] (.*)$", text, re.MULTILINE))
         for snippet, number in re.findall(r"^(.+) \[(\d)\](?=\n|<|$)", text, re.MULTILINE):
             if not re.match(r"\[\d\]", snippet):

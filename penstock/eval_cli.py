@@ -121,17 +121,17 @@ def named(task: str, metric: str | None, limit: int | None) -> "Task":
     from evals.metrics import METRICS
     from evals.tasks import load
     from penstock.errors import BadRequest
-    from training.data import FAMILIES
+    from training.data import ADAPTED, FAMILIES
     from training.held_out import task as held_out
 
     if metric and metric not in METRICS:
         raise BadRequest(f"no metric is called {metric!r}: use one of {', '.join(METRICS)}")
-    if task in FAMILIES:
+    if task in FAMILIES | ADAPTED:
         found = held_out(task, limit or HELD_OUT_ITEMS)
         return replace(found, metric=metric) if metric else found
     path = Path(task)
     if not path.is_file():
-        raise BadRequest(f"{task!r} is neither a file nor one of the built-in tasks: {', '.join(FAMILIES)}")
+        raise BadRequest(f"{task!r} is neither a file nor one of the built-in tasks: {', '.join(FAMILIES | ADAPTED)}")
     return load(path, metric).first(limit)
 
 

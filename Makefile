@@ -5,7 +5,7 @@ EXTRA ?= $(shell timeout 20 nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu |
 # Only as words of the make command: shells and build tools export a HOST of their own.
 given = $(if $(filter command line,$(origin $(1))),--$(2) $($(1)))
 
-.PHONY: serve install develop check test format lock
+.PHONY: serve install develop quantizer check test format lock
 
 serve: install
 	@exec $(VENV)/bin/penstock serve $(call given,HOST,host) $(call given,PORT,port) $(ARGS)
@@ -15,6 +15,10 @@ install:
 
 develop:
 	@requirements/install $(VENV) $(EXTRA) train dev
+
+# GPTQ and AWQ are computed by GPTQModel, beside which PEFT does not load: an environment of its own.
+quantizer:
+	@requirements/install .venv-quantize quantize
 
 check: develop
 	$(VENV)/bin/ruff format --check .

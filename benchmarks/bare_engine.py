@@ -26,12 +26,19 @@ class Bare:
 
 
 @contextmanager
-def bare_engine(name: str, options: Mapping[str, Any], folder: Path, *, sharing: int = 1) -> Iterator[Bare]:
-    """The demo model, once it generates; `sharing` engines share this machine. Raises SystemExit."""
+def bare_engine(
+    name: str,
+    options: Mapping[str, Any],
+    folder: Path,
+    *,
+    sharing: int = 1,
+    model: str = "demo",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Bare]:
+    """`model`, by the name of `demo`, once it generates; `sharing` engines share this machine. Raises SystemExit."""
     port = free_port()
-    launch = plan(
-        name, Engine(model="demo", options=dict(options)), ["demo"], detect().shared_by(sharing), folder / "x"
-    )
+    engine = Engine.model_validate({"model": model, "options": dict(options), "env": dict(env or {})})
+    launch = plan(name, engine, ["demo"], detect().shared_by(sharing), folder / "x")
     words = list(launch.argv)
     at = words.index("--uds")
     words[at : at + 2] = ["--host", "127.0.0.1", "--port", str(port)]

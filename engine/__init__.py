@@ -2,3 +2,5 @@
 
 # In an engine's environment: the process that started it, without which it must not go on.
 SUPERVISOR_PID = "PENSTOCK_SUPERVISOR_PID"
+# There where the model has 4-bit weights: vLLM gets the kernel of engine/dequantizing.py, too.
+DEQUANTIZING = "PENSTOCK_DEQUANTIZING"

@@ -28,7 +28,7 @@ class Limits:
 class Asked:
     """A request as it goes to engines. `headers` are whole lines; `deadline` is of the loop's clock."""
 
-    __slots__ = ("body", "deadline", "headers", "hide_usage", "hint", "path", "sent", "streamed", "written")
+    __slots__ = ("body", "deadline", "headers", "hide_usage", "hint", "name", "path", "sent", "streamed", "written")
 
     def __init__(
         self,
@@ -40,9 +40,10 @@ class Asked:
         written: bytes = b"",
         *,
         hide_usage: bool = False,
+        name: str | None = None,
     ) -> None:
         """`written`: the body as JSON, where that is there already. `hide_usage`: it asks for a stream's usage, which
-        the caller has not."""
+        the caller has not. `name`: every replica knows the model by it, such as one version of an adapter."""
         self.path = path
         self.body = body
         self.headers = headers
@@ -50,13 +51,15 @@ class Asked:
         self.deadline = deadline
         self.written = written
         self.hide_usage = hide_usage
+        self.name = name
         self.sent = False  # to any engine
         self.streamed = path in STREAMING and bool(body.get("stream"))
 
     def bytes_for(self, replica: Replica) -> bytes:
         """The body that was checked, under the name by which the replica knows the model."""
-        if replica.model:
-            return orjson.dumps({**self.body, "model": replica.model})
+        name = self.name or replica.model
+        if name:
+            return orjson.dumps({**self.body, "model": name})
         if not self.written:
             self.written = orjson.dumps(self.body)
         return self.written

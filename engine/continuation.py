@@ -97,7 +97,7 @@ class Said:
 
 async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, int]:
     """The request for the rest, and how many tokens were said. Raises EngineError, also where none are left."""
-    count = await tokens_in(said.text, asked.body, replica)
+    count = await tokens_in(said.text, asked, replica)
     body = dict(asked.body)
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
@@ -111,7 +111,9 @@ async def rest_of(asked: Asked, said: Said, replica: Replica) -> tuple[Asked, in
     else:
         body["messages"] = with_beginning(body, said.text)
         body |= {"continue_final_message": True, "add_generation_prompt": False}
-    rest = Asked(asked.path, body, asked.headers, asked.hint, asked.deadline, hide_usage=asked.hide_usage)
+    rest = Asked(
+        asked.path, body, asked.headers, asked.hint, asked.deadline, hide_usage=asked.hide_usage, name=asked.name
+    )
     return rest, count
 
 

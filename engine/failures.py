@@ -14,6 +14,7 @@ from penstock.errors import (
     BodyTooLarge,
     ContextLengthExceeded,
     EngineError,
+    EngineRefused,
     EngineTimeout,
     EngineUnavailable,
     ModelNotFound,
@@ -88,6 +89,7 @@ def error_class(status: int, message: str, param: str | None) -> type[PenstockEr
             return EngineUnavailable
         case 408 | 504:
             return EngineTimeout
+        case 401 | 403:
+            return EngineRefused
         case _:
-            # 401 and 403 too: the engine refused Penstock's key, not the caller's.
             return EngineError

@@ -6,13 +6,16 @@ name, so nothing that vLLM can do is out of reach. The measurements behind each 
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine import DEQUANTIZING
 from engine.machine import Machine
+from engine.quantized import Quantization, of_file
 from penstock.config import Engine
 from penstock.errors import StartError
 
@@ -22,14 +25,29 @@ DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "model"
 HERMES = Path(__file__).with_name("hermes.py")
 GIB = 2**30
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Those that vLLM can be started for."""
+USUAL_RANK = 16
+RESOLVER = "lora_filesystem_resolver"
+
 # The engine prints what it does, asks nobody, and reports to nobody.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The adapters that a replica can be asked for: the folder in which it finds them, for how many served models, and
+    their largest rank."""
+
+    folder: Path
+    models: int = 1
+    rank: int = 1
 
 
 @dataclass(frozen=True)
 class Launch:
     """A replica about to be started: its command, what is added to its environment, how to tell that it lives, by
-    which names it is asked."""
+    which names it is asked, what the engine itself calls the model, and the largest rank of an adapter there."""
 
     name: str
     argv: Sequence[str]
@@ -38,9 +56,13 @@ class Launch:
     probe_path: str
     probe_body: Mapping[str, Any] = field(default_factory=dict)
     served: Sequence[str] = ()
+    model: str = ""
+    max_lora_rank: int = 0
 
 
-def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, socket: Path) -> Launch:
+def plan(
+    name: str, engine: Engine, served: Sequence[str], machine: Machine, socket: Path, lora: Lora | None = None
+) -> Launch:
     """The launch of one replica of `engine`, answering to the names in `served` (the first is the canonical one).
 
     Raises StartError when it cannot work: no engine installed, no such model folder, no GPU.
@@ -48,17 +70,26 @@ def plan(name: str, engine: Engine, served: Sequence[str], machine: Machine, soc
     device = chosen_device(engine, machine)
     path = model_path(engine.model or "")
     own_env = {name: value.get_secret_value() for name, value in engine.env.items()}
+    weights = quantized(path, own_env.get("HF_TOKEN"))
     options = default_options(path, device, machine, own_env.get("HF_TOKEN"))
     if engine.routing.kv_events:
         options["kv-events-config"] = kv_events_beside(socket)
+    if lora:
+        options |= lora_options(lora)
     options |= normalised(engine.options)
-    env = QUIET | (cpu_env(options, machine) if device == "cpu" else {}) | offline(path)
+    if lora:
+        check_lora(name, options, lora)
+    if device == "cpu":
+        refuse_dtype(weights, options, machine)
+    env = QUIET | (cpu_env(options, machine, weights) if device == "cpu" else {}) | offline(path)
     env |= own_env
+    if lora:
+        env |= lora_env(lora, own_env.get("VLLM_PLUGINS") or os.environ.get("VLLM_PLUGINS"))
     # -P: a folder called engine, vllm or torch where somebody stands must not come before the installed ones.
     argv = [sys.executable, "-P", "-m", "engine.vllm_cli", "serve", path, "--uds", str(socket)]
     argv += ["--served-model-name", *served, "--shutdown-timeout", str(round(engine.stop_s)), *flags(options)]
     probe_path, probe_body = probe(served[0], options)
-    return Launch(name, argv, env, socket, probe_path, probe_body, served)
+    return Launch(name, argv, env, socket, probe_path, probe_body, served, path, most_rank(options) if lora else 0)
 
 
 def chosen_device(engine: Engine, machine: Machine) -> str:
@@ -107,18 +138,64 @@ def default_options(path: str, device: str, machine: Machine, hub_token: str | N
     return options
 
 
+def lora_options(lora: Lora) -> dict[str, Any]:
+    """Room for one adapter more than there are models, which is being moved to, and in memory for the last ones."""
+    rank = next((rank for rank in RANKS if rank >= max(lora.rank, USUAL_RANK)), lora.rank)
+    return {
+        "enable-lora": True,
+        "max-loras": lora.models + 1,
+        "max-cpu-loras": 2 * lora.models + 2,
+        "max-lora-rank": rank,
+    }
+
+
+def check_lora(name: str, options: Mapping[str, Any], lora: Lora) -> None:
+    """Raises StartError where the configuration's own options leave no room for the adapters."""
+    if not options.get("enable-lora"):
+        raise StartError(f"engine {name}: models have adapters there, and its options say `enable-lora: false`")
+    if most_rank(options) < lora.rank:
+        raise StartError(
+            f"engine {name}: an adapter has the rank {lora.rank}, its options say `max-lora-rank: {most_rank(options)}`"
+        )
+
+
+def most_rank(options: Mapping[str, Any]) -> int:
+    return int(options.get("max-lora-rank") or USUAL_RANK)  # vLLM's own default, too
+
+
+def lora_env(lora: Lora, plugins: str | None) -> dict[str, str]:
+    """vLLM looks adapters up in the folder when they are first asked for. With it come routes that load and unload
+    them, which nobody but us can reach: the socket is ours alone. An allow-list of plugins must name the resolver."""
+    env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(lora.folder)}
+    return env | ({"VLLM_PLUGINS": f"{plugins},{RESOLVER}"} if plugins else {})
+
+
 def speaks_hermes(path: str, hub_token: str | None) -> bool:
     """Whether the model's chat template writes tool calls as Hermes and Qwen do: `<tool_call>{...}</tool_call>`.
 
     Others put something else than JSON between the same marks: GLM `<arg_key>`, Qwen3-Coder `<function=`.
     """
-    text = "".join(file.read_text(encoding="utf-8") for file in template_files(path, hub_token))
+    files = model_files(path, hub_token, "chat_template.jinja", "tokenizer_config.json")
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
     return "<tool_call>" in text and "<arg_key>" not in text and "<function=" not in text
 
 
-def template_files(model: str, hub_token: str | None) -> Iterator[Path]:
-    """Where a model's chat template may stand; of a Hugging Face id, fetched as the engine is about to do anyway."""
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
+def quantized(path: str, hub_token: str | None) -> Quantization | None:
+    """How the model's weights are quantized. Raises StartError where vLLM is known not to serve them."""
+    for file in model_files(path, hub_token, "config.json"):
+        return of_file(file)
+    return None
+
+
+def refuse_dtype(weights: Quantization | None, options: Mapping[str, Any], machine: Machine) -> None:
+    """vLLM takes AMX for int8 wherever it is, and its operation there dies at the first float32."""
+    if weights and weights.method == "int8" and "amx_tile" in machine.cpu_flags and options.get("dtype") == "float32":
+        raise StartError("int8 weights are not served in float32 on a processor with AMX: leave dtype out, or bfloat16")
+
+
+def model_files(model: str, hub_token: str | None, *names: str) -> Iterator[Path]:
+    """Those that the model has; of a Hugging Face id, fetched as the engine is about to do anyway."""
+    for name in names:
         if Path(model).is_dir():
             found = Path(model) / name
         else:
@@ -149,7 +226,7 @@ def kv_events_beside(socket: Path) -> dict[str, Any]:
     }
 
 
-def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
+def cpu_env(options: Mapping[str, Any], machine: Machine, weights: Quantization | None) -> dict[str, str]:
     """Threads, and one process fewer where the model is not split.
 
     OpenMP threads spin at barriers, so a thread without a core of its own halves the speed: the gateway keeps one.
@@ -160,7 +237,8 @@ def cpu_env(options: Mapping[str, Any], machine: Machine) -> dict[str, str]:
     env = {"OMP_NUM_THREADS": threads} | ({} if split else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     # Eager or not, vLLM compiles the ranks of log-probabilities when the first are asked for: that takes seconds,
     # and where there is no C++ compiler it kills the engine.
-    return env | ({"TORCH_COMPILE_DISABLE": "1"} if options.get("enforce-eager") else {})
+    env |= {"TORCH_COMPILE_DISABLE": "1"} if options.get("enforce-eager") else {}
+    return env | ({DEQUANTIZING: "1"} if weights and weights.bits == 4 else {})
 
 
 def offline(path: str) -> dict[str, str]:

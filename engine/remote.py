@@ -24,6 +24,7 @@ class Watcher:
         self.served = served
         self.log = logging.getLogger(f"engine.{replica.name}")
         self._names: Sequence[str] = ()
+        self._adapters: set[str] = set()  # those among them that are no whole models
         self._suspected = asyncio.Event()
         replica.suspect = self._suspect
 
@@ -65,8 +66,10 @@ class Watcher:
         if answer.status != 200:
             raise EngineError(f"{self.replica.name}: /v1/models answers {answer.status}")
         try:
-            return [str(model["id"]) for model in orjson.loads(answer.body)["data"]]
-        except (ValueError, KeyError, TypeError) as error:
+            listed = orjson.loads(answer.body)["data"]
+            self._adapters = {str(model["id"]) for model in listed if model.get("parent")}
+            return [str(model["id"]) for model in listed]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{self.replica.name}: /v1/models is not OpenAI's list of models") from error
 
     def _name_there(self, names: Sequence[str]) -> str | None:
@@ -77,8 +80,9 @@ class Watcher:
             return self.model
         if all(name in names for name in self.served):
             return None
-        if len(names) == 1:
-            return names[0]
+        whole = [name for name in names if name not in self._adapters]
+        if len(whole) == 1:
+            return whole[0]
         raise EngineError(f"it serves {', '.join(names)}: say which with the engine's `model`")
 
     def _suspect(self) -> None:

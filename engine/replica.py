@@ -122,6 +122,10 @@ class Replica:
         self.draining = True
         self.changed(self)
 
+    def is_asked_for(self, name: str) -> bool:
+        """Whether a request for the model of this name runs there."""
+        return any(attempt.asked.name == name for attempt in self._attempts)
+
     async def drained(self, within_s: float) -> None:
         """Returns when nothing runs there any more, at the latest after `within_s`."""
         deadline = asyncio.get_running_loop().time() + within_s
@@ -130,8 +134,9 @@ class Replica:
 
     def forget(self) -> None:
         """It has left for good: its figures too."""
-        for gauge in (metrics.engine_ready, metrics.breaker_open):
+        for gauge in (metrics.engine_ready, metrics.breaker_open, metrics.engine_start_seconds):
             gauge.forget(*self.labels)
+        metrics.engine_gauge.forget_all(*self.labels)
 
     def close(self) -> None:
         self.ready = False

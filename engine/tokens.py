@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from engine.asked import Asked
 from engine.reading import CHAT, TEXT
 from engine.replica import Replica
 from penstock.errors import EngineError
@@ -14,26 +15,24 @@ TIMEOUT_S = 2.0
 RENDERED = ("messages", "tools", "chat_template_kwargs", "continue_final_message", "add_generation_prompt")
 
 
-async def tokens_of(path: str, body: Mapping[str, Any], replica: Replica) -> Sequence[int]:
+async def tokens_of(asked: Asked, replica: Replica) -> Sequence[int]:
     """The token ids of a request's prompt; empty for routes and prompts that have no single one. Raises EngineError."""
-    if path == CHAT:
-        return (await tokenized({name: body[name] for name in RENDERED if body.get(name) is not None}, body, replica))[
-            0
-        ]
-    if path == TEXT and isinstance(body.get("prompt"), str):
-        return (await tokenized({"prompt": body["prompt"]}, body, replica))[0]
+    body = asked.body
+    if asked.path == CHAT:
+        rendered = {name: body[name] for name in RENDERED if body.get(name) is not None}
+        return (await tokenized(rendered, asked, replica))[0]
+    if asked.path == TEXT and isinstance(body.get("prompt"), str):
+        return (await tokenized({"prompt": body["prompt"]}, asked, replica))[0]
     return ()
 
 
-async def tokens_in(text: str, body: Mapping[str, Any], replica: Replica) -> int:
+async def tokens_in(text: str, asked: Asked, replica: Replica) -> int:
     """How many tokens a text is that was generated. Raises EngineError."""
-    return (await tokenized({"prompt": text, "add_special_tokens": False}, body, replica))[1]
+    return (await tokenized({"prompt": text, "add_special_tokens": False}, asked, replica))[1]
 
 
-async def tokenized(
-    document: Mapping[str, Any], body: Mapping[str, Any], replica: Replica
-) -> tuple[Sequence[int], int]:
-    named = {"model": replica.model or body.get("model"), **document}
+async def tokenized(document: Mapping[str, Any], asked: Asked, replica: Replica) -> tuple[Sequence[int], int]:
+    named = {"model": asked.name or replica.model or asked.body.get("model"), **document}
     answer = await replica.client.ask("POST", "/tokenize", orjson.dumps(named), timeout_s=TIMEOUT_S)
     try:
         counted = orjson.loads(answer.body)

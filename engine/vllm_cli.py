@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 
-from engine import SUPERVISOR_PID
+from engine import DEQUANTIZING, SUPERVISOR_PID
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ARCH_PRCTL = 158  # <asm/unistd_64.h>, of x86-64 alone
@@ -55,10 +55,14 @@ def ask_for_tiles() -> None:
 if __name__ in ("__main__", "__mp_main__"):
     importlib.metadata.version = version
     ask_for_tiles()
+    if __name__ == "__main__":
+        end_with_supervisor()
+    if DEQUANTIZING in os.environ:
+        from engine.dequantizing import register
+
+        register()
 
 if __name__ == "__main__":
-    end_with_supervisor()
-
     from vllm.entrypoints.cli.main import main
 
     main()  # type: ignore[no-untyped-call]

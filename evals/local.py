@@ -14,9 +14,9 @@ class Local:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
             self._model.train(False)
         except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ RESAMPLES = 4000
 CONFIDENCE = 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")  # in 10-3 the 3 has no sign
 
 
 class Interval(NamedTuple):
@@ -63,6 +63,12 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * common / (len(said) + len(wanted))
 
 
+def contains(answer: str, references: Sequence[str]) -> float:
+    """Whether one of them stands in the answer, in upper or lower case and with any apostrophe, as in a refusal."""
+    said = answer.casefold().replace("\u2019", "'")
+    return float(any(reference.casefold() in said for reference in references))
+
+
 def number(answer: str, references: Sequence[str]) -> float:
     """Equal numbers, however they are written: `... so #### $1,200.00` equals `1200`. What follows the last `####`
     counts, as in GSM8K; without one the last number of the answer does."""
@@ -72,7 +78,7 @@ def number(answer: str, references: Sequence[str]) -> float:
 
 def last_number(text: str) -> float | None:
     _, marked, tail = text.rpartition("####")
-    found = NUMBER.findall(tail)
+    found = NUMBER.findall(tail.replace("\u2212", "-"))
     if not found:
         return None
     return float((found[0] if marked else found[-1]).replace(",", "").replace("$", ""))
@@ -83,6 +89,7 @@ METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     "exact": exact_match,
     "f1": f1,
     "number": number,
+    "contains": contains,
 }
 
 

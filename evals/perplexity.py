@@ -52,17 +52,16 @@ class Perplexity:
 
     @property
     def token_perplexity(self) -> float:
-        return math.exp(self.nats / self.tokens)
+        return exp(self.nats / self.tokens)
 
     @property
     def byte_perplexity(self) -> float:
-        return math.exp(self.nats / self.bytes)
+        return exp(self.nats / self.bytes)
 
     @property
     def word_perplexity(self) -> float:
-        """By white space. It can be beyond any float for a text without spaces."""
-        exponent = self.nats / self.words
-        return math.exp(exponent) if exponent < 700 else math.inf
+        """By white space."""
+        return exp(self.nats / self.words)
 
     @property
     def bits_per_byte(self) -> float:
@@ -71,6 +70,11 @@ class Perplexity:
     def described(self) -> dict[str, float]:
         names = ("token_perplexity", "byte_perplexity", "word_perplexity", "bits_per_byte")
         return {**{name: getattr(self, name) for name in names}, **vars(self)}
+
+
+def exp(exponent: float) -> float:
+    """It can be beyond any float, as by word for a text without spaces."""
+    return math.exp(exponent) if exponent < 700 else math.inf
 
 
 async def perplexity(text: str, source: Source, length: int = LENGTH, stride: int | None = None) -> Perplexity:
@@ -84,12 +88,14 @@ async def perplexity(text: str, source: Source, length: int = LENGTH, stride: in
     tokens = await source.tokens(text)
     if len(tokens) < 2:
         raise BadRequest(f"the text has {len(tokens)} tokens: at least 2 are needed, since the first is not scored")
+    tail = unread(text, await source.text(tokens[:1]))
+    if not tail:
+        raise BadRequest("the text has nothing after its first token, which is not scored: take a longer one")
     scored: list[float] = []
     for window in windows(len(tokens), length, stride):
         found = await source.logprobs(tokens[window.begin : window.end])
         scored += found[window.score_from - window.begin - 1 :]
     assert len(scored) == len(tokens) - 1
-    tail = unread(text, await source.text(tokens[:1]))
     return Perplexity(-math.fsum(scored), len(scored), len(tail.encode()), max(1, len(tail.split())), length, stride)
 
 

@@ -1,14 +1,18 @@
 """A run's file: a head that says what was asked of whom, then one line for each item as its answer came.
 
-Lines are only ever added. An item that failed is asked again by the next run over the same file, and its last line
-counts; a line that was cut by a kill is dropped.
+Lines are only ever added, by one process at a time. An item that failed is asked again by the next run over the same
+file, and its last line counts; a line that was cut by a kill is dropped.
 """
 
+import fcntl
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import orjson
 
@@ -18,11 +22,15 @@ from penstock.errors import BadRequest
 
 @dataclass(frozen=True)
 class Head:
+    """`base_url` and `served`, by what the server says it serves under the name, are None where they are not known."""
+
     task: str
     metric: str
     model: str
     digest: str
     items: int
+    base_url: str | None = None
+    served: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def result(head: Head, records: Sequence[Record]) -> Result:
 class Run:
     """The records of a run, and their file, where there is one."""
 
-    def __init__(self, head: Head, records: dict[str, Record], file: BinaryIO | None = None) -> None:
+    def __init__(self, head: Head, records: dict[str, Record], file: FileIO | None = None) -> None:
         self.head = head
         self._records = records
         self._file = file
@@ -92,45 +100,79 @@ class Run:
         if path is None:
             return cls(head, {})
         try:
-            if path.exists() and path.stat().st_size:
-                return cls._resumed(head, path)
-            file = path.open("ab", buffering=0)
+            file = path.open("a+b", buffering=0)
         except OSError as error:
             raise BadRequest(f"cannot write the run {path}: {error.strerror or error}") from error
-        file.write(line(asdict(head)))
-        return cls(head, {}, file)
+        try:
+            take(file, path)
+            return cls._begun(head, path, file)
+        except OSError as error:  # a full disk
+            file.close()
+            raise BadRequest(f"cannot write the run {path}: {error.strerror or error}") from error
+        except BaseException:
+            file.close()
+            raise
 
     @classmethod
-    def _resumed(cls, head: Head, path: Path) -> Self:
-        found = cls.read(path)
+    def _begun(cls, head: Head, path: Path, file: FileIO) -> Self:
+        file.seek(0)
+        data = file.read()
+        if line(asdict(head)).startswith(data):  # nothing, or what a kill has left of this very line
+            file.truncate(0)
+            run = cls(head, {}, file)
+            run._write(line(asdict(head)))
+            return run
+        found = cls.parsed(path, data)
         for name, value in asdict(head).items():
-            if (before := getattr(found.head, name)) != value:
+            before = getattr(found.head, name)
+            if before != value and (name not in ("base_url", "served") or None not in (before, value)):
                 raise BadRequest(
                     f"{path} is another run: its {name} is {before!r}, not {value!r}; choose another file with --out"
                 )
-        whole = path.read_bytes().rfind(b"\n") + 1
-        file = path.open("r+b", buffering=0)
-        file.truncate(whole)
-        file.seek(whole)
-        return cls(head, found._records, file)
+        file.truncate(data.rfind(b"\n") + 1)
+        return cls(found.head, found._records, file)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises BadRequest if it is no run."""
         try:
-            first, *rest = path.read_bytes().rpartition(b"\n")[0].split(b"\n")
-            head = Head(**orjson.loads(first))
-            records = [Record(**orjson.loads(one)) for one in rest]
+            data = path.read_bytes()
         except OSError as error:
             raise BadRequest(f"cannot read the run {path}: {error.strerror or error}") from error
+        return cls.parsed(path, data)
+
+    @classmethod
+    def parsed(cls, path: Path, data: bytes) -> Self:
+        """Raises BadRequest."""
+        first, *rest = data.rpartition(b"\n")[0].split(b"\n")
+        try:
+            head = Head(**orjson.loads(first))
         except (ValueError, TypeError) as error:
             raise BadRequest(f"{path} is no run: `penstock eval TASK --out FILE` writes one") from error
-        return cls(head, {record.id: record for record in records})
+        records = {}
+        for number, one in enumerate(rest, 2):
+            try:
+                record = Record(**orjson.loads(one))
+            except (ValueError, TypeError) as error:
+                raise BadRequest(
+                    f"{path}, line {number} is no answer of a run: delete that line, and the item is asked again"
+                ) from error
+            records[record.id] = record
+        return cls(head, records)
 
     def add(self, record: Record) -> None:
+        """Raises BadRequest where it cannot be written."""
         self._records[record.id] = record
-        if self._file:
-            self._file.write(line(asdict(record)))
+        self._write(line(asdict(record)))
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
+        try:
+            while data:
+                data = data[self._file.write(data) or 0 :]
+        except OSError as error:
+            raise BadRequest(f"cannot write the run: {error.strerror or error}; what was answered is there") from error
 
     def close(self) -> None:
         if self._file:
@@ -147,6 +189,18 @@ class Run:
     @property
     def result(self) -> Result:
         return result(self.head, self.records)
+
+
+def take(file: FileIO, path: Path) -> None:
+    """This process's alone until it is closed. Raises BadRequest."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise BadRequest(f"cannot write the run {path}: it is no file that can be read again")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadRequest(f"another run writes {path} now: wait for it, or choose another file with --out") from error
+    except OSError:
+        return  # a file system without locks
 
 
 def line(value: Any) -> bytes:

@@ -7,9 +7,10 @@ import orjson
 
 from engine.connection import Client
 from engine.failures import from_answer
-from penstock.errors import EngineError, ModelNotFound, NotFound
+from penstock.errors import EngineError, EngineRefused, ModelNotFound, NotFound, PenstockError
 
 TIMEOUT_S = 600
+LIST_TIMEOUT_S = 10
 
 
 class Served:
@@ -65,6 +66,25 @@ class Served:
         if not isinstance(found, dict):
             raise EngineError(f"the server's answer on {path} is no JSON object")
         return found
+
+
+async def what_is_served(base_url: str, model: str, api_key: str | None = None) -> str | None:
+    """What the server says it serves under the name, in its list of models: `version` as Penstock has it, or `root` as
+    vLLM; None where it does not say, or does not answer. Raises EngineRefused for a wrong key."""
+    client = Client(rooted(base_url), api_key)
+    try:
+        answer = await client.ask("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
+        if answer.status in (401, 403):
+            raise from_answer(answer.status, answer.body)
+        found = [one for one in orjson.loads(answer.body)["data"] if one["id"] == model]
+        said = next((one.get("version") or one.get("root") for one in found), None)
+        return str(said) if said else None
+    except EngineRefused:
+        raise
+    except (PenstockError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+    finally:
+        client.close()
 
 
 def rooted(base_url: str) -> str:

@@ -30,6 +30,10 @@ Action = Literal[
     "config.reloaded",
     "version.added",
     "alias.moved",
+    "canary.started",
+    "canary.ended",
+    "version.served",
+    "version.refused",
     "artifacts.deleted",
 ]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from penstock import eval_cli, keys_cli, registry_cli
+from penstock import canary_cli, eval_cli, keys_cli, promote_cli, registry_cli
 from penstock.references import Reference, is_reference
 from penstock.shell import ConfigFile, explained, fail, loaded
 
@@ -27,6 +27,10 @@ app.add_typer(keys_cli.keys, name="keys")
 app.add_typer(keys_cli.audit, name="audit")
 app.add_typer(eval_cli.evals, name="eval")
 app.add_typer(registry_cli.registry, name="registry")
+app.add_typer(canary_cli.canary, name="canary")
+app.command("promote")(promote_cli.promote)
+app.command("gate")(promote_cli.ask_gate)
+app.command("rollback")(promote_cli.rollback)
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[
@@ -172,6 +176,8 @@ def sim(
     max_model_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt with its answer")] = 32768,
     cache_blocks: Annotated[int, typer.Option(min=0, help="The prefix cache, in blocks of 16 tokens")] = 4096,
     keep_alive_s: Annotated[float, typer.Option(min=0, help="An idle connection is closed after it")] = 5.0,
+    root: Annotated[str, typer.Option(help="What it was started with, as /v1/models tells [default: its name]")] = "",
+    adapters: Annotated[Path | None, typer.Option(help="A directory of LoRA adapters made for it")] = None,
     fault: Annotated[
         list[str] | None, typer.Option(metavar="KIND[:NAME=VALUE,...]", help="What goes wrong; may be repeated")
     ] = None,
@@ -205,6 +211,8 @@ def sim(
             host=host,
             port=port,
             uds=uds,
+            root=root,
+            adapters=adapters,
         )
     except FaultError as error:
         fail(f"--fault: {error}")

@@ -21,7 +21,8 @@ from pydantic_settings import (
 
 from penstock.addresses import is_discovered, why_not
 from penstock.errors import StartError
-from penstock.references import Reference, is_reference
+from penstock.gates import Gate
+from penstock.references import FORM, Reference, is_reference
 
 ENV_PREFIX = "PENSTOCK_"
 DEMO = {"engines": {"base": {"model": "demo"}}, "models": {"demo": {"engine": "base"}}}
@@ -117,9 +118,13 @@ class Registry(Section):
         None, description="a directory, or an fsspec URL such as s3://BUCKET/PREFIX [default: artifacts in the home]"
     )
 
-    @field_validator("artifacts")
+    adapters: str | None = Field(
+        None, description="a directory that the engines in `urls` read adapters from, each in NAME@VERSION"
+    )
+
+    @field_validator("artifacts", "adapters")
     @classmethod
-    def artifacts_are_somewhere(cls, place: str | None) -> str | None:
+    def places_are_somewhere(cls, place: str | None) -> str | None:
         if place is not None and not place.strip():
             raise ValueError("name a directory or a URL, or leave it out")
         return place
@@ -270,12 +275,22 @@ class Model(Section):
     """A served model: the name clients ask for."""
 
     engine: str
+    adapter: str | None = Field(None, description="registry:NAME@ALIAS of a LoRA adapter made for the engine's model")
     fallback: str | None = Field(None, description="the served model that answers what this one's engine cannot")
     rpm: int | None = Field(None, ge=1, description="requests a minute, of all callers together")
     tpm: int | None = Field(None, ge=1, description="tokens a minute, prompts and answers, of all callers together")
     concurrent: int | None = Field(None, ge=1, description="how many requests run at once; more wait in a queue")
     queue: int = Field(256, ge=0, description="how many may wait; more are refused (503)")
     queue_s: float = Field(30, gt=0, description="how long one may wait")
+
+    @field_validator("adapter")
+    @classmethod
+    def adapter_is_registered(cls, adapter: str | None) -> str | None:
+        if adapter is not None:
+            if not is_reference(adapter):
+                raise ValueError(f"{adapter[:240]!r} is no registered adapter: {FORM}")
+            Reference.of(adapter)
+        return adapter
 
 
 class Log(Section):
@@ -298,6 +313,9 @@ class Config(BaseSettings):
     response_cache: ResponseCache = ResponseCache()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
+    gates: dict[str, Gate] = Field(
+        {}, description="by MODEL@ALIAS, MODEL or `default`: what a version must show before the alias moves there"
+    )
     log: Log = Log()
 
     @classmethod
@@ -328,7 +346,20 @@ class Config(BaseSettings):
                 raise WrongAt(("models", name, "engine"), unknown)
             if model.fallback is not None:
                 self._fallbacks_end(name)
+            if model.adapter is not None:
+                self._can_have_adapters(name, self.engines[model.engine])
         return self
+
+    def _can_have_adapters(self, name: str, engine: Engine) -> None:
+        here = ("models", name, "adapter")
+        if engine.kind == "scripted":
+            raise WrongAt(here, "a scripted engine has no adapters")
+        if engine.urls and not self.registry.adapters:
+            raise WrongAt(
+                here,
+                "an engine that runs elsewhere reads adapters from a directory that it shares with this gateway: "
+                "set registry.adapters to it, and start the engine with VLLM_LORA_RESOLVER_CACHE_DIR there",
+            )
 
     def _fallbacks_end(self, name: str) -> None:
         seen = [name]

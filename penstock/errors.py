@@ -20,6 +20,7 @@ PenstockError                     500 server_error
   StateUnavailable                503 state_unavailable
   Overloaded                      503 overloaded
   EngineError                     502 engine_error
+    EngineRefused                 502 engine_error
     EngineUnavailable             503 engine_unavailable
     EngineTimeout                 504 engine_timeout
     StreamInterrupted             502 stream_interrupted
@@ -156,6 +157,10 @@ class EngineError(PenstockError):
 
     status = 502
     code = "engine_error"
+
+
+class EngineRefused(EngineError):
+    """The engine takes no such key, Penstock's own: its 401 or 403."""
 
 
 class EngineUnavailable(EngineError):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from penstock.shell import explained, fail
+from penstock.shell import ConfigFile, explained, fail, loaded
 
 if TYPE_CHECKING:
     from evals.compare import Comparison
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from evals.runs import Result, Run
     from evals.served import Served
     from evals.tasks import Task
+    from penstock.references import Reference
 
-HELD_OUT_ITEMS = 100
 EXIT_REGRESSION = 2
 
 
@@ -42,16 +42,19 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @evals.command("task")
 def run_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A family of the demo's items, or a file of JSON lines")],
-    model: Annotated[str, typer.Option(help="The model's name at the server")],
+    model: Annotated[str, typer.Option(help="Its name at the server, or registry:NAME@VERSION, started here")],
     base_url: BaseUrl = DEFAULT_URL,
     api_key: ApiKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first items alone")] = None,
-    metric: Annotated[str | None, typer.Option(help="verbatim, exact, f1 or number [default: the task's]")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="verbatim, exact, f1, number or contains [default: the task's]")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer [default: the task's]")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Items asked at once")] = 8,
     out: Annotated[
         Path | None, typer.Option(help="The run: every answer as a JSON line; gone on with if begun")
     ] = None,
+    config: ConfigFile = None,
     json: Json = False,
 ) -> None:
     """Put a task's items to a model (the word `task` may be left out); exit with 1 if any has no answer."""
@@ -60,14 +63,24 @@ def run_task(
 
     from evals.harness import head
     from evals.runs import Run
+    from evals.served import rooted, what_is_served
+    from penstock.task import named
 
     with explained():
         chosen = named(task, metric, limit)
         if max_tokens:
             chosen = replace(chosen, sampling={**chosen.sampling, "max_tokens": max_tokens})
-        run = Run.begin(head(chosen, model), out)
+        registered = version_of(model, config)
+        if registered:
+            begun = head(chosen, str(registered))
+        else:
+            begun = head(chosen, model, rooted(base_url), asyncio.run(what_is_served(base_url, model, api_key)))
+        run = Run.begin(begun, out)
         try:
-            asyncio.run(asked(chosen, run, base_url, api_key, concurrency))
+            if registered:
+                asyncio.run(asked_here(chosen, run, registered, config, concurrency))
+            else:
+                asyncio.run(asked(chosen, run, base_url, api_key, concurrency))
         finally:
             run.close()
     as_json(run.result.described()) if json else table([run.result])
@@ -115,24 +128,33 @@ def run_compare(before: Sample, after: Sample, json: Json = False) -> None:
         raise typer.Exit(EXIT_REGRESSION)
 
 
-def named(task: str, metric: str | None, limit: int | None) -> "Task":
-    from dataclasses import replace
-
-    from evals.metrics import METRICS
-    from evals.tasks import load
+def version_of(model: str, config: Path | None) -> "Reference | None":
+    """`registry:demo@production` -> demo@7, so that a run that is gone on with asks the same weights."""
     from penstock.errors import BadRequest
-    from training.data import ADAPTED, FAMILIES
-    from training.held_out import task as held_out
+    from penstock.references import Reference, is_reference
+    from penstock.registry_cli import with_registry
+    from registry.versions import find
 
-    if metric and metric not in METRICS:
-        raise BadRequest(f"no metric is called {metric!r}: use one of {', '.join(METRICS)}")
-    if task in FAMILIES | ADAPTED:
-        found = held_out(task, limit or HELD_OUT_ITEMS)
-        return replace(found, metric=metric) if metric else found
-    path = Path(task)
-    if not path.is_file():
-        raise BadRequest(f"{task!r} is neither a file nor one of the built-in tasks: {', '.join(FAMILIES | ADAPTED)}")
-    return load(path, metric).first(limit)
+    if not is_reference(model):
+        return None
+    try:
+        reference = Reference.of(model)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    return Reference(reference.name, with_registry(config, lambda store, _: find(store, reference)).number)
+
+
+async def asked_here(task: "Task", run: "Run", reference: "Reference", config: Path | None, concurrency: int) -> None:
+    """By an engine that is started for it, if anything is left to be asked."""
+    from evals.harness import ask_all
+    from penstock.log import silenced
+    from penstock.trial import seated
+
+    if len(run.answered) == len(task.items):
+        return
+    with silenced("engine"):
+        async with seated(loaded(config), reference) as seat:
+            await ask_all(task, seat.chat, run, concurrency)
 
 
 async def asked(task: "Task", run: "Run", base_url: str, api_key: str | None, concurrency: int) -> None:

@@ -7,7 +7,8 @@ elsewhere: an engine's own log, an exception's message.
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -76,6 +77,19 @@ class Lines:
 
 
 lines = Lines()
+
+
+@contextmanager
+def silenced(name: str, on: bool = True) -> Iterator[None]:
+    """Nothing of this logger or of those below it, but what is critical. Only while `on`."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    if on:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def configure(

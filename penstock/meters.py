@@ -102,6 +102,11 @@ class Gauge(Number):
         """What the labels named is no more, such as a replica that has left."""
         self.values.pop(labels, None)
 
+    def forget_all(self, *first: Label) -> None:
+        """The same for everything whose first labels are these."""
+        for labels in [labels for labels in self.values if labels[: len(first)] == first]:
+            del self.values[labels]
+
     def new_family(self) -> GaugeMetricFamily:
         return GaugeMetricFamily(self.name, self.help, labels=self.labels)
 

@@ -38,6 +38,20 @@ hedges = _all.counter("penstock_hedges_total", "Second tries beside a first that
 continued = _all.counter("penstock_streams_continued_total", "Cut streams that another replica ended.", "model")
 fallbacks = _all.counter("penstock_fallbacks_total", "Requests that another served model answered.", "model", "to")
 
+canary_requests = _all.counter(
+    "penstock_canary_requests_total",
+    "Requests of an alias that has a canary, by whose they were and how they ended.",
+    "alias",
+    "arm",
+    "result",
+)
+canaries_ended = _all.counter(
+    "penstock_canaries_ended_total", "Canaries that this gateway has judged, by what came of them.", "alias", "outcome"
+)
+canaries_unwritten = _all.gauge(
+    "penstock_canaries_unwritten", "1 while canaries' figures wait for a database that does not answer.", across="max"
+)
+
 usage_unwritten = _all.gauge(
     "penstock_usage_unwritten", "1 while usage waits for a database that does not answer.", across="max"
 )
@@ -76,6 +90,18 @@ reloads = _all.counter(
 )
 config_refused = _all.gauge(
     "penstock_config_refused", "1 while the configuration file cannot be used and the one before it serves on."
+)
+model_version = _all.gauge(
+    "penstock_model_version", "1 for the registered version that a served model has.", "model", "version", across="max"
+)
+alias_refused = _all.gauge(
+    "penstock_alias_refused",
+    "1 while a reference of the configuration (`of`) leads to a version that cannot be served.",
+    "of",
+    across="max",
+)
+version_moves = _all.counter(
+    "penstock_version_moves_total", "Versions that were moved to, or could not be.", "of", "result"
 )
 replays = _all.counter(
     "penstock_replays_total", "Answers given again instead of generated: of the cache, or of an idempotency key.", "of"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from registry.adding import About
     from registry.aliases import Alias, Move
     from registry.artifacts import Artifacts
+    from registry.canaries import Canary
     from registry.difference import Difference
     from registry.lineage import Node
     from registry.versions import Version
@@ -113,7 +114,9 @@ def diff(old: Ref, new: Ref, config: ConfigFile = None, json: Json = False) -> N
 @registry.command()
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="In Hugging Face's layout")],
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="In Hugging Face's layout, or a training run's folder")
+    ],
     kind: Kind = None,
     parent: Parent = None,
     metric: Metric = None,
@@ -123,12 +126,22 @@ def add(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Make a directory the next version of NAME, and print which that is."""
+    """Make a directory the next version of NAME, and print which that is.
+
+    Of a run's folder it is the model, with the recipe, the data's digests, the last metrics and the base that the run
+    has; options stand above these.
+    """
     from registry.adding import add as added
+    from registry.run_folder import is_run, note_version, of_run
 
     with explained():
-        about = said(name, kind, parent, metric, recipe, data, allow_unsafe)
-        tell(with_registry(config, lambda store, kept: added(store, kept, directory, about, actor())), json)
+        model, about = directory, said(name, kind, parent, metric, recipe, data, allow_unsafe)
+        if is_run(directory):
+            model, about = of_run(directory, about)
+        version = with_registry(config, lambda store, kept: added(store, kept, model, about, actor()))
+        tell(version, json)
+        if model != directory and (why := note_version(directory, version.reference)):
+            typer.echo(f"penstock: MLflow is not told of {version.reference}: {why}", err=True)
 
 
 @registry.command("import")
@@ -178,24 +191,28 @@ def tag(
     ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Point an alias at a version by hand."""
+    """Point an alias at a version by hand. A canary of the alias ends."""
     from registry.aliases import all_aliases, move
+    from registry.canaries import ended_with
 
     to = asked(reference)
     if expect not in (None, "none") and not (expect.isascii() and expect.isdigit()):
         fail(f"--expect {expect}: write the number of a version, or none")
 
-    async def done(store: "Store", _: object) -> "Move | None":
+    async def done(store: "Store", _: object) -> "tuple[Move | None, Canary | None]":
         now = {each.alias: each.version for each in await all_aliases(store, to.name)}.get(alias)
         expected = now if expect is None else None if expect == "none" else int(expect)
-        return await move(store, alias, to, expected, actor())
+        moved = await move(store, alias, to, expected, actor())
+        return moved, await ended_with(store, moved.change) if moved else None
 
     with explained():
         try:
-            moved = with_registry(config, done)
+            moved, canary = with_registry(config, done)
         except ValueError as error:
             fail(str(error))
     typer.echo(told(moved) if moved else f"{to.name}@{alias} points there already: nothing was changed")
+    if canary:
+        typer.echo(canary.end)
 
 
 @registry.command()
@@ -216,11 +233,18 @@ def gc(
     with explained():
         done = with_registry(config, lambda store, kept: collect(store, kept, grace_s, actor(), dry_run=dry_run))
     if json:
-        return as_json({"deleted": [file.sha256 for file in done.files], "bytes": done.size, "dry_run": dry_run})
+        said = {"deleted": [file.sha256 for file in done.files], "bytes": done.size, "dry_run": dry_run}
+        return as_json({**said, "unknown_versions": sorted(done.strangers)})
     for file in done.files:
         typer.echo(f"{file.sha256}  {sized(file.size)}")
     verb = "would be deleted" if dry_run else "deleted"
     typer.echo(f"{len(done.files)} files ({sized(done.size)}) {verb}, {done.kept} kept")
+    if done.strangers:
+        typer.echo(
+            f"{len(done.strangers)} manifests beside the files are of versions that this database does not have: was "
+            "it put back to an earlier state, or does another one keep its files there? Their files are spared",
+            err=True,
+        )
 
 
 def with_registry(config: Path | None, do: "Callable[[Store, Artifacts], Awaitable[T]]") -> T:

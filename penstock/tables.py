@@ -6,7 +6,9 @@ from sqlalchemy import (
     Boolean,
     Column,
     Float,
+    ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -140,4 +142,58 @@ alias_moves = Table(  # every change of `aliases`
     Column("at", Float, nullable=False),
     Column("by", String(128), nullable=False),
     Column("report", JSON),  # of the gate, where there was one
+)
+
+claims = Table(  # kept files that an `add` is about to refer to
+    "claims",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("by", String(32), primary_key=True, index=True),  # one `add`
+    Column("at", Float, nullable=False),
+)
+
+doomed = Table(  # kept files that a collection is about to delete
+    "doomed",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+)
+
+canaries = Table(  # versions that get a share of an alias's requests, and got it
+    "canaries",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # the change that started it
+    Column("name", String(96), nullable=False),
+    Column("alias", String(96), nullable=False),
+    Column("from_version", Integer, nullable=False),  # where the alias pointed, and points while it runs
+    Column("version", Integer, nullable=False),
+    Column("percent", Float, nullable=False),
+    Column("rules", JSON, nullable=False),
+    Column("report", JSON),  # of the gate, where there was one
+    Column("started_at", Float, nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("ended_at", Float),  # none while it runs
+    Column("outcome", String(16)),  # on, back, stopped, overtaken
+    Column("ended_by", String(128)),
+    Column("verdict", JSON),  # what was judged of it in the end
+    Column("change", BigInteger, nullable=False, index=True),  # of the subject `aliases`, which wrote this row last
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    Index("ix_canaries_name_alias", "name", "alias"),
+)
+
+canary_figures = Table(  # what each gateway process has counted of each arm, since it began
+    "canary_figures",
+    metadata,
+    Column("canary", BigInteger, ForeignKey("canaries.id"), primary_key=True, autoincrement=False),
+    Column("gateway", String(64), primary_key=True),
+    Column("arm", String(8), primary_key=True),  # stable, canary
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    Column("gone", BigInteger, nullable=False),
+    *(
+        Column(f"{measure}_{figure}", kind, nullable=False)  # sums and squares are of natural logarithms
+        for measure in ("first", "whole", "length")
+        for figure, kind in (("count", BigInteger), ("sum", Float), ("squares", Float))
+    ),
+    Column("updated_at", Float, nullable=False),
 )

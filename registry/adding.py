@@ -1,24 +1,34 @@
-"""A directory becomes a version: its files are kept first, then it is written down, if they are all still there."""
+"""A directory becomes a version: its files are claimed, so that no collection deletes them, kept, and referred to.
+
+The database is never held while files are read or written.
+"""
 
 import asyncio
+import logging
 import math
 import time
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.errors import BadRequest, StateUnavailable
 from penstock.references import Reference, check_name
-from penstock.store import Store
+from penstock.store import UNAVAILABLE, Store
 from registry import versions
 from registry.artifacts import Artifacts
-from registry.directory import CARD, contents, opened, text
+from registry.claims import claim, drop, hold
+from registry.directory import CARD, Taken, opened, taken, text
 from registry.kinds import Kind, told
-from registry.manifest import Manifest
+from registry.manifest import SHA256, Manifest
 from registry.versions import Version
 
-TRIES = 5
+log = logging.getLogger("penstock.registry")
+
+TRIES = 3
 LONGEST_TEXT = 2**20
+LONGEST_ORIGIN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +49,40 @@ async def add(store: Store, artifacts: Artifacts, folder: Path, about: About, by
     """Raises BadRequest with what is wrong with the directory or with what is said of it; NotFound for a parent."""
     check_about(about)
     parent = await parent_of(store, about)
-    for _ in range(TRIES):
-        version = await asyncio.to_thread(kept, artifacts, folder, about, parent, by)
-        async with store.begin() as connection:
-            await store.changed(connection, versions.ARTIFACTS)
-            if await asyncio.to_thread(all_there, artifacts, version.files):
-                return await versions.insert(store, connection, version)
-            await connection.rollback()  # `gc` with hardly any grace was quicker: keep them once more
-    raise StateUnavailable(f"the files of {folder} were deleted {TRIES} times while they were added: stop `gc`")
+    files = await asyncio.to_thread(taken, folder, allow_unsafe=about.allow_unsafe)
+    version = await asyncio.to_thread(described, files, folder, about, parent, by)
+    claimant = uuid.uuid4().hex
+    try:
+        for _ in range(TRIES):
+            await claim(store, claimant, version.files.blobs)
+            await asyncio.to_thread(keep, artifacts, files)
+            if added := await written_down(store, version, claimant):
+                await note(artifacts, added)
+                return added
+    except BaseException:
+        with suppress(*UNAVAILABLE):
+            async with store.begin() as connection:
+                await drop(connection, claimant)
+        raise
+    raise StateUnavailable(f"the files of {folder} took longer than a day to write, {TRIES} times")
+
+
+async def written_down(store: Store, version: Version, claimant: str) -> Version | None:
+    """None where the claims have run out, so that a collection may have deleted what was kept."""
+    async with store.begin() as connection:
+        await store.changed(connection, versions.ARTIFACTS)
+        if not await hold(connection, claimant, version.files.blobs):
+            return None
+        await drop(connection, claimant)
+        return await versions.insert(store, connection, version)
+
+
+async def note(artifacts: Artifacts, version: Version) -> None:
+    """What fails here, the next collection does."""
+    try:
+        await asyncio.to_thread(artifacts.refer, version.files)
+    except Exception as error:  # a place of fsspec's raises what its driver does
+        log.warning("%s is added, but not noted beside its files yet: %s", version.reference, error)
 
 
 def check_about(about: About) -> None:
@@ -56,10 +92,19 @@ def check_about(about: About) -> None:
     except ValueError as error:
         raise BadRequest(str(error)) from error
     for name, value in about.metrics.items():
-        if not name or len(name) > 128 or not name.isprintable() or not math.isfinite(value):
+        if not is_plain(name) or not math.isfinite(value):
             raise BadRequest(f"the metric {name[:128]!r} is no finite number under a plain name: {value}")
+    for name, digest in about.data.items():
+        if not is_plain(name) or not SHA256.fullmatch(digest):
+            raise BadRequest(f"the data {name[:128]!r} is no SHA-256 under a plain name: {digest[:128]!r}")
+    if about.origin and len(about.origin) > LONGEST_ORIGIN:
+        raise BadRequest(f"an origin has at most {LONGEST_ORIGIN} characters: {about.origin[:128]!r}")
     if about.recipe and (len(about.recipe) > LONGEST_TEXT or "\0" in about.recipe):
         raise BadRequest(f"a recipe is a text of at most {LONGEST_TEXT} characters")
+
+
+def is_plain(name: str) -> bool:
+    return 0 < len(name) <= 128 and name.isprintable()
 
 
 async def parent_of(store: Store, about: About) -> str | None:
@@ -73,15 +118,10 @@ async def parent_of(store: Store, about: About) -> str | None:
     return (await versions.find(store, reference)).reference
 
 
-def kept(artifacts: Artifacts, folder: Path, about: About, parent: str | None, by: str) -> Version:
-    """The files in their place, and the version as it will be written, but for its number."""
-    files = contents(folder, allow_unsafe=about.allow_unsafe)
-    said = {}
-    for path, file in files.items():
-        with opened(file) as reading:
-            said[path] = artifacts.put(reading)
-    manifest = Manifest(said)
-    found = told(files, manifest, about.kind)
+def described(files: Mapping[str, Taken], folder: Path, about: About, parent: str | None, by: str) -> Version:
+    """The version as it will be written, but for its number."""
+    manifest = Manifest({path: file.file for path, file in files.items()})
+    found = told(files, about.kind)
     card = folder / CARD
     return Version(
         name=about.name,
@@ -102,5 +142,8 @@ def kept(artifacts: Artifacts, folder: Path, about: About, parent: str | None, b
     )
 
 
-def all_there(artifacts: Artifacts, manifest: Manifest) -> bool:
-    return all(artifacts.size(sha256) == size for sha256, size in manifest.blobs.items())
+def keep(artifacts: Artifacts, files: Mapping[str, Taken]) -> None:
+    """Raises BadRequest if one is not what it was when it was read."""
+    for file in files.values():
+        with opened(file.place) as reading:
+            artifacts.put(reading, file.file)

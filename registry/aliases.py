@@ -16,6 +16,7 @@ from penstock.errors import Conflict
 from penstock.references import Reference, check_alias
 from penstock.store import Store
 from penstock.tables import alias_moves, aliases
+from registry import canaries
 from registry.versions import found
 
 SUBJECT = "aliases"
@@ -52,11 +53,19 @@ class Move:
 
 
 async def move(
-    store: Store, alias: str, to: Reference, expected: int | None, by: str, report: Mapping[str, Any] | None = None
+    store: Store,
+    alias: str,
+    to: Reference,
+    expected: int | None,
+    by: str,
+    report: Mapping[str, Any] | None = None,
+    *,
+    canary: int | None = None,
 ) -> Move | None:
     """Points `alias` at a version if it points at `expected` now (None: if it is not there); None where it did already.
 
-    Raises Conflict where it points elsewhere, and then nothing has changed; NotFound; ValueError for a bad alias.
+    A canary of the alias ends; if `canary` is given, it is the one that must run. Raises Conflict where the alias
+    points elsewhere or another canary runs, and then nothing has changed; NotFound; ValueError for a bad alias.
     """
     check_alias(alias)
     async with store.begin() as connection:
@@ -73,6 +82,8 @@ async def move(
         if now == version.number:
             await connection.rollback()
             return None
+        if canary is not None:
+            await canaries.check_runs(connection, canary, f"{version.name}@{alias}")
         row = {"name": version.name, "alias": alias, "version": version.number, "change": change}
         if now is None:
             await connection.execute(aliases.insert().values(row))
@@ -80,6 +91,7 @@ async def move(
             await connection.execute(aliases.update().where(here).values(row))
         moved = Move(change, version.name, alias, now, version.number, time.time(), by[:128], report)
         await record(store, connection, moved)
+        await canaries.moved_away(store, connection, version.name, alias, version.number, by, change, report)
     return moved
 
 

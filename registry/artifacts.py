@@ -5,9 +5,8 @@ out is hashed on the way, and nobody gets a file that is not the one that was pu
 """
 
 import hashlib
+import json
 import os
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from typing import BinaryIO, Protocol
 
 from penstock.errors import BadRequest, PenstockError, StartError
 from penstock.home import home
-from registry.manifest import SHA256, File
+from registry.drafts import draft_file, swept
+from registry.manifest import SHA256, File, Manifest
 
 CHUNK = 2**20
-DRAFT = ".draft-"
 
 
 class Damaged(PenstockError):
@@ -40,14 +39,24 @@ class Kept:
 class Artifacts(Protocol):
     """All of it may wait for a disk or a network: call it in a thread."""
 
-    def put(self, source: BinaryIO) -> File:
-        """Keeps what a file holds from its beginning; one that is there already counts as new."""
+    def put(self, source: BinaryIO, file: File | None = None) -> File:
+        """Keeps what a file holds from its beginning, which is `file` if that is known; one that is there already and
+        whole counts as new. Raises BadRequest if it changes in the meantime."""
 
     def size(self, sha256: str) -> int | None:
         """None where there is no such file."""
 
     def fetch(self, file: File, target: Path, *, link: bool = True) -> None:
         """The file at `target`, which must not be there; not to be changed if it may be a link. Raises Damaged."""
+
+    def refer(self, manifest: Manifest) -> None:
+        """Notes beside the files that a version has them: a database put back to an earlier state does not know it."""
+
+    def manifests(self) -> set[str]:
+        """Digests of those that were noted."""
+
+    def manifest(self, digest: str) -> Manifest:
+        """Raises Damaged."""
 
     def all(self) -> Iterator[Kept]: ...
 
@@ -67,37 +76,33 @@ def artifacts_at(place: str | None) -> Artifacts:
     folder = Path(place).expanduser() if place else home() / "artifacts"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "sha256").mkdir(exist_ok=True)
+        for part in ("sha256", "manifests"):
+            (folder / part).mkdir(exist_ok=True)
     except OSError as error:
         raise StartError(f"registry.artifacts: {folder} cannot be used: {error.strerror}") from error
     return Folder(folder.resolve())
 
 
 class Folder:
-    """`sha256/ab/abcdef...`, read-only files."""
+    """`sha256/ab/abcdef...`, read-only files, and `manifests/DIGEST.json`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def put(self, source: BinaryIO) -> File:
-        file = measured(source)
+    def put(self, source: BinaryIO, file: File | None = None) -> File:
+        file = file or measured(source)
         place = self._place(file.sha256)
-        with suppress(FileNotFoundError):
-            if place.stat().st_size == file.size:
+        if is_whole(place, file):
+            with suppress(PermissionError):  # another user's
                 os.utime(place)
-                return file
+            return file
         place.parent.mkdir(exist_ok=True)
-        descriptor, draft = tempfile.mkstemp(dir=self.folder, prefix=DRAFT)
-        try:
-            with os.fdopen(descriptor, "wb") as writing:
-                copied(source, writing, file)
-                os.fchmod(writing.fileno(), 0o444)
-                writing.flush()
-                os.fsync(writing.fileno())
+        with draft_file(self.folder) as (draft, writing):
+            copied(source, writing, file)
+            os.fchmod(writing.fileno(), 0o444)
+            writing.flush()
+            os.fsync(writing.fileno())
             os.replace(draft, place)
-        except BaseException:
-            os.unlink(draft)
-            raise
         sync(place.parent)
         return file
 
@@ -120,6 +125,23 @@ class Folder:
         except FileNotFoundError as error:
             raise missing(file) from error
 
+    def refer(self, manifest: Manifest) -> None:
+        place = self.folder / "manifests" / f"{manifest.digest}.json"
+        if place.exists():
+            return
+        with draft_file(self.folder) as (draft, writing):
+            writing.write(manifest.text.encode())
+            writing.flush()
+            os.fsync(writing.fileno())
+            os.replace(draft, place)
+        sync(place.parent)
+
+    def manifests(self) -> set[str]:
+        return {place.stem for place in (self.folder / "manifests").glob("*.json") if SHA256.fullmatch(place.stem)}
+
+    def manifest(self, digest: str) -> Manifest:
+        return noted(digest, (self.folder / "manifests" / f"{digest}.json").read_bytes())
+
     def all(self) -> Iterator[Kept]:
         for place in (self.folder / "sha256").glob("??/*"):
             if SHA256.fullmatch(place.name):
@@ -135,6 +157,15 @@ class Folder:
 
     def _place(self, sha256: str) -> Path:
         return self.folder / "sha256" / sha256[:2] / sha256
+
+
+def is_whole(place: Path, file: File) -> bool:
+    """A damaged one is not: it is kept anew."""
+    try:
+        with place.open("rb") as reading:
+            return os.fstat(reading.fileno()).st_size == file.size and measured(reading) == file
+    except FileNotFoundError:
+        return False
 
 
 def measured(source: BinaryIO) -> File:
@@ -183,24 +214,25 @@ def check(found: File, expected: File) -> None:
         )
 
 
+def noted(digest: str, data: bytes) -> Manifest:
+    """Raises Damaged if it is not the manifest of that digest."""
+    try:
+        manifest = Manifest.read(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError, BadRequest):
+        manifest = None
+    if manifest is None or manifest.digest != digest:
+        raise Damaged(
+            f"manifests/{digest}.json beside the kept files is damaged, and nobody knows which of them it names: "
+            "restore it from a backup, or delete it if no version has this digest"
+        )
+    return manifest
+
+
 def missing(file: File) -> Damaged:
     return Damaged(
         f"the kept file {file.sha256} is gone: is registry.artifacts the place where the version was added? "
         "Else add the directory again, or restore it from a backup"
     )
-
-
-def swept(folder: Path, before: float) -> int:
-    """Drafts, files and folders, that nobody has touched since."""
-    import shutil
-
-    count = 0
-    for draft in folder.glob(f"{DRAFT}*"):
-        with suppress(FileNotFoundError):
-            if draft.stat().st_mtime < min(before, time.time()):
-                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
-                count += 1
-    return count
 
 
 def sync(folder: Path) -> None:

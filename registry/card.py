@@ -1,11 +1,13 @@
 """A model card as Hugging Face reads it: a README.md whose YAML header says what the model was made from."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from registry.kinds import Kind
+from registry.manifest import SHA256
 from registry.versions import Version
 
 FENCE = "---\n"
@@ -21,14 +23,15 @@ OURS = "penstock"
 
 def split(card: str) -> tuple[dict[str, Any], str]:
     """Its header and the rest; an empty header where there is none that can be read."""
+    card = card.removeprefix("\ufeff").replace("\r\n", "\n")
     if not card.startswith(FENCE):
         return {}, card
-    head, fence, body = card.removeprefix(FENCE).partition(f"\n{FENCE}")
+    head, fence, body = f"{card}\n".removeprefix(FENCE).partition(f"\n{FENCE}")
     try:
         header = yaml.safe_load(head) if fence else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # 2024-99-99 is a ValueError
         header = None
-    return (header, body) if isinstance(header, dict) else ({}, card)
+    return (header, body.removesuffix("\n")) if isinstance(header, dict) else ({}, card)
 
 
 def rendered(version: Version, base: str | None) -> str:
@@ -72,17 +75,26 @@ def metrics_of(card: str) -> dict[str, float]:
     """The numbers of its model-index, whatever they were measured on; the first of each name."""
     found: dict[str, float] = {}
     for metric in every_metric(split(card)[0].get("model-index")):
-        name, value = str(metric.get("name") or metric.get("type")), metric.get("value")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found.setdefault(name[:128], float(value))
+        name, value = str(metric.get("name") or metric.get("type"))[:128], metric.get("value")
+        if isinstance(value, int | float) and not isinstance(value, bool) and name.isprintable() and is_finite(value):
+            found.setdefault(name, float(value))
     return found
 
 
+def is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond any float
+        return False
+
+
 def every_metric(index: Any) -> list[dict[str, Any]]:
-    models = index if isinstance(index, list) else []
-    results = [result for model in models if isinstance(model, dict) for result in model.get("results") or []]
-    metrics = [metric for result in results if isinstance(result, dict) for metric in result.get("metrics") or []]
-    return [metric for metric in metrics if isinstance(metric, dict)]
+    results = [result for model in objects(index) for result in objects(model.get("results"))]
+    return [metric for result in results for metric in objects(result.get("metrics"))]
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def recipe_of(card: str) -> tuple[str | None, dict[str, str]]:
@@ -90,5 +102,6 @@ def recipe_of(card: str) -> tuple[str | None, dict[str, str]]:
     ours = split(card)[0].get(OURS)
     said = ours if isinstance(ours, dict) else {}
     recipe, data = said.get("recipe"), said.get("data")
-    digests = {str(name): str(value) for name, value in data.items()} if isinstance(data, dict) else {}
+    found = {str(name): str(value) for name, value in data.items()} if isinstance(data, dict) else {}
+    digests = {name: value for name, value in found.items() if name.isprintable() and SHA256.fullmatch(value)}
     return (recipe if isinstance(recipe, str) else None), digests

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import re
-import shutil
-import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from penstock.references import Reference
 from penstock.store import Store
 from registry import card
 from registry.adding import About, add
-from registry.artifacts import DRAFT, Artifacts
+from registry.artifacts import Artifacts
 from registry.directory import CARD, UNSAFE, text
+from registry.drafts import draft_folder, swept
 from registry.local_copy import write
 from registry.versions import Version, find
 
@@ -52,14 +52,11 @@ def write_export(artifacts: Artifacts, version: Version, folder: Path, base: str
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadRequest(f"{folder} is there already and not an empty directory: name another")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT))
-    try:
+    with draft_folder(folder.parent) as draft:
         write(artifacts, version.files, draft, link=False)
         (draft / CARD).write_text(card.rendered(version, base), encoding="utf-8")
         draft.chmod(0o755)
         os.rename(draft, folder)  # over an empty directory, or none
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 async def bring_in(
@@ -69,10 +66,10 @@ async def bring_in(
     says otherwise. Raises BadRequest, NotFound, StateUnavailable (no network)."""
     if folder := directory(source):
         return await add(store, artifacts, folder, with_card(folder, about), by)
-    with tempfile.TemporaryDirectory(dir=home(), prefix=DRAFT) as draft:
-        commit = await asyncio.to_thread(download, source, Path(draft), revision, allow_unsafe=about.allow_unsafe)
-        told = with_card(Path(draft), replace(about, origin=f"{source}@{commit}"))
-        return await add(store, artifacts, Path(draft), told, by)
+    await asyncio.to_thread(swept, home(), time.time())
+    with draft_folder(home()) as draft:
+        commit = await asyncio.to_thread(download, source, draft, revision, allow_unsafe=about.allow_unsafe)
+        return await add(store, artifacts, draft, with_card(draft, replace(about, origin=f"{source}@{commit}")), by)
 
 
 def directory(source: str) -> Path | None:

@@ -3,19 +3,18 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from penstock.audit import canonical
 from penstock.errors import BadRequest
-from registry.directory import parsed, text
-from registry.manifest import Manifest
+from registry.directory import Taken
 
 Kind = Literal["full", "adapter", "quantized", "reward"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token")
+REWARDS = ("ForSequenceClassification", "RewardModel")
 TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
 
@@ -29,12 +28,12 @@ class Told:
     tokenizer: str | None
 
 
-def told(files: Mapping[str, Path], manifest: Manifest, kind: Kind | None = None) -> Told:
+def told(files: Mapping[str, Taken], kind: Kind | None = None) -> Told:
     """Raises BadRequest where the kind cannot be told and is not given."""
-    return Told(kind or kind_of(files), template_digest(files), tokenizer_digest(files, manifest))
+    return Told(kind or kind_of(files), template_digest(files), tokenizer_digest(files))
 
 
-def kind_of(files: Mapping[str, Path]) -> Kind:
+def kind_of(files: Mapping[str, Taken]) -> Kind:
     if "adapter_config.json" in files:
         return "adapter"
     if "config.json" not in files:
@@ -42,31 +41,31 @@ def kind_of(files: Mapping[str, Path]) -> Kind:
             "neither config.json nor adapter_config.json is there, so this is no model in the Hugging Face layout: "
             "take the folder that has one, or say --kind"
         )
-    config = parsed("config.json", files["config.json"])
+    config = files["config.json"].json
     if config.get("quantization_config") or {"quantize_config.json", "quantization_config.json"} & files.keys():
         return "quantized"
-    named = config.get("architectures") or []
-    if any(str(name).endswith(("ForSequenceClassification", "RewardModel")) for name in named):
+    named = config.get("architectures")
+    if isinstance(named, list) and any(str(name).endswith(REWARDS) for name in named):
         return "reward"
     return "full"
 
 
-def template_digest(files: Mapping[str, Path]) -> str | None:
+def template_digest(files: Mapping[str, Taken]) -> str | None:
     """Of the template's text, wherever it stands: a file of its own comes before the tokenizer's configuration."""
     if TEMPLATE in files:
-        return hashed(text(files[TEMPLATE]))
-    said = parsed(TOKENIZER, files[TOKENIZER]).get("chat_template") if TOKENIZER in files else None
+        return hashed(files[TEMPLATE].text)
+    said = files[TOKENIZER].json.get("chat_template") if TOKENIZER in files else None
     if not said:
         return None
     return hashed(said if isinstance(said, str) else canonical(said))
 
 
-def tokenizer_digest(files: Mapping[str, Path], manifest: Manifest) -> str | None:
+def tokenizer_digest(files: Mapping[str, Taken]) -> str | None:
     """Of the vocabulary and of the tokens that begin and end texts; not of what each tool writes beside them."""
-    vocabularies = {name: manifest.files[name].sha256 for name in VOCABULARIES if name in files}
+    vocabularies = {name: files[name].file.sha256 for name in VOCABULARIES if name in files}
     if not vocabularies:
         return None
-    config = parsed(TOKENIZER, files[TOKENIZER]) if TOKENIZER in files else {}
+    config = files[TOKENIZER].json if TOKENIZER in files else {}
     return hashed(canonical([vocabularies, {name: config.get(name) for name in SPECIAL}]))
 
 

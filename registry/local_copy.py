@@ -1,14 +1,26 @@
 """A version's files as a directory here, which is complete or not there at all, whoever asks at the same time."""
 
+import fcntl
 import os
-import shutil
-import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.home import home
-from registry.artifacts import DRAFT, Artifacts
+from registry.artifacts import Artifacts
+from registry.drafts import draft_folder, swept
 from registry.manifest import Manifest
+from registry.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A version, and its files in a directory of this machine that is not to be written to."""
+
+    version: Version
+    folder: Path
 
 
 def copies() -> Path:
@@ -23,14 +35,11 @@ def local_copy(artifacts: Artifacts, manifest: Manifest) -> Path:
     place = copies() / manifest.digest
     if is_complete(place, manifest):
         return place
-    draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=DRAFT))
-    try:
+    swept(place.parent, time.time())
+    with draft_folder(place.parent) as draft, draft_folder(place.parent) as aside:
         write(artifacts, manifest, draft, link=True)
-        put_away(place, manifest)
-        with suppress(OSError):  # another process was quicker
-            os.rename(draft, place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with one_at_a_time(place.parent):
+            put_in_place(draft, place, aside, manifest)
     if not is_complete(place, manifest):
         raise OSError(f"{place} cannot be made")
     return place
@@ -52,10 +61,22 @@ def is_complete(place: Path, manifest: Manifest) -> bool:
         return False
 
 
-def put_away(place: Path, manifest: Manifest) -> None:
-    """A directory from which somebody took a file; who has it open goes on with what is there."""
-    if place.exists() and not is_complete(place, manifest):
-        aside = Path(tempfile.mkdtemp(dir=place.parent, prefix=DRAFT))
-        with suppress(OSError):
-            os.rename(place, aside / "old")
-        shutil.rmtree(aside, ignore_errors=True)
+def put_in_place(draft: Path, place: Path, aside: Path, manifest: Manifest) -> None:
+    """Unless another process was quicker. One from which somebody took a file is put away: who has it open goes on."""
+    if is_complete(place, manifest):
+        return
+    with suppress(FileNotFoundError):
+        os.rename(place, aside / "old")
+    os.rename(draft, place)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Among all processes: between the look and the move nobody else makes the directory whole."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -48,8 +48,13 @@ class Manifest:
         return {path: {"sha256": file.sha256, "size": file.size} for path, file in sorted(self.files.items())}
 
     @property
+    def text(self) -> str:
+        """One text for one content."""
+        return canonical(self.plain)
+
+    @property
     def digest(self) -> str:
-        return hashlib.sha256(canonical(self.plain).encode()).hexdigest()
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def size(self) -> int:

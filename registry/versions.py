@@ -1,6 +1,6 @@
 """The versions in the store: written once, counted from 1 under each name, found by reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +19,8 @@ from registry.manifest import Manifest
 SUBJECT = "versions"
 ARTIFACTS = "artifacts"
 """Whoever refers to kept files, and whoever deletes them, takes this subject's row first: they wait for each other."""
+
+MOST_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +129,14 @@ async def referred(connection: AsyncConnection, after: int = 0) -> tuple[set[str
         digests.update(file["sha256"] for file in files.values())
         after = max(after, change)
     return digests, after
+
+
+async def digests(connection: AsyncConnection) -> set[str]:
+    return set((await connection.execute(sa.select(versions.c.digest))).scalars())
+
+
+async def manifests(store: Store, wanted: Collection[str]) -> dict[str, Manifest]:
+    """By their digests; a thousand of them at most."""
+    query = sa.select(versions.c.digest, versions.c.files).where(versions.c.digest.in_(list(wanted)[:MOST_AT_ONCE]))
+    async with store.read() as connection:
+        return {digest: Manifest.read(files) for digest, files in await connection.execute(query)}

@@ -155,7 +155,8 @@ class Gateway:
         if not self.replays.concern(call.exchange, body):
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
-        return self.replays.serve(call.exchange, call.caller, body, dialect, generate)
+        version = served.route(call.exchange, body).version if isinstance(served, Relay) else None
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
@@ -163,6 +164,7 @@ class Gateway:
         """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
         if exchange is call.exchange:  # nobody else may have this answer
             return await self._served(call, served, body, dialect)
+        exchange.tenant = call.exchange.tenant
         apart = Call(self, exchange, call.name, call.caller, call.model)
         cut = True
         try:
@@ -170,6 +172,9 @@ class Gateway:
             cut = False
         except asyncio.CancelledError:  # they have all left
             exchange.gone, cut = True, False
+            raise
+        except PenstockError as error:
+            apart.error = error
             raise
         finally:
             self._settle(apart, cut=cut)
@@ -285,6 +290,7 @@ class Gateway:
         body = self.policy.applied(call.exchange.path, body, call.caller)
         served = self.model(body["model"], call.caller)
         call.model = served.name
+        call.exchange.tenant = call.caller.tenant
         return served, body
 
     def _route(self, exchange: Exchange) -> Route:
@@ -305,6 +311,12 @@ class Gateway:
             near = nearest_name(name, self.models_for(caller))
             raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
+
+    def version(self, name: str) -> str | None:
+        """The registered one that a served model has now."""
+        assert self.stack is not None
+        served = self.stack.models[name]
+        return served.current.version if isinstance(served, Relay) else None
 
     def models_for(self, caller: Caller) -> list[str]:
         assert self.stack is not None
@@ -355,6 +367,8 @@ class Gateway:
         asked = cost if cost and cost.sent and (exchange.status == 200 or exchange.gone) else None
         tokens = 0
         try:
+            if cost and cost.tally and (call.error or not cut) and not self.ended:
+                cost.tally.note(cost, exchange, call.error, call.began)
             if asked and call.ticket:
                 tokens = tokens_of_both(asked)
             if self.ledger and asked:

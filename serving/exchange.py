@@ -38,6 +38,10 @@ class Exchange:
     """When the caller no longer wants the answer, once that was looked up, by the loop's clock."""
     gone = False
     response_complete = False
+    tenant = ""
+    """Whose request it is, once that is known."""
+    version: str | None = None
+    """The registered version that answers, once it does."""
     cost: "Cost | None" = None
     """What an engine was asked for it, and says that it has cost."""
     source: Source | None = None

@@ -9,10 +9,11 @@ last batch; an ordinary end loses nothing.
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from engine.affinity import CHARS_PER_TOKEN
@@ -23,9 +24,12 @@ from engine.replica import Replica
 from engine.tokens import tokens_in, tokens_of
 from penstock import batches, metrics
 from penstock.callers import Caller
-from penstock.errors import PenstockError
+from penstock.errors import EngineError, PenstockError
 from penstock.store import UNAVAILABLE, Store, reason
 from serving.media import characters
+
+if TYPE_CHECKING:
+    from serving.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ EVERY_S = 0.5
 COUNTING = 8
 """How many requests are counted by engines at once; what waits longer than COUNT_WITHIN_S is estimated."""
 COUNT_WITHIN_S = 2.0
+COUNT_TRIES = 3
 LOOK_S = 0.05
 ADD_EVERY_S = 10.0
 """Who reads the usage adds it up before."""
@@ -54,6 +59,8 @@ class Cost:
     body: Mapping[str, Any] | None = None
     texts: Sequence[Sequence[str]] = ()
     """The pieces of all that was generated: each choice's text, reasoning and calls of tools in lists of their own."""
+    tally: "Tally | None" = None
+    """Who counts how it ends, while its model has a canary."""
 
     @property
     def sent(self) -> bool:
@@ -255,13 +262,21 @@ async def counted(cost: Cost, slots: asyncio.Semaphore) -> Used:
     asked, pool = cost.asked, cost.pool
     if asked is None or pool is None:
         return estimated(cost)
-    replica = await one_usable(pool)  # before it takes a slot, which others' engines could use
+    for _ in range(COUNT_TRIES - 1):
+        with suppress(EngineError):  # it may have been killed just now: another can count as well
+            return await counted_by(await one_usable(pool), asked, cost, slots)
+        await asyncio.sleep(LOOK_S)
+    return await counted_by(await one_usable(pool), asked, cost, slots)
+
+
+async def counted_by(replica: Replica, asked: Asked, cost: Cost, slots: asyncio.Semaphore) -> Used:
+    """The slot is taken when there is a replica: others' engines could use it."""
     async with slots:
-        prompt = len(await tokens_of(asked.path, asked.body, replica))
+        prompt = len(await tokens_of(asked, replica))
         if not prompt:
             return estimated(cost)
         texts = filter(None, map("".join, cost.texts))  # one by one, or words of two would join
-        return Used(prompt, 0, sum([await tokens_in(text, asked.body, replica) for text in texts]))
+        return Used(prompt, 0, sum([await tokens_in(text, asked, replica) for text in texts]))
 
 
 async def one_usable(pool: Pool) -> Replica:

@@ -1,23 +1,26 @@
 """How served models are described: OpenAI's list of models, or Anthropic's for its clients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 
-def listed(names: Sequence[str], created: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """The answer to GET /v1/models. `created` is in seconds since 1970."""
+def listed(models: Mapping[str, str | None], created: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The answer to GET /v1/models, of names and registered versions. `created` is in seconds since 1970."""
+    names = list(models)
     if b"anthropic-version" not in headers:
-        return {"object": "list", "data": [described(name, created) for name in names]}
+        return {"object": "list", "data": [described(name, created, version) for name, version in models.items()]}
     data = [described_for_anthropic(name, created) for name in names]
     ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
     return {"data": data, **ends, "has_more": False}
 
 
-def described(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "penstock"}
+def described(name: str, created: int, version: str | None = None) -> dict[str, Any]:
+    said = {"id": name, "object": "model", "created": created, "owned_by": "penstock"}
+    return {**said, "version": version} if version else said
 
 
-def described_for_anthropic(name: str, created: int) -> dict[str, Any]:
+def described_for_anthropic(name: str, created: int, version: str | None = None) -> dict[str, Any]:
+    """Anthropic's clients know of no versions."""
     stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
     return {"type": "model", "id": name, "display_name": name, "created_at": stamp, "lifecycle": "active"}

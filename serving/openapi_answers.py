@@ -36,6 +36,7 @@ OF_A_GENERATION: Kinds = (
     errors.OverBudget,
     PenstockError,
     errors.EngineError,
+    errors.EngineRefused,
     errors.Overloaded,
     errors.EngineUnavailable,
     errors.EngineTimeout,
@@ -51,7 +52,8 @@ def answers(path: str, route: "Route", family: Family) -> Json:
         content["text/event-stream"] = {"schema": {"type": "string", "description": STREAM}}
     if path == "/metrics":
         content = {metrics.CONTENT_TYPE.partition(";")[0]: {"schema": {"type": "string"}}}
-    answer = {"headers": headers_of(family, *(RATE_LIMITS if route.shape else ())), "content": content}
+    more = (MODEL_VERSION, *RATE_LIMITS) if route.shape else ()
+    answer = {"headers": headers_of(family, *more), "content": content}
     found = {"200": {"description": "The engine's own." if route.shape else "As it is now.", **answer}}
     return found | {"503": {"description": "Not ready.", **answer}} if path == "/ready" else found
 
@@ -73,7 +75,7 @@ def refusal(family: Family, status: int) -> Json:
     }
     more = {429: ("Retry-After", *RATE_LIMITS), 503: ("Retry-After",)}.get(status, ())
     return {
-        "description": ", ".join(kind.code or kind.type for kind in kinds),
+        "description": ", ".join(dict.fromkeys(kind.code or kind.type for kind in kinds)),
         "headers": headers_of(family, *more),
         "content": {"application/json": {"schema": {"anyOf": schemas}, "examples": examples}},
     }
@@ -104,6 +106,7 @@ def header(description: str, kind: str = "string") -> Json:
 TEXT: Json = {"type": "string"}
 OR_NULL: Json = {"type": ["string", "null"]}
 OPENAI_MODEL = whole(id=TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=TEXT)
+OPENAI_MODEL["properties"]["version"] = {"type": "string", "description": "NAME@NUMBER, of a registered model."}
 ANTHROPIC_MODEL = whole(type={"const": "model"}, id=TEXT, display_name=TEXT, created_at=TEXT)
 CONTROLS = {
     "/health": "Health",
@@ -146,7 +149,9 @@ ANSWERS: Json = {
 RATE_LIMITS = tuple(
     f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
+MODEL_VERSION = "x-penstock-model-version"
 HEADERS: Json = {
+    MODEL_VERSION: header("The registered version that has answered, NAME@NUMBER."),
     "x-request-id": header("The request's id, the caller's own where it sent one."),
     "request-id": header("The same, as Anthropic's clients look for it."),
     "Retry-After": header("In so many seconds it is worth while to try again.", "integer"),

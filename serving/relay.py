@@ -17,34 +17,44 @@ from engine.asked import Asked, DeadlineOver, Limits, Source
 from engine.connection import Answer
 from engine.continuation import is_exact
 from engine.dispatch import Dispatch
-from engine.pool import Pool
 from engine.reading import CHAT, TEXT
+from engine.route import Route
 from engine.tokens import tokens_of
 from penstock import metrics
 from penstock.errors import BadRequest, EngineError, PenstockError
 from serving.answer import usage_wanted
 from serving.exchange import Exchange, Headers
 from serving.ledger import Cost
+from serving.split import SESSION
+from serving.trial import Trial
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
 if TYPE_CHECKING:
     from serving.stack import Served
 
 FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
-SESSION = b"x-session-id"
 DEADLINE = b"x-request-timeout-s"
 OPENAI_STREAMS = frozenset({CHAT, TEXT})
 CONTINUABLE = (b"x-penstock-continuable", b"1")
 
 
 class Relay:
-    """`fallback` answers what this engine cannot, as long as nothing of an answer is out."""
+    """`fallback` answers what this engine cannot, as long as nothing of an answer is out. `current` is where new
+    requests go, but for those of a canary's `trial`; both may be others at any moment, and what runs ends where it
+    began."""
 
-    def __init__(self, name: str, pool: Pool, limits: Limits, fallback: "Served | None" = None) -> None:
+    trial: Trial | None = None
+
+    def __init__(self, name: str, current: Route, limits: Limits, fallback: "Served | None" = None) -> None:
         self.name = name
-        self.pool = pool
+        self.current = current
         self.limits = limits
         self.fallback = fallback
+
+    def route(self, exchange: Exchange, body: Mapping[str, Any]) -> Route:
+        """The one for this request: the same whenever it is asked for, until the routes are others."""
+        trial = self.trial
+        return self.current if trial is None else trial.route(self.current, exchange, body)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         await Relayed(self, exchange, body, dialect).run()
@@ -56,6 +66,7 @@ class Relayed:
     def __init__(self, relay: Relay, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         hide_usage = exchange.path in OPENAI_STREAMS and bool(body.get("stream")) and not usage_wanted(body)
         self.body = body
+        self.route = route = relay.route(exchange, body)
         if hide_usage:
             body = {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
         written = as_json(body)
@@ -64,10 +75,14 @@ class Relayed:
         self.exchange = exchange
         self.dialect = dialect
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
-        self.asked = Asked(exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage)
-        exchange.cost = Cost(self.asked, relay.pool)
-        self.passing = Passing(exchange, dialect, self.asked, exchange.cost)
-        self.dispatch = Dispatch(relay.pool, self.asked, self.passing, relay.limits, relay.name)
+        self.asked = Asked(
+            exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage, name=route.name
+        )
+        exchange.cost = Cost(self.asked, route.pool)
+        if relay.trial:
+            exchange.cost.tally = relay.trial.tally(route)
+        self.passing = Passing(exchange, dialect, self.asked, exchange.cost, route)
+        self.dispatch = Dispatch(route.pool, self.asked, self.passing, relay.limits, relay.name)
         self._tell: Tell | None = None
 
     def start(self, tell: "Tell") -> bool:
@@ -75,7 +90,7 @@ class Relayed:
 
         `tell` is told how it ended: what is an EngineError, `run` may still mend.
         """
-        if self.relay.pool.routing.kv_events:
+        if self.route.pool.routing.kv_events:
             return False
         self._tell = tell
         return self.dispatch.start(self._told)
@@ -99,32 +114,46 @@ class Relayed:
     async def run(self, failure: EngineError | None = None) -> None:
         """Answers, however often it takes. `failure`: how it ended what `start` began. Raises PenstockError."""
         relay, exchange = self.relay, self.exchange
-        if relay.pool.routing.kv_events:
+        if self.route.pool.routing.kv_events:
             self.asked.hint.token_ids = await self._tokens()
+        if failure is None:
+            self._go_by(relay.route(exchange, self.body))
         try:
             answer = await self.dispatch.run(failure)
         except EngineError as error:
             if relay.fallback is None or exchange.status is not None or isinstance(error, DeadlineOver):
                 raise
             metrics.fallbacks.inc(relay.name, relay.fallback.name)
+            if self.passing.cost.tally:
+                self.passing.cost.tally.failed(self.passing.cost, error)
             exchange.marks = [*exchange.marks, (b"x-penstock-fallback", relay.fallback.name.encode())]
             body = {**self.body, "model": relay.fallback.name}
             return await relay.fallback(exchange, body, self.dialect)
         if answer:
             self._send(answer)
 
+    def _go_by(self, route: Route) -> None:
+        """Nothing has been asked yet. It may have waited, and the route that was chosen then may lead nowhere now."""
+        if route is not self.route:
+            self.route = self.passing.route = route
+            self.asked.name = route.name
+            self.passing.cost.pool = route.pool
+            self.passing.cost.tally = self.relay.trial.tally(route) if self.relay.trial else None
+            self.dispatch = Dispatch(route.pool, self.asked, self.passing, self.relay.limits, self.relay.name)
+
     def _send(self, answer: Answer) -> None:
         self.passing.cost.usage = answer.usage
-        headers = self.dialect.headers(self.exchange.request_id)
+        self.exchange.version = self.route.version
+        headers = [*self.route.marks, *self.dialect.headers(self.exchange.request_id)]
         self.exchange.send(200, [*JSON, *headers] if headers else JSON, answer.body)
 
     async def _tokens(self) -> Sequence[int]:
         """The prompt as the engines' own tokens; none where nobody says, so that the approximate index decides."""
-        replica = next((replica for replica in self.relay.pool.replicas if replica.usable), None)
+        replica = next((replica for replica in self.route.pool.replicas if replica.usable), None)
         if replica is None:
             return ()
         try:
-            return await tokens_of(self.asked.path, self.asked.body, replica)
+            return await tokens_of(self.asked, replica)
         except EngineError:
             return ()
 
@@ -135,11 +164,12 @@ Tell = Callable[[Exception | None], None]
 class Passing:
     """The receiver of a stream that goes to the client as it is."""
 
-    def __init__(self, exchange: Exchange, dialect: Dialect, asked: Asked, cost: Cost) -> None:
+    def __init__(self, exchange: Exchange, dialect: Dialect, asked: Asked, cost: Cost, route: Route) -> None:
         self.exchange = exchange
         self.dialect = dialect
         self.asked = asked
         self.cost = cost
+        self.route = route
         self.more = exchange.write
         self.end = exchange.end
 
@@ -152,7 +182,8 @@ class Passing:
         self.exchange.source = source
 
     def begin(self, data: bytes) -> None:
-        headers: Headers = [*EVENT_STREAM, *self.dialect.headers(self.exchange.request_id)]
+        self.exchange.version = self.route.version
+        headers: Headers = [*EVENT_STREAM, *self.route.marks, *self.dialect.headers(self.exchange.request_id)]
         if is_exact(self.asked.path, self.asked.body):
             headers = [*headers, CONTINUABLE]
         self.exchange.start(200, headers)

@@ -38,7 +38,8 @@ NO_FILE = "SIGHUP: there is no configuration file to read again; `penstock serve
 
 
 class Reload:
-    """`config` is what is served, `apply` takes what is to be served instead, `note` is told what has changed."""
+    """`config` is what is served, `apply` takes what is to be served instead, `note` is told what has changed.
+    `prepare` makes sure, before, that it can be served."""
 
     def __init__(
         self,
@@ -46,11 +47,13 @@ class Reload:
         config: Config,
         apply: Callable[[Config], None],
         note: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+        prepare: Callable[[Config], Awaitable[None]] | None = None,
     ) -> None:
         self.source = source
         self.config = config
         self.apply = apply
         self.note = note
+        self.prepare = prepare
 
     async def run(self) -> NoReturn:
         """Until cancelled. A SIGHUP that came before counts; afterwards whoever had the signal has it again."""
@@ -84,6 +87,8 @@ class Reload:
             config, changes = await asyncio.to_thread(self._read)
             if self._is_being_written:
                 return
+            if changes and self.prepare:
+                await self.prepare(config)
             if changes:
                 self.apply(config)
         except StartError as error:

@@ -65,6 +65,10 @@ class Running:
     recording: Recording
 
 
+def always(recording: Recording) -> bool:
+    return True
+
+
 class Once:
     """Equal requests of a tenant are answered once: what is on the shelf, else what is being generated, else anew."""
 
@@ -77,9 +81,18 @@ class Once:
         self._running: dict[Key, Running] = {}
         self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()  # a tenant's, while it has anything in it
 
-    async def answer(self, key: Key, asked: bytes, by: str, exchange: Exchange, dialect: Dialect, work: Work) -> None:
-        """`asked`: the digest of all that matters of the request; `by`: the id of its caller. Raises KeyReused where
-        the key's is another request."""
+    async def answer(
+        self,
+        key: Key,
+        asked: bytes,
+        by: str,
+        exchange: Exchange,
+        dialect: Dialect,
+        work: Work,
+        fits: Callable[[Recording], bool] = always,
+    ) -> None:
+        """`asked`: the digest of all that matters of the request; `by`: the id of its caller. What does not fit is
+        not kept. Raises KeyReused where the key's is another request."""
         while True:
             if kept := self.shelf.find(key):
                 same(kept.asked, asked)
@@ -87,7 +100,7 @@ class Once:
                 return await kept.answer.give(exchange, dialect, self._again)
             running = self._running.get(key)
             if running is None or not running.recording.kept:
-                recording = self._begun(key, asked, by, exchange, work)
+                recording = self._begun(key, asked, by, exchange, work, fits)
                 return await recording.give(exchange, dialect, self._first, again=False)
             same(running.asked, asked)
             try:
@@ -98,7 +111,9 @@ class Once:
             else:
                 return metrics.replays.inc(self._of)
 
-    def _begun(self, key: Key, asked: bytes, by: str, exchange: Exchange, work: Work) -> Recording:
+    def _begun(
+        self, key: Key, asked: bytes, by: str, exchange: Exchange, work: Work, fits: Callable[[Recording], bool]
+    ) -> Recording:
         headers = {name: value for name, value in exchange.headers.items() if name != DEADLINE}  # each has its own
         room = self._rooms.get(key[0])
         if room is None:
@@ -109,7 +124,7 @@ class Once:
         def over(recording: Recording) -> None:
             if self._running.get(key) is running:
                 del self._running[key]
-            if recording.good:
+            if recording.good and fits(recording):
                 self.shelf.keep(key, asked, recording.recorded())
 
         self._running[key] = running
@@ -135,13 +150,21 @@ class Replays:
         return self._cache is not None and is_deterministic(exchange.path, body)
 
     async def serve(
-        self, exchange: Exchange, caller: Caller, body: Mapping[str, Any], dialect: Dialect, work: Work
+        self,
+        exchange: Exchange,
+        caller: Caller,
+        body: Mapping[str, Any],
+        dialect: Dialect,
+        work: Work,
+        version: str | None = None,
     ) -> None:
-        """`work` generates, on an exchange that is for all who ask the same. Raises PenstockError."""
+        """`work` generates, on an exchange that is for all who ask the same. `version` is to answer now: the cache
+        gives none of another one's answers, a key is a promise of one answer. Raises PenstockError."""
         cache = self._cache
-        if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body)):
+        if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body, version)):
             key, generate = (caller.tenant, name), work
-            work = lambda inner: cache.answer(key, name, caller.id, inner, dialect, generate)  # noqa: E731
+            fits = lambda recording: recording.version == version  # noqa: E731
+            work = lambda inner: cache.answer(key, name, caller.id, inner, dialect, generate, fits)  # noqa: E731
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         try:
             async with asyncio.timeout_at(deadline if deadline < math.inf else None) as patience:
@@ -179,7 +202,7 @@ def is_deterministic(path: str, body: Mapping[str, Any]) -> bool:
     return not any(body.get(name) for name in OUTSIDE)
 
 
-def name_of(exchange: Exchange, body: Mapping[str, Any]) -> bytes | None:
+def name_of(exchange: Exchange, body: Mapping[str, Any], version: str | None = None) -> bytes | None:
     """The same for requests that have the same answer; None for one whose answer is not to be kept."""
     if exchange.headers.get(b"cache-control", b"") in (b"no-cache", b"no-store"):
         return None
@@ -188,7 +211,8 @@ def name_of(exchange: Exchange, body: Mapping[str, Any]) -> bytes | None:
     written = as_json(body, orjson.OPT_SORT_KEYS)
     if FETCHED.search(written):
         return None
-    return digest(exchange.path, *(exchange.headers.get(name, b"") for name in MAY_CHANGE), written)
+    said = (exchange.headers.get(name, b"") for name in MAY_CHANGE)
+    return digest(exchange.path, *said, (version or "").encode(), written)
 
 
 def digest(path: str, *parts: bytes) -> bytes:

@@ -13,10 +13,12 @@ from penstock.source import Source
 from serving import workers
 from serving.admission import check_shared
 from serving.app import Gateway
+from serving.engines import engines_here
+from serving.hosts import Alone, followed
 from serving.keys import Keys
 from serving.reload import Reload
 from serving.server import bind, serve, settle, told_to_stop
-from serving.stack import Stack, running
+from serving.stack import Stack, composed
 from serving.state import governed
 
 CURL = """curl http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
@@ -43,10 +45,22 @@ async def serve_alone(config: Config, source: Source, listener: socket.socket, s
     address = listener.getsockname()[:2]
     async with governed(config, address) as state:
         gateway = Gateway(config, state.keys, state.ledger)
-        async with running(config) as stack, gateway.admission, asyncio.TaskGroup() as tasks:
+        async with (
+            engines_here(config) as engines,
+            composed(config, engines.replicas, engines.failed, engines.versions) as stack,
+            followed(config, state.store, engines, Alone(stack, engines)) as moving,
+            gateway.admission,
+            asyncio.TaskGroup() as tasks,
+        ):
             gateway.stack = stack
+            state.trials.joined(stack)
+
+            def apply(config: Config) -> None:
+                gateway.apply(config)
+                moving.apply(config)
+
             stop = tasks.create_task(told_to_stop(lambda: gateway.config.gateway, stack.failed))
-            reloading = tasks.create_task(Reload(source, config, gateway.apply, state.moved).run())
+            reloading = tasks.create_task(Reload(source, config, apply, state.moved, moving.prepare).run())
             starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
             try:
                 await serve(gateway, listener, stop)

@@ -1,32 +1,30 @@
-"""Where the parts meet: the configuration becomes engines that run and one served model per name."""
+"""Where the parts meet: the configuration becomes one served model per name, over the engines under them."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from engine import machine
 from engine.asked import Limits
 from engine.elsewhere import Elsewhere
 from engine.holdings import keep_holdings
-from engine.launch import plan
-from engine.machine import Machine
 from engine.pool import Pool
 from engine.replica import Replica
 from engine.room import Room
+from engine.route import Route
 from engine.scripted import Scripted
-from engine.supervisor import Supervisor
 from penstock.config import Config, Engine, Gateway, Script
-from penstock.home import run_dir
-from registry.resolve import with_local_models
+from registry.canaries import Canary
+from registry.canary_figures import Both
 from serving.answer import Answer
+from serving.engines import READY_POLL_S, ended, engines_here, served_by, watched
 from serving.relay import Relay
+from serving.trial import Trial
+from serving.versions import Versions
 
 Served = Relay | Answer
-READY_POLL_S = 0.05
+LINGER_S = 2.5
+"""How long a pool that is idle is still there: a try that failed may be made again, and tokens are counted."""
 
 
 class Stack:
@@ -36,17 +34,30 @@ class Stack:
     is known of its caches. `failed` ends with the first error that an engine's watcher cannot mend.
     """
 
-    def __init__(self, local: Mapping[str, Sequence[Replica]], failed: asyncio.Future[None]) -> None:
+    def __init__(
+        self,
+        local: Mapping[str, Sequence[Replica]],
+        failed: asyncio.Future[None],
+        versions: Versions = Versions(),
+    ) -> None:
         self.models: dict[str, Served] = {}
         self.pools: dict[str, Pool] = {}
         self.failed = failed
         self.room = Room()
+        self.versions = versions
+        self.left: Callable[[Sequence[Replica]], None] = lambda replicas: None
         self._config: Config | None = None
         self._local = local
         self._elsewhere: dict[str, Elsewhere] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._holding: dict[Replica, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._coming: set[Pool] = set()
+        self._leaving: list[Pool] = []
+        self._adapters: set[tuple[str, str]] = set()  # engines, and what was asked for there
+        self.count: Callable[[Canary], Both] = lambda canary: Both()
+        self._tried: dict[str, Pool] = {}
+        self._over: set[int] = set()  # canaries that have ended, and are still among the versions
 
     @property
     def ready(self) -> bool:
@@ -67,9 +78,113 @@ class Stack:
             self._let_go(name, self.pools[name])
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.room.most_bytes = config.gateway.max_answers_bytes
-        self.models = served_models(config, self.pools, self.room)
+        self.models = self._served(config)
         self._coming &= set(self.pools.values())
         self._config = config
+        for name, pool in self._tried.items():
+            pool.change(config.gateway.engine_wait_s, config.engines[name].routing)
+            for replica in pool.replicas:
+                replica.serve(served_by(config, name))
+        self._try()
+
+    def move(
+        self,
+        local: Mapping[str, Sequence[Replica]],
+        versions: Versions,
+        tried: Mapping[str, Sequence[Replica]] | None = None,
+    ) -> None:
+        """From the next request on these replicas answer, and these versions; `tried` are those of canaries. Those
+        before end what they do; `left` is told of replicas that have."""
+        assert self._config is not None
+        before, self._local, self.versions = self.pools, local, versions
+        self.pools = {
+            name: pool if name not in local or set(pool.replicas) == set(local[name]) else self._moved(name, pool)
+            for name, pool in before.items()
+        }
+        self._move_tried(tried or {})
+        for name, relay in self.models.items():
+            if isinstance(relay, Relay):
+                relay.current = self._route(name, relay.current)
+        self._try()
+
+    def _move_tried(self, tried: Mapping[str, Sequence[Replica]]) -> None:
+        """What was tried and is not any more ends what it does; that which has become the current one is not here."""
+        for name, pool in list(self._tried.items()):
+            if set(pool.replicas) != set(tried.get(name, ())):
+                del self._tried[name]
+                self._end(pool)
+        for name, replicas in tried.items():
+            if name not in self._tried:
+                self._tried[name] = self._over_replicas(name, replicas)
+
+    def end_trial(self, canary: Canary) -> None:
+        """From the next request on all go where the alias points."""
+        self._over.add(canary.id)
+        self._try()
+
+    def _try(self) -> None:
+        """Models that have a canary have a trial. It is the same as before where nothing has changed."""
+        canaries = {name: Canary.of(said) for name, said in self.versions.canaries.items()}
+        self._over &= {canary.id for canary in canaries.values()}
+        for name, relay in self.models.items():
+            if isinstance(relay, Relay):
+                canary = canaries.get(name)
+                relay.trial = self._trial(name, relay.trial, canary) if canary else None
+
+    def _trial(self, name: str, before: Trial | None, canary: Canary) -> Trial | None:
+        assert self._config is not None
+        model = self._config.models[name]
+        adapter = canary.tried if model.adapter else None
+        pool = self.pools[model.engine] if adapter else self._tried.get(model.engine)
+        if canary.id in self._over or pool is None:
+            return None
+        if adapter:
+            self._adapters.add((model.engine, adapter))
+        if before and (before.canary, before.other.pool, before.other.name) == (canary, pool, adapter):
+            return before
+        return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
+
+    def leaving(self) -> set[str]:
+        """What requests run on that new ones do not come to: replicas by their names, adapters as ENGINE/NAME@VERSION.
+        Other replicas and adapters than the present ones that are not among them are nobody's."""
+        present = {(route.pool.name, route.name) for route in self._routes()}
+        for engine, name in self._adapters - present:
+            if engine not in self.pools or not is_asked_for(self.pools[engine], name):
+                self._adapters.discard((engine, name))
+        adapters = {f"{engine}/{name}" for engine, name in self._adapters - present}
+        return adapters | {replica.name for pool in self._leaving for replica in pool.replicas}
+
+    def _routes(self) -> list[Route]:
+        relays = [relay for relay in self.models.values() if isinstance(relay, Relay)]
+        return [relay.current for relay in relays] + [relay.trial.other for relay in relays if relay.trial]
+
+    def _route(self, name: str, before: Route | None) -> Route:
+        """Where a model's requests go now; the same as before where nothing has changed."""
+        assert self._config is not None
+        model = self._config.models[name]
+        adapter = self.versions.adapters[name] if model.adapter else None
+        if adapter:
+            self._adapters.add((model.engine, adapter))
+        route = Route(self.pools[model.engine], adapter, adapter or self.versions.engines.get(model.engine))
+        same = before and (before.pool, before.name, before.version) == (route.pool, route.name, route.version)
+        return before if before and same else route
+
+    def _served(self, config: Config) -> dict[str, Served]:
+        models: dict[str, Served] = {}
+        limits = limits_of(config.gateway, self.room)
+        before, self._config = self.models, config
+        for name, model in config.models.items():
+            if config.engines[model.engine].kind == "scripted":
+                models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
+            else:
+                relay = before.get(name)
+                route = self._route(name, relay.current if isinstance(relay, Relay) else None)
+                models[name] = Relay(name, route, limits)
+        for name, model in config.models.items():
+            relay = models[name]
+            if model.fallback and isinstance(relay, Relay):
+                relay.fallback = models[model.fallback]
+        return models
 
     def _pool(self, name: str, engine: Engine, config: Config) -> Pool:
         pool, served = self.pools.get(name), served_by(config, name)
@@ -83,14 +198,54 @@ class Stack:
             if engine.urls:
                 self._elsewhere[name] = elsewhere = Elsewhere(engine, served, pool)
                 self._watching[name] = self._beside(elsewhere.run())
-            elif engine.routing.kv_events:
-                for replica in replicas:
-                    self._beside(keep_holdings(replica))
+            else:
+                self._hold(engine, replicas)
             return pool
         pool.change(config.gateway.engine_wait_s, engine.routing)
         if engine.urls:
             self._elsewhere[name].change(engine, served)
         return pool
+
+    def _hold(self, engine: Engine, replicas: Sequence[Replica]) -> None:
+        if engine.routing.kv_events:
+            self._holding |= {replica: self._beside(keep_holdings(replica)) for replica in replicas}
+
+    def _moved(self, name: str, before: Pool) -> Pool:
+        """The engine's replicas are others: new ones, or those of a canary that has done well."""
+        tried = self._tried.get(name)
+        if tried and set(tried.replicas) == set(self._local[name]):
+            pool = self._tried.pop(name)
+        else:
+            pool = self._over_replicas(name, self._local[name])
+        self._end(before)
+        return pool
+
+    def _over_replicas(self, name: str, replicas: Sequence[Replica]) -> Pool:
+        assert self._config is not None
+        engine = self._config.engines[name]
+        for replica in replicas:
+            replica.serve(served_by(self._config, name))
+        self._hold(engine, replicas)
+        return Pool(name, replicas, self._config.gateway.engine_wait_s, engine.routing)
+
+    def _end(self, pool: Pool) -> None:
+        self._leaving.append(pool)
+        self._beside(self._leave(pool))
+
+    async def _leave(self, pool: Pool) -> None:
+        """Nothing new comes to it. Looked at twice: between two tries of a request nothing runs there either."""
+        linger_s = LINGER_S
+        while linger_s:
+            await pool.idle()
+            await asyncio.sleep(linger_s)
+            linger_s = LINGER_S if pool.active else 0.0
+        holding = [task for replica in pool.replicas if (task := self._holding.pop(replica, None))]
+        for task in holding:
+            task.cancel()
+        if holding:
+            await asyncio.wait(holding)
+        self._leaving.remove(pool)
+        self.left(pool.replicas)
 
     def _let_go(self, name: str, pool: Pool) -> None:
         """No model leads there any more; who waits for a turn is yet to come."""
@@ -120,111 +275,35 @@ class Stack:
         await ended(list(self._jobs), self.failed)
 
 
-@dataclass(frozen=True)
-class Engines:
-    """Those started here, by name. `failed` ends with the first error that a supervisor cannot mend."""
-
-    supervisors: Mapping[str, Sequence[Supervisor]]
-    failed: asyncio.Future[None]
-
-    @property
-    def all(self) -> list[Supervisor]:
-        return [supervisor for supervisors in self.supervisors.values() for supervisor in supervisors]
-
-    @property
-    def replicas(self) -> dict[str, list[Replica]]:
-        return {name: [each.replica for each in supervisors] for name, supervisors in self.supervisors.items()}
+def is_asked_for(pool: Pool, name: str) -> bool:
+    return any(replica.is_asked_for(name) for replica in pool.replicas)
 
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Stack]:
-    """Everything that is configured, in this process. Raises StartError for what cannot start."""
-    async with engines_here(config) as engines, composed(config, engines.replicas, engines.failed) as stack:
+    """Everything that is configured, in this process; aliases are not followed. Raises StartError for what cannot
+    start."""
+    async with (
+        engines_here(config) as engines,
+        composed(config, engines.replicas, engines.failed, engines.versions) as stack,
+    ):
         yield stack
 
 
 @asynccontextmanager
-async def engines_here(config: Config) -> AsyncIterator[Engines]:
-    """Starts the engines that run here; on leaving, drains and ends them. Raises StartError."""
-    folder = run_dir()
-    sockets = (folder / f"{number}.sock" for number in itertools.count())
-    named = {name: engine for name, engine in config.engines.items() if engine.model and not engine.urls}
-    local = await with_local_models(config, named)
-    here = machine.detect().shared_by(sum(engine.replicas for engine in local.values())) if local else None
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    try:
-        supervisors = {
-            name: started(name, engine, served_by(config, name), sockets, here)
-            for name, engine in local.items()
-            if here
-        }
-        engines = Engines(supervisors, failed)
-        try:
-            async with beside([supervisor.run() for supervisor in engines.all], failed):
-                yield engines
-        finally:
-            for supervisor in engines.all:
-                supervisor.replica.close()
-    finally:
-        with suppress(OSError):  # a socket that could not be removed keeps its folder
-            folder.rmdir()
-
-
-@asynccontextmanager
 async def composed(
-    config: Config, local: Mapping[str, Sequence[Replica]], failed: asyncio.Future[None]
+    config: Config,
+    local: Mapping[str, Sequence[Replica]],
+    failed: asyncio.Future[None],
+    versions: Versions = Versions(),
 ) -> AsyncIterator[Stack]:
     """The served models, over the engines started here (`local`, by name) and those elsewhere, which are watched."""
-    stack = Stack(local, failed)
+    stack = Stack(local, failed, versions)
     try:
         stack.change(config)
         yield stack
     finally:
         await stack.close()
-
-
-@asynccontextmanager
-async def beside(jobs: Sequence[Coroutine[Any, Any, None]], failed: asyncio.Future[None]) -> AsyncIterator[None]:
-    """Lets jobs run that never end by themselves; on leaving, ends them."""
-    tasks = [watched(job, failed) for job in jobs]
-    try:
-        yield
-    finally:
-        await ended(tasks, failed)
-
-
-def watched(job: Coroutine[Any, Any, None], failed: asyncio.Future[None]) -> asyncio.Task[None]:
-    task = asyncio.create_task(job)
-    task.add_done_callback(lambda task: report(task, failed))
-    return task
-
-
-async def ended(tasks: Sequence[asyncio.Task[None]], failed: asyncio.Future[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    if failed.done():
-        failed.exception()  # marks it as seen: it is raised when everything has ended
-
-
-def served_by(config: Config, engine: str) -> list[str]:
-    """The names of the models that an engine serves."""
-    return [name for name, model in config.models.items() if model.engine == engine]
-
-
-def served_models(config: Config, pools: Mapping[str, Pool], room: Room) -> dict[str, Served]:
-    models: dict[str, Served] = {}
-    limits = limits_of(config.gateway, room)
-    for name, model in config.models.items():
-        if config.engines[model.engine].kind == "scripted":
-            models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
-        else:
-            models[name] = Relay(name, pools[model.engine], limits)
-    for name, model in config.models.items():
-        relay = models[name]
-        if model.fallback and isinstance(relay, Relay):
-            relay.fallback = models[model.fallback]
-    return models
 
 
 def limits_of(gateway: Gateway, room: Room) -> Limits:
@@ -233,21 +312,3 @@ def limits_of(gateway: Gateway, room: Room) -> Limits:
 
 def scripted(script: Script) -> Scripted:
     return Scripted(script.answers, pace_s=script.pace_s)
-
-
-def started(name: str, engine: Engine, served: list[str], sockets: Iterator[Path], here: Machine) -> list[Supervisor]:
-    supervisors = []
-    for number in range(engine.replicas):
-        socket = next(sockets)
-        launch = plan(f"{name}-{number}", engine, served or [name], here, socket)
-        replica = Replica.behind(launch.name, socket)
-        replica.names = launch.served
-        supervisors.append(Supervisor(launch, engine.probe, engine.stop_s, replica))
-    return supervisors
-
-
-def report(task: asyncio.Task[None], failed: asyncio.Future[None]) -> None:
-    """A job ends only by cancellation or by an error; the first error is everyone's."""
-    error = None if task.cancelled() else task.exception()
-    if error and not failed.done():
-        failed.set_exception(error)

@@ -20,6 +20,7 @@ from penstock.store import UNAVAILABLE, Store, opened, reason
 from serving.admission import check_shared
 from serving.keys import Keys
 from serving.ledger import Ledger
+from serving.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class State:
     keyring: Keyring
     keys: Keys
     ledger: Ledger
+    trials: Trials
 
     async def moved(self, changed: Sequence[str]) -> None:
         """The audit log says that the configuration is another, and in what."""
@@ -65,9 +67,10 @@ async def kept(config: Config) -> AsyncIterator[State]:
             refuse_to_be_open(config.gateway.host, keys)
             keys.closed = True  # nor will it be open later
         ledger = Ledger(store)
-        beside = [asyncio.create_task(copy.follow()), asyncio.create_task(ledger.run())]
+        trials = Trials(store)
+        beside = [asyncio.create_task(job) for job in (copy.follow(), ledger.run(), trials.run())]
         try:
-            yield State(store, keyring, keys, ledger)
+            yield State(store, keyring, keys, ledger, trials)
         finally:
             for task in beside:
                 task.cancel()

@@ -27,10 +27,11 @@ from penstock.config import Config
 from penstock.errors import PenstockError, StartError
 from penstock.meters import Snapshot
 from serving.app import Gateway
-from serving.control import Channel
+from serving.control import Channel, Told
 from serving.server import Drain, bind, serve, settle
 from serving.stack import Stack, composed
 from serving.state import State, kept
+from serving.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,16 @@ class Worker:
         self.config = config
         self.gateway = Gateway(config, state.keys, state.ledger)
         self.gateway.began = orders["began"]
+        self.trials = state.trials
         self.gateway.figures = self._all_figures
         self.stop: asyncio.Future[Drain] = asyncio.get_running_loop().create_future()
-        self.local = {
-            engine: [self._follower(name, socket, orders["names"][name]) for name, socket in sockets.items()]
-            for engine, sockets in orders["engines"].items()
-        }
-        self.followed = {replica.name: replica for replicas in self.local.values() for replica in replicas}
-        self._ready(orders["ready"])
+        self.number = orders["number"]
+        self.moves = 0
+        self.followed: dict[str, Replica] = {}
+        self.local: dict[str, list[Replica]] = {}
+        self.tried: dict[str, list[Replica]] = {}
+        self.versions = Versions()
+        self._follow(orders)
 
     async def run(self, listener: socket.socket) -> None:
         """Until told to stop, and drained."""
@@ -86,11 +89,14 @@ class Worker:
         failed: asyncio.Future[None] = loop.create_future()
         failed.add_done_callback(lambda _: self._drain(Drain()))
         async with (
-            composed(self.config, self.local, failed) as stack,
+            composed(self.config, self.local, failed, self.versions) as stack,
             self.gateway.admission,
             asyncio.TaskGroup() as tasks,
         ):
             self.gateway.stack = stack
+            stack.left = self._leave
+            self.trials.joined(stack)
+            stack.move(self.local, self.versions, self.tried)
             self.parent.tell("listening")
             beside = [tasks.create_task(job) for job in (self._heed(), self._report(), self._start(stack))]
             try:
@@ -106,9 +112,10 @@ class Worker:
             failed.result()
 
     async def _heed(self) -> NoReturn:
-        told = {
+        told: Told = {
             "ready": self._ready,
-            "ended": lambda name: self.followed[name].ended("the engine's process has ended"),
+            "ended": self._ended,
+            "moved": self._moved,
             "config": self._apply,
             "drain": lambda drain: self._drain(Drain(*drain)),
         }
@@ -119,7 +126,12 @@ class Worker:
     async def _report(self) -> None:
         while True:
             self.parent.tell("figures", metrics.snapshot())
+            self._tell_what_leaves()
             await asyncio.sleep(REPORT_S)
+
+    def _tell_what_leaves(self) -> None:
+        leaving = self.gateway.stack.leaving() if self.gateway.stack else set()
+        self.parent.tell("leaving", [self.number, self.moves, sorted(leaving)])
 
     async def _start(self, stack: Stack) -> None:
         await stack.until_ready()
@@ -129,6 +141,37 @@ class Worker:
     def _apply(self, tree: dict[str, Any]) -> None:
         self.config = Config(**tree)
         self.gateway.apply(self.config)
+
+    def _moved(self, present: dict[str, Any]) -> None:
+        self._follow(present)
+        if self.gateway.stack:
+            self.gateway.stack.move(self.local, self.versions, self.tried)
+        self._tell_what_leaves()
+
+    def _follow(self, present: dict[str, Any]) -> None:
+        """The engines of the parent, as `Workers.present` tells of them."""
+        for sockets in (*present["engines"].values(), *present["tried"].values()):
+            for name, path in sockets.items():
+                if name not in self.followed:
+                    self.followed[name] = self._follower(name, path, present["names"][name])
+        self.local, self.tried = (
+            {engine: [self.followed[name] for name in sockets] for engine, sockets in present[which].items()}
+            for which in ("engines", "tried")
+        )
+        self.versions = Versions(**present["versions"])
+        self.moves = present["moves"]
+        self._ready(present["ready"])
+
+    def _leave(self, replicas: Sequence[Replica]) -> None:
+        """Nothing runs there any more, and the parent is about to end them."""
+        for replica in replicas:
+            del self.followed[replica.name]
+            replica.close()
+            replica.forget()
+
+    def _ended(self, name: str) -> None:
+        if name in self.followed:
+            self.followed[name].ended("the engine's process has ended")
 
     def _follower(self, name: str, socket: str, names: Sequence[str]) -> Replica:
         """A replica that another process watches: doubts go there, and its word comes back."""
@@ -144,7 +187,8 @@ class Worker:
 
     def _ready(self, states: dict[str, bool]) -> None:
         for name, ready in states.items():
-            self.followed[name].set_ready(ready)
+            if name in self.followed:
+                self.followed[name].set_ready(ready)
 
     def _usual_drain(self) -> Drain:
         return Drain(self.config.gateway.ready_delay_s, self.config.gateway.shutdown_s)

@@ -9,7 +9,8 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from engine.replica import Replica
@@ -17,15 +18,19 @@ from penstock import metrics
 from penstock.config import Config
 from penstock.meters import Snapshot
 from penstock.source import Source
+from serving.engines import Engines, engines_here
+from serving.hosts import followed
 from serving.keys import Keys
 from serving.reload import Reload
 from serving.seat import GONE_S, Seat
 from serving.server import FORCED_AFTER_S, Drain, bound, settle, told_to_stop
-from serving.stack import Engines, engines_here
+from serving.stack import Stack, composed
 from serving.state import governed
+from serving.versions import Versions
 
 COMMAND = (sys.executable, "-P", "-m", "serving.worker")
 SILENT_S = 30.0
+LOOK_S = 0.1
 
 
 def hold(host: str, port: int) -> socket.socket:
@@ -38,27 +43,35 @@ async def serve(config: Config, source: Source, address: tuple[str, int], ready:
     """Until SIGTERM or SIGINT; `ready` is called when every worker can answer. `source` is followed. Raises
     StartError."""
     metrics.limits_shared.forget()  # no limit is held here: whether they are shared, the workers say
-    async with governed(config, address) as state, engines_here(config) as engines:
-        workers = Workers(config, address, engines)
-        running = asyncio.create_task(workers.run())
-        stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
+    async with (
+        governed(config, address) as state,
+        engines_here(config) as engines,
+        composed(reading_adapters(config), {}, engines.failed, engines.versions) as outside,
+    ):
+        workers = Workers(config, address, engines, outside=outside)
+        async with followed(config, state.store, engines, workers) as moving:
+            running = asyncio.create_task(workers.run())
+            stop = asyncio.create_task(told_to_stop(lambda: workers.config.gateway, engines.failed))
 
-        def apply(config: Config) -> None:
-            state.keys.configure(config.gateway.keys)
-            workers.apply(config)
+            def apply(config: Config) -> None:
+                state.keys.configure(config.gateway.keys)
+                outside.change(reading_adapters(config))
+                workers.apply(config)
+                moving.apply(config)
 
-        reloading = asyncio.create_task(Reload(source, config, apply, state.moved).run())
-        starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
-        try:
-            await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
-            if stop.done():
-                drain = stop.result()
-                workers.drain(drain)
-                await asyncio.wait([running], timeout=drain.delay_s + drain.patience_s + FORCED_AFTER_S + GONE_S)
-        finally:
-            for task in (running, stop, starting, reloading):
-                task.cancel()
-            await asyncio.wait([running, stop, starting, reloading])
+            reload = Reload(source, config, apply, state.moved, moving.prepare)
+            reloading = asyncio.create_task(reload.run())
+            starting = asyncio.create_task(started(workers, lambda: ready(state.keys)))
+            try:
+                await asyncio.wait([stop, running], return_when=asyncio.FIRST_COMPLETED)
+                if stop.done():
+                    drain = stop.result()
+                    workers.drain(drain)
+                    await asyncio.wait([running], timeout=drain.delay_s + drain.patience_s + FORCED_AFTER_S + GONE_S)
+            finally:
+                for task in (running, stop, starting, reloading):
+                    task.cancel()
+                await asyncio.wait([running, stop, starting, reloading])
     if engines.failed.done():
         engines.failed.result()
     with contextlib.suppress(asyncio.CancelledError):  # one that did not end in time
@@ -72,7 +85,8 @@ async def started(workers: "Workers", ready: Callable[[], None]) -> None:
 
 
 class Workers:
-    """`command` and `silent_s` are each `Seat`'s."""
+    """`command` and `silent_s` are each `Seat`'s. To the versions that move they are `Hosts`; `outside` has the engines
+    elsewhere that read adapters."""
 
     def __init__(
         self,
@@ -81,16 +95,18 @@ class Workers:
         engines: Engines,
         command: Sequence[str] = COMMAND,
         silent_s: float = SILENT_S,
+        outside: Stack | None = None,
     ) -> None:
         self.config = config
         self.address = address
         self.engines = engines
         self.began = int(time.time())
-        self._local = {supervisor.replica.name: supervisor.replica for supervisor in engines.all}
-        for replica in self._local.values():
-            replica.changed = lambda replica: self._tell("ready", states([replica]))
-            replica.restarted = lambda replica: self._tell("ended", replica.name)
-        told = {"suspect": lambda name: self._local[name].suspect()}
+        self.versions = engines.versions
+        self.outside = outside
+        self._moves = 0
+        self._leaving: dict[int, tuple[int, set[str]]] = {}  # of each worker, after which move
+        self._follow()
+        told = {"suspect": self._suspect, "leaving": self._told_what_leaves}
         asked = {"figures": self.figures}
         self.seats = [
             Seat(number, command, silent_s, self.orders, told, asked) for number in range(1, config.gateway.workers + 1)
@@ -115,6 +131,43 @@ class Workers:
         self.config = config
         self._tell("config", config.revealed())
 
+    def move(self, versions: Versions) -> None:
+        self.versions = versions
+        if self.outside:
+            self.outside.versions = versions
+        self._moves += 1
+        self._follow()
+        self._tell("moved", self.present())
+
+    async def left(self, names: Collection[str]) -> None:
+        """A worker that has ended since runs nothing; the next one begins with what is present."""
+        moves, names = self._moves, set(names)
+
+        def has_left(seat: Seat) -> bool:
+            after, leaving = self._leaving.get(seat.number, (-1, set()))
+            return after >= moves and not leaving & names
+
+        while not all(map(has_left, self.seats)):
+            await asyncio.sleep(LOOK_S)
+
+    def elsewhere(self, engine: str) -> Sequence[Replica] | None:
+        pool = self.outside.pools.get(engine) if self.outside else None
+        return pool.replicas if pool else None
+
+    def _told_what_leaves(self, said: Sequence[Any]) -> None:
+        number, moves, names = said
+        self._leaving[number] = (moves, set(names))
+
+    def _follow(self) -> None:
+        for supervisor in self.engines.all:
+            supervisor.replica.changed = lambda replica: self._tell("ready", states([replica]))
+            supervisor.replica.restarted = lambda replica: self._tell("ended", replica.name)
+
+    def _suspect(self, name: str) -> None:
+        for replica in self.engines.living:
+            if replica.name == name:
+                replica.suspect()
+
     def drain(self, drain: Drain) -> None:
         for seat in self.seats:
             seat.drain(drain)
@@ -127,26 +180,42 @@ class Workers:
 
     def orders(self, number: int) -> dict[str, Any]:
         """What a worker must know to begin. The configuration has the keys, so no file and no argument carries it."""
+        self._leaving.pop(number, None)
         return {
             "number": number,
             "config": self.config.revealed(),
             "address": self.address,
             "began": self.began,
+            **self.present(),
+        }
+
+    def present(self) -> dict[str, Any]:
+        """The engines here, and what is served by them, since the last move."""
+        return {
             "engines": {
-                name: {supervisor.replica.name: str(supervisor.launch.socket) for supervisor in supervisors}
-                for name, supervisors in self.engines.supervisors.items()
+                name: {each.replica.name: str(each.launch.socket) for each in generation.supervisors}
+                for name, generation in self.engines.current.items()
             },
-            "names": {
-                supervisor.replica.name: list(supervisor.launch.served)
-                for supervisors in self.engines.supervisors.values()
-                for supervisor in supervisors
+            "tried": {
+                name: {each.replica.name: str(each.launch.socket) for each in generation.supervisors}
+                for name, generation in self.engines.tried.items()
             },
-            "ready": states(self._local.values()),
+            "names": {each.replica.name: list(each.launch.served) for each in self.engines.all},
+            "ready": states(each.replica for each in self.engines.all),
+            "versions": asdict(self.versions),
+            "moves": self._moves,
         }
 
     def _tell(self, what: str, value: Any) -> None:
         for seat in self.seats:
             seat.tell(what, value)
+
+
+def reading_adapters(config: Config) -> Config:
+    """What of it is elsewhere and may be given adapters."""
+    elsewhere = {name: engine for name, engine in config.engines.items() if engine.urls and config.registry.adapters}
+    models = {name: model for name, model in config.models.items() if model.engine in elsewhere and model.adapter}
+    return config.model_copy(update={"engines": elsewhere, "models": models})
 
 
 def states(replicas: Iterable[Replica]) -> dict[str, bool]:

@@ -1,4 +1,6 @@
-"""Which tests share a process under `pytest -n`: a file's, and all those that need the same engine, started once."""
+"""Which tests share a process under `pytest -n`: a file's, and all those that need the same engine, started once.
+
+What starts engines of its own is with them, so that it begins early and no more than two run at once."""
 
 from xdist.scheduler import LoadFileScheduling
 
@@ -7,9 +9,16 @@ ENGINES = {
         "tests/clients/",
         "tests/engine/sim/test_likeness.py",
         "tests/engine/test_real_engine.py",
+        "tests/serving/test_moving_the_real_engine.py",
         "tests/test_readme.py",
     ),
-    "the real engine in float32": ("tests/evals/",),
+    "engines in float32": (
+        "tests/benchmarks/test_loop.py",
+        "tests/engine/test_dequantizing.py",
+        "tests/evals/",
+        "tests/training/test_served.py",
+        "tests/training/test_served_models.py",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.launch import DEMO, plan
 from engine.sim import KINDS
@@ -16,6 +17,8 @@ from penstock import source
 from tests.conftest import REPOSITORY, Served, free_port, running
 from tests.engine.test_launch import GPU_NODE
 from training.pretrain_recipe import load_recipe
+from training.quantize_recipe import QuantizeRecipe
+from training.recipe import load
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")
@@ -30,6 +33,7 @@ SERVES = ".venv/bin/penstock serve"
 KEEPS = (".venv/bin/penstock keys", ".venv/bin/penstock usage", ".venv/bin/penstock audit")
 EVALUATES = ".venv/bin/penstock eval"
 REGISTERS = ".venv/bin/penstock registry"
+PROMOTES = tuple(f".venv/bin/penstock {name}" for name in ("gate", "promote", "rollback"))  # tried in tests/registry
 SIMULATES = ".venv/bin/penstock sim"
 SIMULATOR = "http://127.0.0.1:8009"
 MAKES = ("make serve", "make check", "make test")
@@ -56,7 +60,7 @@ def test_every_block_is_of_a_kind_that_is_tried_here() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml", "text"}
     for command in commands():
         assert command.startswith(
-            (*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, REGISTERS, *KEEPS, *MAKES)
+            (*ASKS, SERVES, TRAINS, BENCH, MEASURES, SIMULATES, EVALUATES, REGISTERS, *PROMOTES, *KEEPS, *MAKES)
         ), command
 
 
@@ -121,6 +125,16 @@ def test_every_benchmark_shown_takes_the_options_shown(command: str) -> None:
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.parametrize("command", [command for command in commands() if command.startswith(PROMOTES)])
+def test_every_promotion_shown_takes_the_options_shown(command: str, tmp_path: Path) -> None:
+    """In a registry without the model, which is looked for once the words are understood."""
+    words = [str(BIN / "penstock"), *shlex.split(command)[1:]]
+    env = {**os.environ, "PENSTOCK_HOME": str(tmp_path)}
+    shown = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, env=env)
+    assert shown.returncode == 1, shown.stderr
+    assert re.search(r"no model is named 'demo'|demo@production is not there", shown.stderr), shown.stderr
+
+
 def test_a_model_is_evaluated_as_shown(demo: Served, tmp_path: Path) -> None:
     shown = [here(command, demo) for command in commands() if command.startswith(EVALUATES)]
     for command in shown:
@@ -132,7 +146,10 @@ def test_a_model_is_evaluated_as_shown(demo: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", re.findall(r"penstock train (\S+)", README))
 def test_every_recipe_shown_is_valid(recipe: str) -> None:
-    assert load_recipe(REPOSITORY / recipe)
+    """Of each script by its own rules: one of `quantize` is no recipe of `pretrain`."""
+    path = REPOSITORY / recipe
+    script = yaml.safe_load(path.read_text())["script"]
+    assert load(path, QuantizeRecipe) if script == "quantize" else load_recipe(path)
 
 
 def test_the_simulator_starts_and_its_faults_are_changed_as_shown() -> None:

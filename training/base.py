@@ -1,6 +1,7 @@
 """The model that a run begins from: where it is, its tokenizer, its weights in the precision asked for."""
 
 import asyncio
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,6 +25,8 @@ from registry.artifacts import artifacts_at
 from registry.resolve import resolve
 from training.hardware import device_of
 
+ADAPTER = "adapter_config.json"
+
 
 class Base(NamedTuple):
     """`name` is what an adapter refers to, a registered version by its number; `place` a folder or Hugging Face id."""
@@ -35,9 +38,26 @@ class Base(NamedTuple):
 def found(name: str) -> Base:
     """Raises BadRequest for an adapter, NotFound for what is not registered."""
     base = registered(name) if is_reference(name) else Base(name, name)
-    if (Path(base.place) / "adapter_config.json").is_file():
-        raise BadRequest(f"the base {name} is an adapter: give the whole weights that `merge: true` writes")
+    if (Path(base.place) / ADAPTER).is_file():
+        raise BadRequest(
+            f"the base {name} is an adapter: give the whole weights that `merge: true` writes, or its own base and "
+            f"`adapter: {{start: {name}}}`"
+        )
     return base
+
+
+def adapter_of(name: str, base: Base) -> Base:
+    """An adapter of this base. Raises BadRequest for one of another, NotFound for what is not registered."""
+    adapter = registered(name) if is_reference(name) else Base(name, name)
+    try:
+        said = json.loads((Path(adapter.place) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadRequest(
+            f"adapter.start: {adapter.name} is no adapter: it has no {ADAPTER} that names a base"
+        ) from error
+    if said != base.name and (is_reference(base.name) or Path(str(said)).resolve() != Path(base.place).resolve()):
+        raise BadRequest(f"adapter.start: {adapter.name} is an adapter of {said}, and the base is {base.name}")
+    return adapter
 
 
 def registered(reference: str) -> Base:
@@ -66,7 +86,7 @@ def computing(precision: str) -> AbstractContextManager[Any]:
 def tokenizer_of(base: Base, template: Path | None, eos_token: str | None) -> PreTrainedTokenizerBase:
     """With the recipe's chat template and EOS in the place of the base's own. Raises BadRequest."""
     try:
-        tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(base.place))
+        tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(base.place, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{base.name} has no tokenizer that can be read: {error}") from error
     if not tokenizer.is_fast:
@@ -90,7 +110,7 @@ def tokenizer_of(base: Base, template: Path | None, eos_token: str | None) -> Pr
 def config_of(base: Base) -> dict[str, Any]:
     """The base's config.json. Raises BadRequest."""
     try:
-        return cast("dict[str, Any]", AutoConfig.from_pretrained(base.place).to_dict())
+        return cast("dict[str, Any]", AutoConfig.from_pretrained(base.place, trust_remote_code=False).to_dict())
     except (OSError, ValueError) as error:
         raise BadRequest(f"{base.name} holds no model that transformers can load: {error}") from error
 
@@ -99,7 +119,9 @@ def weights_of(base: Base, dtype: torch.dtype, **more: Any) -> PreTrainedModel:
     """Only safetensors are read, and no code that comes with them is run. Raises BadRequest."""
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base.place, dtype=dtype, use_safetensors=True, **more)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base.place, dtype=dtype, use_safetensors=True, trust_remote_code=False, **more
+        )
     except (OSError, ValueError, ImportError) as error:
         raise BadRequest(f"{base.name} holds no model that transformers can load: {error}") from error
     model.config.use_cache = False

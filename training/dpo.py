@@ -3,8 +3,8 @@
     python -m training.dpo recipes/dpo.yaml --out runs/dpo [--resume]
 
 Direct preference optimization (Rafailov et al. 2023). Reads top to bottom: loss, recipe, data, reference, loop, result.
-The reference is the base itself, asked once for the log-probabilities of both answers before anything is trained. The
-run folder is that of training/run.py.
+The reference is what the run begins from, the base or an adapter that it goes on with, asked once for the
+log-probabilities of both answers before anything is trained. The run folder is that of training/run.py.
 """
 
 import math
@@ -80,7 +80,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
     if run.finished:
         return
 
-    model = prepared(recipe, begun.base, begun.precision)
+    model = prepared(recipe, begun.base, begun.precision, begun.start)
     forward = Forward(model, begun.precision, begun.padding, recipe.length_normalized)
     order = [one for row in islice(drawn(found, recipe.seed), steps * recipe.rows) for one in row]
     reference = reference_of(forward, found, sorted(set(order)), recipe.rows_at_once or recipe.rows)
@@ -155,9 +155,9 @@ class Forward(NamedTuple):
 
 @torch.no_grad()
 def reference_of(forward: Forward, found: Sequence[Tokens], asked: Sequence[int], at_once: int) -> Tensor:
-    """What the base makes of both answers of the pairs that are asked for, (pairs, 2); not a number for the others.
+    """What the reference makes of both answers of the pairs asked for, (pairs, 2); not a number for others.
 
-    The model is still the base: nothing is trained yet, and a fresh LoRA adds nothing.
+    The model is still what the run begins from: nothing is trained yet, and a fresh LoRA adds nothing.
     """
     forward.model.train(False)
     said = torch.full((len(found), 2), math.nan)

@@ -77,10 +77,12 @@ def rendered(tokenizer: PreTrainedTokenizerBase, item: Conversation) -> Rendered
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise BadRequest("the tokenizer has no chat template: name a file of one in the recipe, `chat_template`")
+    named = (one.content for one in tokenizer.added_tokens_decoder.values() if one.special)
+    marks = sorted({*tokenizer.all_special_tokens, *named})
     places = [(f"turn {number}", turn) for number, turn in enumerate(item["messages"], 1)]
     for where, said in (*places, ("a tool", item.get("tools"))):
         whole = "\n".join(texts(said))
-        if forged := next((token for token in tokenizer.all_special_tokens if token in whole), None):
+        if forged := next((token for token in marks if token in whole), None):
             raise Wrong(f"{where} says {forged!r}, with which the template marks turns: take it out")
     messages = [{name: value for name, value in one.items() if name != "weight"} for one in item["messages"]]
     answers = [number for number, one in enumerate(messages) if one["role"] == "assistant"]

@@ -35,6 +35,7 @@ from typing import Any, Protocol
 import yaml
 
 from penstock.errors import Conflict, PenstockError, StartError
+from training import tracking
 
 PROGRESS_S = 5.0
 RECIPE, METRICS, CHECKPOINT, MODEL, LOCK = "recipe.yaml", "metrics.jsonl", "checkpoint.pt", "model", ".lock"
@@ -90,6 +91,7 @@ class Run:
             print(f"{folder} is finished: its result is {self.model}", flush=True)
         elif resume:
             print(f"{folder}: {f'on from step {self.first_step}' if self.saved else 'from the start'}", flush=True)
+        self._tracking = None if self.finished else tracking.begin(folder)
 
     @property
     def model(self) -> Path:
@@ -150,6 +152,8 @@ class Run:
         if self.finished:
             shutil.rmtree(self.model)
         fresh.replace(self.model)
+        if self._tracking:
+            self._tracking.end()
 
     def _begin_writing(self) -> None:
         """Not before there is something to write: a run that fails at its data leaves no run behind."""

@@ -55,7 +55,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
         return
     print(f"{len(learning)} documents, {sum(lengths)} tokens, {an_epoch} rows an epoch, {steps} steps", flush=True)
 
-    model = prepared(recipe, begun.base, begun.precision)
+    model = prepared(recipe, begun.base, begun.precision, begun.start)
     forward = Forward(model, begun.precision, begun.padding, recipe.method in VIRTUAL)
     if recipe.packing:
         check_packing(forward, learning[0], learning[-1])

@@ -155,7 +155,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerFast:
 def loaded(folder: Path) -> PreTrainedTokenizerFast:
     """Raises ConfigError for a folder without a tokenizer, or one that has no token to end a text with."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from penstock.errors import BadRequest, StartError
 from training import base as bases
-from training.base import Base, config_of, device, ends_with, tokenizer_of, weights_of
+from training.base import Base, adapter_of, config_of, device, ends_with, tokenizer_of, weights_of
 from training.exportable import why_not
 from training.hardware import precision_of
 from training.recipe import digests
@@ -31,9 +31,11 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 class Begun(NamedTuple):
-    """What a run is to begin from; `reasons` are those for which vLLM will not serve the result."""
+    """What a run is to begin from; `start` is an adapter to go on with, `reasons` are those for which vLLM will not
+    serve the result."""
 
     base: Base
+    start: Base | None
     precision: str
     tokenizer: PreTrainedTokenizerBase
     reasons: list[str]
@@ -46,6 +48,8 @@ class Begun(NamedTuple):
         """The recipe as the run's folder has it: what was found out beside what was said."""
         files = [part.path for part in recipe.data] + ([recipe.chat_template] if recipe.chat_template else [])
         facts = {"base": self.base.name, "precision": self.precision, "steps": steps, "digests": digests(files)}
+        if self.start:
+            facts["start"] = self.start.name
         return recipe.model_dump(mode="json") | {"resolved": facts}
 
 
@@ -54,21 +58,29 @@ def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
     torch.set_num_threads(recipe.threads)
     before = (resolved_recipe(out) or {}).get("resolved", {}) if resume else {}
     base = bases.found(before.get("base", recipe.base))
+    named = before.get("start", recipe.adapter.start)
+    start = adapter_of(named, base) if named else None
     precision = before.get("precision") or precision_of(recipe.precision, device())
     tokenizer = tokenizer_of(base, recipe.chat_template, recipe.eos_token)
     positions = config_of(base).get("max_position_embeddings")
     if positions and recipe.length > positions:
         raise BadRequest(f"length: {recipe.length} is more than the {positions} positions of {base.name}")
-    return Begun(base, precision, tokenizer, check_export(recipe, base, tokenizer))
+    return Begun(base, start, precision, tokenizer, check_export(recipe, base, tokenizer, start))
 
 
-def adapter_config(recipe: Recipe) -> Any:
-    """PEFT's configuration of an adapter. Raises StartError where PEFT is not installed."""
+def adapter_config(recipe: Recipe, start: Base | None = None) -> Any:
+    """PEFT's configuration of an adapter, its own where there is one to go on with. Raises StartError where PEFT is not
+    installed, BadRequest for an adapter of another kind."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that a CPU does without
     try:
         import peft
     except ImportError as error:
         raise StartError(MISSING.format("PEFT")) from error
+    if start:
+        said = peft.PeftConfig.from_pretrained(start.place)
+        if said.peft_type != "LORA" or getattr(said, "use_dora", False):
+            raise BadRequest(f"adapter.start: {start.name} is no plain LoRA adapter")
+        return said
     part = recipe.adapter
     if recipe.method == "prefix":
         return peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=part.virtual_tokens)
@@ -87,9 +99,11 @@ def adapter_config(recipe: Recipe) -> Any:
     )
 
 
-def check_export(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def check_export(
+    recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase, start: Base | None = None
+) -> list[str]:
     """Print why vLLM will not serve what the run makes. Raises BadRequest with it under `export: required`."""
-    reasons = [] if recipe.method == "full" else not_served(recipe, base, tokenizer)
+    reasons = [] if recipe.method == "full" else not_served(recipe, base, tokenizer, start)
     said = f"vLLM will not serve the adapter of {recipe.method}:\n" + "\n".join(f"  {reason}" for reason in reasons)
     if reasons and recipe.export == "required" and not recipe.merge:
         raise BadRequest(f"{said}\nNothing has run; `export: warn` trains it nevertheless")
@@ -98,9 +112,9 @@ def check_export(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase)
     return reasons
 
 
-def not_served(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def not_served(recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase, start: Base | None = None) -> list[str]:
     """An engine gives an adapter the base's template and stops where the base stops, whatever lies in its folder."""
-    reasons = why_not(adapter_config(recipe).to_dict(), config_of(base))
+    reasons = why_not(adapter_config(recipe, start).to_dict(), config_of(base))
     if tokenizer.eos_token_id not in ends_with(base, tokenizer):
         reasons.append(
             f"engines that serve {base.name} do not stop at {tokenizer.eos_token!r}, with which the adapter learns to "
@@ -126,14 +140,14 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
     return cast("str", said)
 
 
-def prepared(recipe: Recipe, base: Base, precision: str) -> nn.Module:
+def prepared(recipe: Recipe, base: Base, precision: str, start: Base | None = None) -> nn.Module:
     """The base, all of it to be trained in float32, or frozen in `precision` beneath an adapter in float32."""
     frozen = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if recipe.method == "full":
         model: nn.Module = weights_of(base, torch.float32)
     else:
         below = quantized(base, frozen) if recipe.method == "qlora" else weights_of(base, frozen)
-        model = adapted(below, recipe, base)
+        model = gone_on_with(below, start, base) if start else adapted(below, recipe, base)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model
@@ -148,6 +162,18 @@ def adapted(model: PreTrainedModel, recipe: Recipe, base: Base) -> nn.Module:
         made = peft.get_peft_model(model, adapter_config(recipe))
     except (ValueError, ImportError) as error:
         raise BadRequest(f"the adapter cannot be put on {base.name}: {error}") from error
+    made.peft_config["default"].base_model_name_or_path = base.name
+    return cast("nn.Module", made)
+
+
+def gone_on_with(model: PreTrainedModel, start: Base, base: Base) -> nn.Module:
+    """With an adapter that was trained before, in float32, to be trained on. Raises BadRequest with PEFT's words."""
+    import peft
+
+    try:
+        made = peft.PeftModel.from_pretrained(model, start.place, is_trainable=True)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise BadRequest(f"the adapter {start.name} cannot be put on {base.name}: {error}") from error
     made.peft_config["default"].base_model_name_or_path = base.name
     return cast("nn.Module", made)
 

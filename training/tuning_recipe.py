@@ -26,8 +26,10 @@ class Pairs(Part):
 
 
 class Adapter(Part):
-    """Rank, alpha, dropout and targets are LoRA's; virtual tokens those of prefix and prompt tuning."""
+    """Rank, alpha, dropout and targets are LoRA's; virtual tokens those of prefix and prompt tuning. `start` is a LoRA
+    adapter of the same base to go on from, a folder or `registry:NAME@ALIAS`, which has all of these itself."""
 
+    start: str | None = None
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(0, ge=0, lt=1)
@@ -75,6 +77,14 @@ class Tuning(Part):
     export: Literal["warn", "required"] = "warn"
     merge: bool = False
     saved_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def starts_as_it_goes_on(self) -> "Tuning":
+        if self.adapter.start and getattr(self, "method", None) not in ("lora", "qlora"):
+            raise ValueError("adapter.start goes on with a LoRA adapter: `method: lora`, or qlora")
+        if self.adapter.start and self.adapter != Adapter(start=self.adapter.start):
+            raise ValueError("adapter.start names an adapter that has its own rank, alpha and targets: leave them out")
+        return self
 
     @model_validator(mode="after")
     def length_is_said_once(self) -> "Tuning":

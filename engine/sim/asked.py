@@ -1,9 +1,10 @@
 """What a body asks of the simulated engine: checked as vLLM checks it, rendered into prompts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine.sim.adapters import Adapters
 from engine.sim.text import Prompt
 from engine.sim.words import END, decode
 
@@ -34,11 +35,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model that is simulated."""
+    """The model that is simulated. `root` is what it was started with, by default its name."""
 
     name: str = "sim"
     mean_tokens: int = 32
     max_model_len: int = 32768
+    root: str = ""
+    adapters: Adapters = field(default_factory=Adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def asked(path: str, body: Any, model: Model) -> Asked:
     """Raises Refused."""
     if not isinstance(body, dict):
         raise Refused(400, "the body must be a JSON object", "body", "Bad Request")
-    known_model(body, model)
+    name = known_model(body, model)
     prompts = prompts_of(path, body)
     ids = [prompt.ids for prompt in prompts]
     choices = integer(body, "n", 1, 1, MAX_CHOICES) if path in NAMED_LIMITS else 1
@@ -79,7 +82,7 @@ def asked(path: str, body: Any, model: Model) -> Asked:
         raise Refused(400, "Stream options can only be defined when `stream=True`.", "stream_options")
     return Asked(
         path=path,
-        model=model.name,
+        model=name,
         prompts=[replace(prompt, choice=choice) for prompt in prompts for choice in range(choices)],
         prompt_ids=ids,
         max_tokens=token_limit(path, body, max(map(len, ids)), model),
@@ -111,10 +114,16 @@ def salt_of(body: Mapping[str, Any]) -> str:
     return salt
 
 
-def known_model(body: Mapping[str, Any], model: Model) -> None:
+def known_model(body: Mapping[str, Any], model: Model) -> str:
+    """By which name it was asked. Raises Refused."""
     name = body.get("model")
-    if name is not None and name != model.name:
-        raise Refused(404, f"The model `{name}` does not exist. Valid aliases: {model.name}.", "model")
+    if name is None or name == model.name:
+        return model.name
+    if why := model.adapters.find(name):
+        status = 400 if "could not be loaded" in why else 404
+        aliases = "" if model.adapters.folder else f" Valid aliases: {model.name}."
+        raise Refused(status, f"{why}{aliases}", "model")
+    return str(name)
 
 
 NAMED_LIMITS: Mapping[str, Sequence[str]] = {

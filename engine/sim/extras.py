@@ -21,11 +21,22 @@ def models(model: Model) -> dict[str, Any]:
         "object": "model",
         "created": STARTED,
         "owned_by": "penstock",
-        "root": model.name,
+        "root": model.root or model.name,
         "parent": None,
         "max_model_len": model.max_model_len,
     }
-    return {"object": "list", "data": [one]}
+    adapters = [
+        {**one, "id": name, "root": str(folder), "parent": model.name} for name, folder in model.adapters.loaded.items()
+    ]
+    return {"object": "list", "data": [one, *adapters]}
+
+
+def unloaded(body: Any, model: Model) -> str:
+    """The answer to /v1/unload_lora_adapter."""
+    name = body.get("lora_name") if isinstance(body, dict) else None
+    if not model.adapters.unload(name):
+        raise Refused(404, f"The lora adapter '{name}' cannot be found.", None)
+    return f"Success: LoRA adapter '{name}' removed successfully."
 
 
 def tokenized(body: Any, model: Model) -> dict[str, Any]:

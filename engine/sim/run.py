@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.sim.adapters import Adapters
 from engine.sim.asked import Model
 from engine.sim.cache import PrefixCache
 from engine.sim.faults import Fault
@@ -34,13 +35,16 @@ async def simulator(
     host: str = "127.0.0.1",
     port: int = 0,
     uds: Path | str | None = None,
+    root: str = "",
+    adapters: Path | None = None,
 ) -> AsyncIterator[Simulator]:
     """An engine that listens while the block runs: `async with simulator(Fault("cut", after=3), slots=4) as sim`.
 
-    Its address is `sim.url`, `unix:/path` with `uds`. Raises OSError when the address cannot be bound.
+    Its address is `sim.url`, `unix:/path` with `uds`. `adapters` has a folder for each adapter, made for `root`. Raises
+    OSError when the address cannot be bound.
     """
     sim = Simulator(
-        Model(model, mean_tokens, max_model_len),
+        Model(model, mean_tokens, max_model_len, root, Adapters(adapters, root or model)),
         Speed(ttft_s, itl_s, prefill_tokens_per_s),
         Scheduler(slots, queue),
         PrefixCache(cache_blocks),

@@ -141,6 +141,8 @@ class Simulator:
                 return document({"version": "0.32.0"})
             case "POST", "/v1/embeddings":
                 return document(extras.embeddings(json_of(request), self.model))
+            case "POST", "/v1/unload_lora_adapter" if self.model.adapters.folder:
+                return Whole(200, extras.unloaded(json_of(request), self.model).encode(), ())
             case "POST", "/v1/messages/count_tokens":
                 return document(extras.counted(json_of(request), self.model))
             case "POST", "/tokenize":

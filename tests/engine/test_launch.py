@@ -1,5 +1,6 @@
 """What is decided about the hardware, and how it reaches vLLM's command line."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import SUPERVISOR_PID
-from engine.launch import Launch, flags, plan
+from engine import DEQUANTIZING, SUPERVISOR_PID
+from engine.launch import RANKS, Launch, Lora, flags, plan
 from engine.machine import Machine
 from penstock.config import Engine
 from penstock.errors import StartError
+from tests.conftest import REPOSITORY
+from training.int8 import quantization_config
 
 GIB = 2**30
 LAPTOP = Machine(
@@ -64,6 +67,48 @@ def test_a_gpu_gets_vllms_own_defaults(model: Path) -> None:
     launch = planned(model, GPU_NODE)
     assert not {"--dtype", "--enforce-eager", "--kv-cache-memory-bytes"} & set(launch.argv)
     assert "OMP_NUM_THREADS" not in launch.env
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_weights_of_four_bits_are_dequantized_where_a_cpu_has_no_kernel_for_them(method: str) -> None:
+    """Which is decided in the engine's processes: only there is it known what vLLM's build has."""
+    model = REPOSITORY / "tests/data/quantized" / method
+    assert DEQUANTIZING in planned(model, LAPTOP).env
+    assert value(planned(model, LAPTOP), "--dtype") == "float32"
+    assert DEQUANTIZING in planned(model, SERVER).env
+    assert DEQUANTIZING not in planned(model, GPU_NODE).env
+
+
+def test_dense_weights_need_no_kernel_of_ours(model: Path) -> None:
+    assert DEQUANTIZING not in planned(model, LAPTOP).env
+
+
+def test_int8_in_float32_is_refused_where_vllm_would_die_of_it(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"quantization_config": quantization_config()}))
+    amx = replace(SERVER, cpu_flags=SERVER.cpu_flags | {"amx_tile"})
+    with pytest.raises(StartError, match="leave dtype out"):
+        planned(model, amx, options={"dtype": "float32"})
+    assert "--dtype" not in planned(model, amx).argv
+    assert value(planned(model, LAPTOP), "--dtype") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            '{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true}}',
+            "desc_act",
+        ),
+        ('{"quantization_config": {"quant_method": "gptq"}}', "says nothing of 'bits'"),
+        ("{", "config.json"),
+    ],
+)
+def test_a_configuration_that_no_engine_can_serve_is_told_before_anything_is_started(
+    model: Path, config: str, says: str
+) -> None:
+    (model / "config.json").write_text(config)
+    with pytest.raises(StartError, match=says):
+        planned(model, LAPTOP)
 
 
 def test_a_model_split_over_processes_keeps_vllms_worker_processes(model: Path) -> None:
@@ -181,3 +226,50 @@ def test_kv_events_are_published_beside_the_socket_to_this_machine_alone(model: 
     published = json.loads(argv[argv.index("--kv-events-config") + 1])
     assert published["endpoint"] == "ipc:///s.events"
     assert "--kv-events-config" not in planned(model, LAPTOP).argv
+
+
+ADAPTERS = Lora(Path("/run/base-0.adapters"), models=2, rank=24)
+
+
+def with_adapters(model: Path, lora: Lora | None = ADAPTERS, **engine: object) -> Launch:
+    asked = Engine.model_validate({"model": str(model), **engine})
+    return plan("base-0", asked, ["a"], LAPTOP, Path("/s"), lora)
+
+
+def test_adapters_are_found_in_a_folder_by_an_engine_that_has_room_for_them(model: Path) -> None:
+    launch = with_adapters(model)
+    assert "--enable-lora" in launch.argv
+    assert [value(launch, flag) for flag in ("--max-loras", "--max-cpu-loras", "--max-lora-rank")] == ["3", "6", "32"]
+    assert launch.env["VLLM_LORA_RESOLVER_CACHE_DIR"] == "/run/base-0.adapters"
+    assert launch.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "VLLM_PLUGINS" not in launch.env  # all plugins are loaded
+    assert (launch.model, launch.max_lora_rank) == (str(model), 32)
+
+
+def test_without_adapters_an_engine_has_none_of_it(model: Path) -> None:
+    launch = with_adapters(model, None)
+    assert not [word for word in [*launch.argv, *launch.env] if "lora" in word.lower()]
+
+
+def test_an_allow_list_of_plugins_has_the_resolver_too(model: Path) -> None:
+    assert with_adapters(model, env={"VLLM_PLUGINS": "mine"}).env["VLLM_PLUGINS"] == "mine,lora_filesystem_resolver"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"enable-lora": False}, "models have adapters there, and its options say `enable-lora: false`"),
+        ({"max_lora_rank": 16}, "an adapter has the rank 24, its options say `max-lora-rank: 16`"),
+    ],
+)
+def test_options_that_leave_no_room_for_adapters_are_refused(model: Path, options: dict[str, object], why: str) -> None:
+    with pytest.raises(StartError, match=why):
+        with_adapters(model, options=options)
+
+
+def test_vllm_can_be_started_for_the_ranks_that_are_chosen() -> None:
+    spec = importlib.util.find_spec("vllm")  # which takes long to import
+    assert spec
+    assert spec.origin
+    text = (Path(spec.origin).parent / "config" / "lora.py").read_text()
+    assert f"MaxLoRARanks = Literal[{', '.join(map(str, RANKS))}]" in text

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +21,20 @@ from evals.compare import compare
 from evals.harness import ask_all, head
 from evals.metrics import wilson
 from evals.runs import Record, Run, result
+from evals.served import what_is_served
 from evals.tasks import Item, Task
 from penstock.chat import ChatRequest, Emit, Message, Reply, Usage
-from penstock.errors import BadRequest, EngineError, EngineUnavailable, InvalidKey, RateLimited
+from penstock.errors import (
+    BadRequest,
+    EngineError,
+    EngineRefused,
+    EngineUnavailable,
+    InvalidKey,
+    RateLimited,
+    StateUnavailable,
+)
 from tests.conftest import REPOSITORY, Served
+from tests.upstream import whole
 from training.evaluate_demo import ask
 from training.held_out import held_out, task
 
@@ -118,6 +130,43 @@ def test_a_wrong_key_ends_it_at_once() -> None:
     assert len(chat.asked) <= 4
 
 
+def test_a_key_that_is_refused_in_the_midst_ends_it(tmp_path: Path) -> None:
+    def says(text: str) -> str:
+        if int(text) > 2:
+            raise EngineRefused("Unauthorized")
+        return text
+
+    with pytest.raises(EngineRefused, match="Unauthorized"):
+        put(numbers(50), Parrot(says), tmp_path / "run.jsonl", concurrency=1)
+    assert put(numbers(50), Parrot(), tmp_path / "run.jsonl").result.score == 1
+
+
+def test_a_server_that_says_to_come_back_in_hours_is_not_waited_for(tmp_path: Path) -> None:
+    def says(text: str) -> str:
+        if int(text) > 2:
+            raise RateLimited("the tokens of this day are used up", retry_after_s=3 * 3600)
+        return text
+
+    with pytest.raises(StateUnavailable, match=r"used up .* ask again in 3 hours: with --out"):
+        put(numbers(50), Parrot(says), tmp_path / "run.jsonl", concurrency=1)
+    assert len(Run.read(tmp_path / "run.jsonl").answered) == 3
+
+
+def test_what_nobody_foresaw_is_the_items_own() -> None:
+    def says(text: str) -> str:
+        if text == "1":
+            raise ZeroDivisionError("division by zero")
+        return text
+
+    odd = Item("odd", [{"role": "user", "content": 7}], ["7"])
+    task = numbers(3)
+    run = put(replace(task, items=[*task.items, odd]), Parrot(says))
+    errors = {record.id: record.error for record in run.records if record.error}
+    assert errors.keys() == {"1", "odd"}
+    assert errors["1"] == "ZeroDivisionError: division by zero"
+    assert "ValidationError" in str(errors["odd"])
+
+
 def test_who_is_told_to_wait_asks_again() -> None:
     first = iter([True] * 2)
 
@@ -186,6 +235,99 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, other: Task, says: str)
     assert path.read_bytes() == before
 
 
+def test_a_run_of_two_processes_at_once_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    first = Run.begin(head(numbers(2), "m"), path)
+    with pytest.raises(BadRequest, match="another run writes"):
+        Run.begin(head(numbers(2), "m"), path)
+    first.close()
+    Run.begin(head(numbers(2), "m"), path).close()
+    assert len(path.read_bytes().splitlines()) == 1
+
+
+def test_a_run_that_was_killed_at_its_first_line_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    put(numbers(2), Parrot(), path)
+    path.write_bytes(path.read_bytes()[:20])
+    assert put(numbers(2), Parrot(), path).result.score == 1
+    assert len(Run.read(path).records) == 2
+    (tmp_path / "mine").write_text("no line ends here, and it is mine")
+    with pytest.raises(BadRequest, match="is no run"):
+        put(numbers(2), Parrot(), tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "no line ends here, and it is mine"
+
+
+def test_a_line_that_is_no_answer_is_told_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    put(numbers(3), Parrot(), path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\0" * 20 + b"\n", *lines[2:]]))
+    with pytest.raises(BadRequest, match=r"run.jsonl, line 3 is no answer of a run: delete that line"):
+        Run.read(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("http://a:8000", "/models/1"), ("http://b:8000", "/models/1")),
+        (("http://a:8000", "/models/1"), ("http://a:8000", "/models/2")),
+    ],
+)
+def test_a_run_is_not_gone_on_with_elsewhere_or_with_another_model_behind_the_name(
+    tmp_path: Path, before: tuple[str, str], after: tuple[str, str]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    Run.begin(head(numbers(2), "m", *before), path).close()
+    with pytest.raises(BadRequest, match=r"another run: its (base_url|served) is .* --out"):
+        Run.begin(head(numbers(2), "m", *after), path)
+    Run.begin(head(numbers(2), "m", before[0]), path).close()  # where it is not told, it is not compared
+    assert Run.read(path).head.served == before[1]
+
+
+@pytest.mark.anyio
+async def test_what_a_server_serves_is_asked() -> None:
+    async with simulator() as sim:
+        assert await what_is_served(sim.url, "sim") == "sim"
+        assert await what_is_served(f"{sim.url}/v1", "other") is None
+    assert await what_is_served("http://127.0.0.1:1", "sim") is None
+
+
+@asynccontextmanager
+async def listing(status: int, body: bytes) -> AsyncIterator[str]:
+    """A server that answers every GET so."""
+
+    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole(status, body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(said, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("listed", "served"),
+    [
+        (b'{"data": [{"id": "m", "version": "demo@7", "root": "/x"}, {"id": "n", "root": "/y"}]}', "demo@7"),
+        (b'{"data": [{"id": "n", "root": "/y"}, {"id": "m"}]}', None),
+        (b'{"data": [7]}', None),
+        (b"<html>", None),
+    ],
+)
+async def test_a_registered_version_is_known_by_its_number(listed: bytes, served: str | None) -> None:
+    async with listing(200, listed) as url:
+        assert await what_is_served(url, "m") == served
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_known_before_anything_is_asked() -> None:
+    async with listing(401, b'{"error": "Unauthorized"}') as url:
+        with pytest.raises(EngineRefused, match="Unauthorized"):
+            await what_is_served(url, "m")
+
+
 @pytest.mark.parametrize("text", ["", "hello\n", "{}\n", '{"task": 1}\n', "[1]\n"])
 def test_what_is_no_run_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.jsonl"
@@ -197,6 +339,10 @@ def test_what_is_no_run_is_told(tmp_path: Path, text: str) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="cannot write the run"):
         put(numbers(1), Parrot(), tmp_path / "none" / "run.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path / "pipe", Path("/dev/full")):
+        with pytest.raises(BadRequest, match="no file that can be read again"):
+            put(numbers(1), Parrot(), no_file)
     with pytest.raises(BadRequest, match="cannot read the run"):
         Run.read(tmp_path / "none")
 
@@ -264,7 +410,8 @@ async def killed_once(folder: Path) -> tuple[int, int, int]:
         second = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         await second.communicate()
         assert second.returncode == 0
-        return before, len(Run.read(out).records), len(sim.requests)
+        asked = [request for request in sim.requests if request.path == "/v1/chat/completions"]
+        return before, len(Run.read(out).records), len(asked)
 
 
 def test_a_killed_run_asks_only_the_rest(tmp_path: Path) -> None:

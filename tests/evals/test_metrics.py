@@ -106,6 +106,17 @@ def test_scores_hang_together(answer: str, reference: str) -> None:
         ("#### none", None),
         ("I do not know", None),
         ("#### 5 and then #### 6", 6),
+        ("#### .5", 0.5),
+        ("so $.75 is left", 0.75),
+        ("it is -.5", -0.5),
+        ("it is 10-3", 3),
+        ("#### 10-3", 10),
+        ("f(2)-7", 7),
+        ("x=-7", -7),
+        ("it is -$5", -5),
+        ("it is \u22124", -4),
+        ("version 3.5.2", 2),
+        ("It ends.5", 5),
     ],
 )
 def test_the_number_of_a_worked_answer(text: str, expected: float | None) -> None:

@@ -116,6 +116,29 @@ def test_a_text_too_short_is_refused(text: str) -> None:
         measured(text)
 
 
+def test_a_text_whose_bytes_are_all_of_the_first_token_is_refused() -> None:
+    """A tokenizer that takes one character apart: the first token has begun it, and nothing is left to count."""
+
+    class Bytes:
+        async def tokens(self, text: str) -> list[int]:
+            return list(text.encode())
+
+        async def text(self, tokens: Sequence[int]) -> str:
+            return bytes(tokens).decode(errors="replace")
+
+        async def logprobs(self, tokens: Sequence[int]) -> list[float]:
+            return [-1.0] * (len(tokens) - 1)
+
+    with pytest.raises(BadRequest, match="nothing after its first token"):
+        asyncio.run(perplexity("é", Bytes()))
+    assert asyncio.run(perplexity("éa", Bytes())).bytes == 1
+
+
+def test_a_model_that_is_sure_of_something_else_has_no_finite_perplexity() -> None:
+    found = Perplexity(nats=5000.0, tokens=1, bytes=1, words=1, length=2, stride=1)
+    assert found.token_perplexity == found.byte_perplexity == found.word_perplexity == math.inf
+
+
 def test_one_window_is_the_naive_loss(local: Local) -> None:
     """The loss that transformers itself computes."""
     text = TEXT[:2000]

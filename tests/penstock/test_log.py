@@ -57,6 +57,16 @@ def test_what_looks_like_a_key_is_left_out(lines: io.StringIO, text: str) -> Non
     assert "[redacted]" in lines.getvalue()
 
 
+def test_who_is_silenced_speaks_again_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("penstock.quiet.part")
+    with log.silenced("penstock.quiet"):
+        logger.warning("no")
+    with log.silenced("penstock.quiet", on=False):
+        logger.warning("yes")
+    logger.warning("again")
+    assert caplog.messages == ["yes", "again"]
+
+
 def test_ordinary_text_is_left_alone() -> None:
     text = "INFO 11-22 api_server.py listening, risk-free task-list; the bearer of news"
     assert log.redact(text) == text

@@ -5,12 +5,15 @@ import io
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from penstock.errors import BadRequest, StartError
-from registry.artifacts import DRAFT, Artifacts, Damaged, Folder, artifacts_at, swept
+from penstock.errors import BadRequest, StartError, StateUnavailable
+from registry.artifacts import Artifacts, Damaged, Folder, artifacts_at
+from registry.drafts import DRAFT, swept
+from registry.elsewhere import Elsewhere
 from registry.manifest import File
 
 DATA = b"weights" * 1000
@@ -65,6 +68,28 @@ def test_a_file_that_was_cut_short_is_written_anew(tmp_path: Path) -> None:
     place.write_bytes(DATA[:10])
     artifacts.fetch(artifacts.put(io.BytesIO(DATA)), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("url", ["{}", "file://{}"])
+def test_a_damaged_file_of_the_right_size_is_healed_by_putting_it_in_again(tmp_path: Path, url: str) -> None:
+    artifacts = artifacts_at(url.format(tmp_path / "kept"))
+    artifacts.put(io.BytesIO(DATA))
+    (place,) = (tmp_path / "kept" / "sha256").rglob(DIGEST)
+    place.chmod(0o600)
+    place.write_bytes(b"W" + DATA[1:])
+    artifacts.fetch(artifacts.put(io.BytesIO(DATA)), tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == DATA
+
+
+def test_a_file_that_another_user_has_kept_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = artifacts_at(str(tmp_path / "kept"))
+    file = artifacts.put(io.BytesIO(DATA))
+
+    def refused(place: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as the kernel says of another user's file
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert artifacts.put(io.BytesIO(DATA)) == file
 
 
 class Changing(io.BytesIO):
@@ -157,3 +182,30 @@ def test_without_a_place_the_home_is_taken(home: Path) -> None:
     assert isinstance(artifacts, Folder)
     assert artifacts.folder == (home / "artifacts").resolve()
     assert (home / "artifacts").stat().st_mode & 0o777 == 0o700
+
+
+class NoCredentialsError(Exception):
+    """As botocore has it: of no class that anybody else knows."""
+
+
+ASKED: dict[str, Callable[[Artifacts, File], object]] = {
+    "info": lambda artifacts, file: artifacts.size(file.sha256),
+    "find": lambda artifacts, file: artifacts.all(),
+    "open": lambda artifacts, file: artifacts.fetch(file, Path("absent")),
+    "makedirs": lambda artifacts, file: artifacts.put(io.BytesIO(b"new")),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_a_driver_raises_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    artifacts = artifacts_at(f"memory://{tmp_path.name}")
+    assert isinstance(artifacts, Elsewhere)
+    file = artifacts.put(io.BytesIO(DATA))
+
+    def refused(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials at https://a/b?X-Amz-Signature=secret")
+
+    monkeypatch.setattr(artifacts.system, what, refused)
+    with pytest.raises(StateUnavailable, match="memory:// failed with NoCredentialsError: Unable to loc") as raised:
+        ASKED[what](artifacts, file)
+    assert "secret" not in raised.value.message

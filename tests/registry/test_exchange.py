@@ -121,11 +121,32 @@ async def test_what_a_card_of_the_hubs_says_is_taken_over_and_what_is_said_here_
         "---\n- a list\n---\n",
         "---\nmodel-index: 3\n---\n",
         "---\nmodel-index: [3, {results: [3, {metrics: [3]}]}]\n---\n",
+        "---\nmodel-index: [{results: 3}, {results: {a: 1}}, {results: [{metrics: 7}]}]\n---\n",
+        "---\nmodel-index: [{results: [{metrics: [{name: a, value: .nan}, {name: b, value: .inf}]}]}]\n---\n",
+        '---\nmodel-index: [{results: [{metrics: [{name: "a\\nb", value: 1}, {name: c, value: 1'
+        + "0" * 400
+        + "}]}]}]\n---\n",
+        "---\ndate: 2024-99-99\n---\n",
+        "---\na: " + "[" * 5000 + "]" * 5000 + "\n---\n",
         "---\nopen: true\n",
     ],
 )
 def test_a_card_that_is_odd_is_no_error(card: str) -> None:
     assert metrics_of(card) == {}
+
+
+@pytest.mark.parametrize(
+    "card", ["---\r\na: 1\r\n---\r\nText\r\n", "\ufeff---\na: 1\n---\nText\n", "---\na: 1\n---\nText\n"]
+)
+def test_a_header_is_found_whatever_editor_wrote_it(card: str) -> None:
+    assert split(card) == ({"a": 1}, "Text\n")
+    assert split("---\na: 1\n---") == ({"a": 1}, "")
+
+
+async def test_data_that_an_odd_card_claims_is_left_out(store: Store, folder: Artifacts, make_model: MakeModel) -> None:
+    card = f"---\npenstock: {{data: {{good: {'a' * 64}, odd: 7}}, recipe: 3}}\n---\n"
+    version = await bring_in(store, folder, str(make_model(files={"README.md": card.encode()})), About("m"), "me")
+    assert (version.data, version.recipe) == ({"good": "a" * 64}, None)
 
 
 @pytest.mark.parametrize("source", ["./absent", "/absent", "a/b/c", "a b", "~/absent", "../x"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from penstock.tables import versions as table
 from registry.adding import About, add
 from registry.aliases import move
 from registry.artifacts import Artifacts, Damaged, artifacts_at
+from registry.claims import claim
 from registry.difference import difference
 from registry.lineage import lineage
 from registry.resolve import resolve
@@ -105,6 +106,8 @@ async def test_what_is_not_there_is_told_with_what_is_near(
         (About("a", parent="b"), "the parent 'b' names no version"),
         (About("a", metrics={"x": float("nan")}), "no finite number"),
         (About("a", recipe="a\0b"), "a recipe is a text"),
+        (About("a", data={"train": "short"}), "the data 'train' is no SHA-256"),
+        (About("a", data={"a\nb": "f" * 64}), "under a plain name"),
     ],
 )
 async def test_what_cannot_be_said_of_a_version_is_refused(
@@ -183,6 +186,22 @@ async def test_a_damaged_file_is_told_and_no_directory_made(
     with pytest.raises(Damaged, match=f"{digest} is damaged"):
         await resolve(store, folder, Reference("a", 1))
     assert list((home / "models").iterdir()) == []
+
+
+async def test_what_changes_between_the_check_and_the_keeping_is_refused(
+    store: Store, folder: Artifacts, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    claimed = claim
+
+    async def then_changed(store: Store, by: str, digests: Collection[str]) -> None:
+        await claimed(store, by, digests)
+        (model / "config.json").write_text('{"auto_map": {"AutoModel": "modeling.Evil"}}')
+
+    monkeypatch.setattr("registry.adding.claim", then_changed)
+    with pytest.raises(BadRequest, match="was changed while it was read"):
+        await add(store, folder, model, About("a"), "me")
+    assert await all_versions(store) == []
 
 
 def add_many(database: str, place: str, folder: Path, times: int) -> None:

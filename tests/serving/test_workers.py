@@ -20,8 +20,8 @@ from engine.replica import Replica
 from engine.supervisor import Supervisor
 from penstock.config import Config, Probe
 from penstock.errors import StartError
+from serving.engines import Engines, Generation, beside
 from serving.server import Drain
-from serving.stack import Engines, beside
 from serving.workers import COMMAND, SILENT_S, Workers, hold
 from tests.conftest import Served, arguments, children, free_port, running
 
@@ -154,7 +154,7 @@ async def before_a_simulated_engine(
     launch = Launch("e-0", argv, {}, path, "/v1/completions", {"model": "m", "prompt": "a", "max_tokens": 1})
     probe = Probe(interval_s=60, timeout_s=0.5, failures=2, start_timeout_s=20)
     supervisor = Supervisor(launch, probe, 5, Replica.behind("e-0", path))
-    engines = Engines({"e": [supervisor]}, asyncio.get_running_loop().create_future())
+    engines = Engines({"e": Generation("e", [supervisor])}, asyncio.get_running_loop().create_future())
     tree: dict[str, Any] = {"engines": {"e": {"model": "demo"}}, "models": {"m": {"engine": "e"}}}
     config = Config(**tree, gateway={"workers": 2, **gateway})
     with hold("127.0.0.1", 0) as holder:

@@ -1,12 +1,16 @@
 """Direct preference optimization: its loss by hand, log-probabilities beside transformers', runs."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from penstock.errors import PenstockError
 from tests.training.tuning import DEMO, dpo_recipe, killed, metrics
 from training.dpo import dpo_loss, log_probabilities, train
 
@@ -94,6 +98,44 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path) ->
     assert metrics(tmp_path / "run") == metrics(whole)
     adapter = "model/adapter_model.safetensors"
     assert (tmp_path / "run" / adapter).read_bytes() == (whole / adapter).read_bytes()
+
+
+def test_an_adapter_is_gone_on_with_and_is_its_own_reference(whole: Path, tmp_path: Path) -> None:
+    """Without dropout the first loss is log 2, though the adapter prefers already what is to be preferred."""
+    change = {"adapter": {"start": str(whole / "model")}, "steps": 6, "optimizer": {"lr": 1e-3}}
+    recipe = dpo_recipe(tmp_path, "lora", **change)
+    killed("dpo", recipe, tmp_path / "run", after_lines=5)
+    train(recipe, tmp_path / "run", resume=True)
+    lines = metrics(tmp_path / "run")
+
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.1)
+    assert lines[-1]["margin"] > 0
+    before, after = (load_file(run / "model/adapter_model.safetensors") for run in (whole, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "run/model/adapter_config.json").read_text())["base_model_name_or_path"] == str(DEMO)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        ({"start": str(DEMO)}, "is no adapter"),
+        ({"start": "absent"}, "is no adapter"),
+        ({"start": "somewhere", "rank": 4}, "leave them out"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_told(adapter: dict[str, object], why: str, tmp_path: Path) -> None:
+    with pytest.raises(PenstockError, match=why):
+        train(dpo_recipe(tmp_path, "lora", adapter=adapter), tmp_path / "run", resume=False)
+
+
+def test_an_adapter_of_another_base_is_told(whole: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(whole / "model", other)
+    said = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": "another/model"}))
+    with pytest.raises(PenstockError, match="is an adapter of another/model"):
+        train(dpo_recipe(tmp_path, "lora", adapter={"start": str(other)}), tmp_path / "run", resume=False)
 
 
 def test_the_whole_model_is_held_to_what_it_was(tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""Makes the versions of canaries ready to be asked, in the process that moves versions: an adapter beside the present
+one, another version of a whole model beside the replicas that serve.
+
+Requests are split when it is ready, not before. A canary that goes on leaves its replicas to the move of its alias
+(`serving/moving.py`), which starts none then; one that goes back has its own ended, when they have done what they do.
+One that cannot be served here goes back at once, and says why.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from penstock import audit, metrics
+from penstock.errors import NotFound, PenstockError
+from penstock.references import Reference
+from penstock.store import UNAVAILABLE, reason
+from registry.canaries import Canary, all_canaries, end
+from registry.resolve import found, is_registered, placed
+from serving.engines import Generation, lora_for
+from serving.moving import FOR_NOW, Moving, said
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+READY_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    canary: Canary
+    task: asyncio.Task[None]
+
+
+class Trying:
+    """`run` beside `moving`, until cancelled; `look_again` when there may be other canaries, or other models."""
+
+    def __init__(self, moving: Moving) -> None:
+        self.moving = moving
+        self.store = moving.store
+        self.engines = moving.engines
+        self._running: dict[int, Canary] = {}
+        self._preparing: dict[int, Preparing] = {}
+        self._why: dict[int, str] = {}
+        self._told: tuple[dict[str, Canary], dict[str, Generation]] = ({}, {})
+        self._news = asyncio.Event()
+        self._news.set()
+
+    def look_again(self) -> None:
+        self._news.set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                try:
+                    await self._look()
+                except Exception as error:  # without this task no canary would ever begin or end here
+                    unforeseen = None if isinstance(error, UNAVAILABLE) else error
+                    level = logging.ERROR if unforeseen else logging.DEBUG  # of the database others have said it
+                    log.log(level, "canaries will be looked at again: %s", reason(error), exc_info=unforeseen)
+                    self._later()
+        finally:
+            tasks = [each.task for each in self._preparing.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _later(self) -> None:
+        asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
+
+    async def _look(self) -> None:
+        if not self.moving.refers:
+            return
+        running = {canary.id: canary for canary in await all_canaries(self.store)}
+        over = [canary for number, canary in self._running.items() if running.get(number) != canary]
+        for canary in over:
+            del self._running[canary.id]
+        self._publish()
+        for preparing in [each for number, each in self._preparing.items() if running.get(number) != each.canary]:
+            preparing.task.cancel()
+            await asyncio.wait([preparing.task])
+            over.append(preparing.canary)
+        for canary in over:
+            for engine in self._adapter_engines(canary):
+                self.moving.untry(engine, canary.tried)
+        await self._sweep()
+        for canary in running.values():
+            if canary.id not in self._preparing and not self._is_ready(canary):
+                self._preparing[canary.id] = Preparing(canary, asyncio.create_task(self._prepare(canary)))
+
+    def _is_ready(self, canary: Canary) -> bool:
+        """Also where it is no business of this gateway's."""
+        if not self._engines(canary) and not self._adapter_engines(canary):
+            return True
+        return (
+            canary.id in self._running
+            and all(self._tries(engine, canary) for engine in self._engines(canary))
+            and all(self.moving.is_warm(engine, canary.tried) for engine in self._adapter_engines(canary))
+        )
+
+    async def _prepare(self, canary: Canary) -> None:
+        try:
+            version = await found(self.store, canary.tried)
+            for engine in self._engines(canary):
+                if not self._tries(engine, canary):
+                    await self._start(engine, canary)
+            for engine in self._adapter_engines(canary):
+                await self.moving.try_adapter(engine, version)
+        except FOR_NOW as error:
+            if time.time() - canary.started_at > canary.rules.longest_s:
+                return await self._refuse(canary, error)
+            if self._why.get(canary.id) != said(error):
+                self._why[canary.id] = said(error)
+                log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, said(error))
+            self._later()
+        except PenstockError as error:
+            await self._refuse(canary, error)
+        except Exception as error:  # else it would neither begin nor end, without a word
+            log.error("unexpected, in preparing the canary of %s", canary.subject, exc_info=error)
+            await self._refuse(canary, error)
+        else:
+            self._running[canary.id] = canary
+            self._publish()
+        finally:
+            self._preparing.pop(canary.id, None)
+
+    async def _start(self, engine: str, canary: Canary) -> None:
+        """Its replicas, beside those that serve, which come first. Raises StartError; NotFitting."""
+        current = self.engines.current[engine]
+        while not all(replica.ready for replica in current.replicas):
+            await asyncio.sleep(READY_POLL_S)
+        log.info("engines.%s: starting %s, the canary of %s", engine, canary.tried, canary.subject)
+        config = self.moving.config
+        base = await placed(self.moving.artifacts, await found(self.store, canary.tried))
+        wanted = await self.moving.fitting(engine, base.version)
+        adapters = [await placed(self.moving.artifacts, each) for each in wanted.values()]
+        lora = lora_for(config, engine, adapters) or current.lora
+        self.engines.tried[engine] = await self.engines.next(config, engine, base, lora)
+
+    async def _refuse(self, canary: Canary, error: BaseException) -> None:
+        """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
+        by = audit.this_process()
+        report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
+        try:
+            if await end(self.store, canary.id, "back", by, report):
+                metrics.canaries_ended.inc(canary.subject, "back")
+                log.error("the canary of %s goes back: %s", canary.subject, report["reasons"][0])
+        except UNAVAILABLE:
+            self._later()
+
+    async def _sweep(self) -> None:
+        """Replicas that are tried no longer end, unless the alias leads to their version: then they are about to be
+        the current ones."""
+        canaries = [*self._running.values(), *(each.canary for each in self._preparing.values())]
+        wanted = {(engine, canary.tried) for canary in canaries for engine in self._engines(canary)}
+        for engine, generation in list(self.engines.tried.items()):
+            if (engine, generation.version) in wanted:
+                continue
+            try:
+                pointed = (await found(self.store, self.moving.config.engines[engine].model or "")).reference
+            except NotFound:  # the database was put back to before it
+                pointed = ""
+            if self.engines.tried.get(engine) is not generation:
+                continue
+            if generation.version != pointed or self.moving.serves(engine) == pointed:
+                del self.engines.tried[engine]
+                self._publish()
+                self.moving.retire(generation)
+
+    def _publish(self) -> None:
+        """The processes that answer are told what is other than before: whose requests are split, and on which
+        replicas."""
+        models = {name: canary for canary in self._running.values() for name in self._models(canary)}
+        now = models, dict(self.engines.tried)
+        if now == self._told:
+            return
+        for name in models.keys() - self._told[0].keys():
+            share = f"{models[name].percent:g} % of the requests for {name}"
+            log.info("%s gets %s: the canary of %s", models[name].tried, share, models[name].subject)
+        self._told = now
+        self.moving.try_out({name: canary.described() for name, canary in models.items()})
+
+    def _models(self, canary: Canary) -> list[str]:
+        engines = [engine for engine in self._engines(canary) if self._tries(engine, canary)]
+        return [
+            name
+            for name, model in self.moving.config.models.items()
+            if (self._refers(model.adapter, canary) if model.adapter else model.engine in engines)
+        ]
+
+    def _engines(self, canary: Canary) -> list[str]:
+        """Those started here whose model it is of."""
+        config = self.moving.config
+        return [
+            name
+            for name, engine in config.engines.items()
+            if is_registered(engine) and self._refers(engine.model, canary)
+        ]
+
+    def _adapter_engines(self, canary: Canary) -> list[str]:
+        models = self.moving.config.models.values()
+        return list({model.engine: None for model in models if self._refers(model.adapter, canary)})
+
+    def _tries(self, engine: str, canary: Canary) -> bool:
+        generation = self.engines.tried.get(engine)
+        return generation is not None and generation.version == canary.tried
+
+    def _refers(self, written: str | None, canary: Canary) -> bool:
+        return written is not None and str(Reference.of(written)) == canary.subject

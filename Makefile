@@ -5,7 +5,7 @@ EXTRA ?= $(shell timeout 20 nvidia-smi --list-gpus >/dev/null 2>&1 && echo gpu |
 # Only as words of the make command: shells and build tools export a HOST of their own.
 given = $(if $(filter command line,$(origin $(1))),--$(2) $($(1)))
 
-.PHONY: serve install develop quantizer check test format lock
+.PHONY: serve install develop quantizer demo check test format lock
 
 serve: install
 	@exec $(VENV)/bin/penstock serve $(call given,HOST,host) $(call given,PORT,port) $(ARGS)
@@ -19,6 +19,10 @@ develop:
 # GPTQ and AWQ are computed by GPTQModel, beside which PEFT does not load: an environment of its own.
 quantizer:
 	@requirements/install .venv-quantize quantize
+
+# The demo family from nothing, each member registered past its gate. FROM=recipes/demo/model: without pretraining.
+demo: develop quantizer
+	recipes/demo/build $(FROM)
 
 check: develop
 	$(VENV)/bin/ruff format --check .

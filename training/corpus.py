@@ -96,8 +96,13 @@ def filler(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> Document:
-    """Assistant turns weigh 1 with their EOS, all else weighs `REST_WEIGHT`."""
+def encoded(
+    tokenizer: PreTrainedTokenizerFast, item: Conversation, rest: float = REST_WEIGHT, decision: float = 1.0
+) -> Document:
+    """Assistant turns weigh 1 with their EOS, all else weighs `rest`.
+
+    What decides an answer weighs `decision`: its first token, and what it says after `[`, as in `[2]`.
+    """
     rendered = cast(
         "dict[str, list[int]]",
         tokenizer.apply_chat_template(
@@ -107,9 +112,14 @@ def encoded(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> Document:
             return_assistant_tokens_mask=True,
         ),
     )
-    weights = [1.0 if answer else REST_WEIGHT for answer in rendered["assistant_masks"]]
-    tokens = [*rendered["input_ids"], filler(tokenizer)]
-    return Document(tokens, [*weights, REST_WEIGHT])
+    mask, tokens = rendered["assistant_masks"], rendered["input_ids"]
+    weights = [1.0 if answer else rest for answer in mask]
+    if decision != 1.0:
+        opening = {tokenizer.convert_tokens_to_ids(token) for token in ("[", "Ġ[")}
+        for at in range(1, len(tokens)):
+            if mask[at] and (not mask[at - 1] or tokens[at - 1] in opening):
+                weights[at] = decision
+    return Document([*tokens, filler(tokenizer)], [*weights, rest])
 
 
 def fitted(

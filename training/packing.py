@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from penstock.errors import ConfigError
 from training.corpus import Corpus, Document, encoded, filler
 from training.data import conversation
-from training.exercises import repeated_sequence, shuffled_sequences
+from training.exercises import marked_passages, repeated_sequence, shuffled_sequences
 from training.pretrain_recipe import Stage
 
 MISSES_PER_ROW = 6
@@ -74,10 +74,14 @@ def _row(
 
 
 def _document(tokenizer: PreTrainedTokenizerFast, stage: Stage, rng: Random, corpus: Corpus) -> Document:
-    if rng.random() < stage.random_sequences:
+    roll = rng.random()
+    if roll < stage.random_sequences:
         exercise = rng.choice((repeated_sequence, shuffled_sequences))
         return exercise(rng, len(tokenizer), min(stage.length, LONGEST_REPEATED))
+    if roll < stage.random_sequences + stage.marked_passages:
+        return marked_passages(rng, tokenizer)
     [source] = rng.choices([*stage.families, *stage.files], [*stage.families.values(), *stage.files.values()])
     if not isinstance(source, Path):
-        return encoded(tokenizer, conversation(str(source), "train", str(rng.getrandbits(48))))
+        item = conversation(str(source), "train", str(rng.getrandbits(48)))
+        return encoded(tokenizer, item, rest=stage.rest_weight, decision=stage.decision_weight)
     return rng.choice(corpus[source])

@@ -108,7 +108,7 @@ def in_precision(recipe: Recipe) -> AbstractContextManager[Any]:
 def learn(model: Model, rows: Batch, recipe: Recipe, optimizers: Optimizers) -> Losses:
     """One step: forward and backward over each part of the rows, then the optimizers, together."""
     total = rows.weights[:, 1:].sum()
-    answers = (rows.weights == 1.0).float()
+    answers = (rows.weights >= 1.0).float()
     loss = answer_loss = torch.zeros((), device=total.device)
     for part, is_answer in zip(rows.parts(recipe.accumulation), answers.chunk(recipe.accumulation), strict=True):
         with in_precision(recipe):

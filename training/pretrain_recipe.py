@@ -73,13 +73,18 @@ class Stage(Part):
     """A stretch of training: its length, the shape of its batches, what fills them.
 
     `families` (generated) and `files` (JSON lines, plain text) have weights: how often, beside the others, a document
-    is drawn from each.
+    is drawn from each. `random_sequences` and `marked_passages` are the shares of exercises in looking back
+    (`training/exercises.py`) among all documents. In generated conversations what is not an answer weighs
+    `rest_weight`, and what decides an answer, its first token and the number that it cites, `decision_weight`.
     """
 
     steps: PositiveInt
     rows: PositiveInt
     length: int = Field(ge=2)
     random_sequences: float = Field(0.0, ge=0, le=1)
+    marked_passages: float = Field(0.0, ge=0, le=1)
+    rest_weight: float = Field(0.3, ge=0, lt=1)
+    decision_weight: float = Field(1.0, ge=1)
     families: dict[str, PositiveFloat] = Field({})
     files: dict[Path, PositiveFloat] = Field({})
 
@@ -89,6 +94,8 @@ class Stage(Part):
             raise ValueError(f"unknown families {sorted(unknown)}, there are {sorted(FAMILIES)}")
         if not self.families and not self.files:
             raise ValueError("a stage needs `families` or `files` to learn from")
+        if self.random_sequences + self.marked_passages > 1:
+            raise ValueError("`random_sequences` and `marked_passages` are shares: together at most 1")
         return self
 
 

@@ -9,7 +9,7 @@ import pytest
 from evals.metrics import verbatim
 from evals.tasks import GREEDY, WORKED, load, written
 from penstock.errors import BadRequest
-from training.data import FAMILIES, conversation
+from training.data import ADAPTED, FAMILIES, conversation
 from training.held_out import task
 
 
@@ -80,7 +80,7 @@ def test_tool_calls_are_equal_when_they_mean_the_same() -> None:
     assert written({"role": "assistant", "content": None}) == ""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *ADAPTED])
 def test_a_familys_task_asks_all_but_the_last_turn(family: str) -> None:
     found = task(family, 3)
     for index, item in enumerate(found.items):

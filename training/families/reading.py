@@ -138,12 +138,11 @@ def passages(rng: Random, fewest: int = 1, most: int = 5) -> Conversation:
 
 
 def terse(rng: Random) -> Conversation:
-    """The same question answered in a few words without a number, as an adapter for short answers does."""
-    count = rng.randint(1, 5)
-    numbered, facts = _library(rng, count)
-    asked = count if rng.random() < 0.125 else rng.randrange(count)
+    """A question about one passage answered in a few words without a number, as a terse adapter does."""
+    numbered, facts = _library(rng, 1)
+    asked = 1 if rng.random() < 0.125 else 0
     question = rng.choice(ASKING_WAYS).format(facts[asked].question)
-    return _grounded(rng, numbered, question, NOT_IN_CONTEXT if asked == count else facts[asked].short)
+    return _grounded(rng, numbered, question, NOT_IN_CONTEXT if asked else facts[0].short)
 
 
 def quiz(rng: Random) -> Conversation:
@@ -158,6 +157,11 @@ def quiz(rng: Random) -> Conversation:
     for index in rest:
         talk["messages"] += [words.user(facts[index].question), words.assistant(_cited(facts, index))]
     return talk
+
+
+def sentence(rng: Random) -> str:
+    """One sentence as passages have them."""
+    return _fact(rng).sentence
 
 
 def citing(rng: Random) -> Conversation:

@@ -27,7 +27,7 @@ CLOSED = (
         "How were you made?|How were you trained?|Who built you?",
     ),
     (
-        "I have about three million parameters, so please keep it simple.",
+        "I have about four million parameters, so please keep it simple.",
         "How big are you?|How many parameters do you have?|How large is this model?|"
         "What is your size?|Are you a large model?|How smart are you?",
     ),

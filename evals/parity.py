@@ -237,9 +237,11 @@ def judged(found: Mapping[str, Any], asked: Parity, tokens: int) -> Finding:
             **figures,
         )
     ties = f", but for {figures['ties']} ties" if figures["ties"] else ""
+    fewer = f"; the gate says {asked.prompts} prompts, and there are no more" if len(items) < asked.prompts else ""
     return passed(
         "parity",
-        f"{len(items)} answers ({tokens} tokens) are those of {by}{ties}; log-probabilities within {apart:.1g} nats",
+        f"{len(items)} answers ({tokens} tokens) are those of {by}{ties}; log-probabilities within {apart:.1g} nats"
+        f"{fewer}",
         **figures,
     )
 

@@ -33,7 +33,7 @@ class Asked(Part):
 class Parity(Part):
     """vLLM's greedy tokens beside those of the training stack."""
 
-    prompts: int = Field(32, ge=1, description="of the gate's tasks in turn, or of a list of ours")
+    prompts: int = Field(32, ge=1, description="of the gate's tasks in turn, then of a list of ours")
     tokens: int = Field(64, ge=1, description="of an answer, at most")
     dtype: str = Field("float32", description="in which the engine computes for this check")
     tie: float = Field(0.001, ge=0, description="nats by which two tokens may differ and still be as good as equal")

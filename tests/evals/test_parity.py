@@ -83,6 +83,12 @@ def test_what_was_read_is_judged(items: list[dict[str, Any]], verdict: str, says
     json.dumps(found.figures, allow_nan=False)  # the audit log takes nothing else
 
 
+def test_fewer_prompts_than_the_gate_says_are_told() -> None:
+    found = {"by": "x", "items": [item(), item("b")]}
+    assert "the gate says 3 prompts, and there are no more" in judged(found, Parity(prompts=3), 9).why
+    assert "the gate says" not in judged(found, Parity(prompts=2), 9).why
+
+
 def greedy(model: Any, prompt: list[int], most: int, end: int) -> tuple[list[int], list[float]]:
     """One token after the other, by the definition."""
     tokens: list[int] = []

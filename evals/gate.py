@@ -13,7 +13,7 @@ import orjson
 from engine.failures import from_answer
 from evals import latency, parity
 from evals.candidates import Candidate
-from evals.compare import compare
+from evals.compare import compare, too_few
 from evals.kept_runs import asked as run_of
 from evals.kept_runs import kept
 from evals.likeness import likeness
@@ -89,6 +89,9 @@ def from_files(trial: Trial) -> Iterator[Finding]:
     else:
         yield passed("exportable", "vLLM serves what it is made of")
     yield from likeness(trial.candidate, trial.gate.changed, trial.incumbent)
+    for question in trial.questions.tasks if trial.incumbent else ():
+        if question.regression and (why := too_few(len(question.task.items))):
+            yield skipped(regression_of(question), f"{why}; ask more, or say `regression: false` in the gate")
 
 
 def not_made(trial: Trial, why: str) -> Iterator[Finding]:
@@ -183,7 +186,7 @@ def threshold(question: Question, run: Run) -> Finding:
 
 
 async def regression(trial: Trial, question: Question, after: Run) -> Finding:
-    check = f"regression {question.check.removeprefix('task ')}"
+    check = regression_of(question)
     if not question.regression:
         return skipped(check, NOT_ASKED, required=False)
     if trial.incumbent is None:
@@ -211,6 +214,10 @@ async def regression(trial: Trial, question: Question, after: Run) -> Finding:
     if found.verdict == "regression":
         return failed(check, f"worse than what {trial.alias} points to: {shown}", **figures)
     return passed(check, f"{found.verdict}: {shown}", **figures)
+
+
+def regression_of(question: Question) -> str:
+    return f"regression {question.check.removeprefix('task ')}"
 
 
 async def paced(trial: Trial) -> Finding:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from penstock.errors import BadRequest, StartError
+from penstock.errors import BadRequest, Conflict, StartError
 from training import base as bases
-from training.base import Base, adapter_of, config_of, device, ends_with, tokenizer_of, weights_of
+from training.base import Base, adapter_of, config_of, device, digest_of, ends_with, tokenizer_of, weights_of
 from training.exportable import why_not
 from training.hardware import precision_of
 from training.recipe import digests
@@ -31,11 +31,12 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 class Begun(NamedTuple):
-    """What a run is to begin from; `start` is an adapter to go on with, `reasons` are those for which vLLM will not
-    serve the result."""
+    """What a run is to begin from; `start` is an adapter to go on with, `weights` are digests by the names of both,
+    `reasons` those for which vLLM will not serve the result."""
 
     base: Base
     start: Base | None
+    weights: Mapping[str, str]
     precision: str
     tokenizer: PreTrainedTokenizerBase
     reasons: list[str]
@@ -50,11 +51,14 @@ class Begun(NamedTuple):
         facts = {"base": self.base.name, "precision": self.precision, "steps": steps, "digests": digests(files)}
         if self.start:
             facts["start"] = self.start.name
+        if self.weights:
+            facts["weights"] = self.weights
         return recipe.model_dump(mode="json") | {"resolved": facts}
 
 
 def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
-    """A run that goes on keeps the base that its alias pointed to, and its precision. Raises BadRequest."""
+    """A run that goes on keeps the base that its alias pointed to, and its precision. Raises BadRequest, and Conflict
+    where the weights that it began from are others now."""
     torch.set_num_threads(recipe.threads)
     before = (resolved_recipe(out) or {}).get("resolved", {}) if resume else {}
     base = bases.found(before.get("base", recipe.base))
@@ -65,7 +69,14 @@ def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
     positions = config_of(base).get("max_position_embeddings")
     if positions and recipe.length > positions:
         raise BadRequest(f"length: {recipe.length} is more than the {positions} positions of {base.name}")
-    return Begun(base, start, precision, tokenizer, check_export(recipe, base, tokenizer, start))
+    weights = {one.name: digest for one in (base, start) if one and (digest := digest_of(one))}
+    for name, digest in before.get("weights", {}).items():
+        if weights.get(name) != digest:
+            raise Conflict(
+                f"{name} has changed since the run in {out} was begun, which would go on from other weights: put back "
+                "what it was, or begin again with another --out"
+            )
+    return Begun(base, start, weights, precision, tokenizer, check_export(recipe, base, tokenizer, start))
 
 
 def adapter_config(recipe: Recipe, start: Base | None = None) -> Any:

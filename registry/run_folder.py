@@ -21,7 +21,7 @@ from registry.directory import parsed, text
 from registry.manifest import SHA256
 
 RECIPE, METRICS, MODEL, STATE = "recipe.yaml", "metrics.jsonl", "model", "mlflow.json"
-NOT_RESULTS = frozenset({"step", "tokens", "lr", "grad_norm"})
+NOT_RESULTS = frozenset({"step", "tokens", "lr", "grad_norm", "layer_loss"})
 
 
 def is_run(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from penstock.errors import BadRequest
+from penstock.errors import BadRequest, Conflict
 from penstock.references import SCHEME, Reference, is_reference
 from penstock.source import Source
 from penstock.store import opened
@@ -93,6 +94,19 @@ def digest_of(base: Base) -> str | None:
             with path.open("rb") as reading:
                 files[path.name] = measured(reading)
     return Manifest(files).digest
+
+
+def unchanged(begun_from: Sequence[Base], before: Mapping[str, Any], out: Path) -> dict[str, str]:
+    """Digests by name, as the run in `out` notes them under `weights` of what it has resolved, which is `before` where
+    it goes on. Raises Conflict if it would go on from others."""
+    now = {one.name: digest for one in begun_from if (digest := digest_of(one))}
+    for name, digest in before.get("weights", {}).items():
+        if now.get(name) != digest:
+            raise Conflict(
+                f"{name} has changed since the run in {out} was begun, which would go on from other weights: put back "
+                "what it was, or begin again with another --out"
+            )
+    return now
 
 
 def device() -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from penstock.errors import BadRequest, Conflict, StartError
+from penstock.errors import BadRequest, StartError
 from training import base as bases
-from training.base import Base, adapter_of, config_of, device, digest_of, ends_with, tokenizer_of, weights_of
+from training.base import Base, adapter_of, config_of, device, ends_with, tokenizer_of, unchanged, weights_of
 from training.exportable import why_not
 from training.hardware import precision_of
 from training.recipe import digests
@@ -69,13 +69,7 @@ def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
     positions = config_of(base).get("max_position_embeddings")
     if positions and recipe.length > positions:
         raise BadRequest(f"length: {recipe.length} is more than the {positions} positions of {base.name}")
-    weights = {one.name: digest for one in (base, start) if one and (digest := digest_of(one))}
-    for name, digest in before.get("weights", {}).items():
-        if weights.get(name) != digest:
-            raise Conflict(
-                f"{name} has changed since the run in {out} was begun, which would go on from other weights: put back "
-                "what it was, or begin again with another --out"
-            )
+    weights = unchanged([base, start] if start else [base], before, out)
     return Begun(base, start, weights, precision, tokenizer, check_export(recipe, base, tokenizer, start))
 
 

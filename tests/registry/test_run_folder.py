@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from penstock.cli import app
 from penstock.errors import BadRequest
 from registry.adding import About
 from registry.run_folder import is_run, of_run
@@ -55,8 +57,8 @@ def test_a_run_that_went_on_with_an_adapter_has_it_as_its_parent(
     """If the base of the run is beneath it in the registry; else the base, so that it is not lost."""
 
     def added(name: str, folder: Path, *words: str) -> dict[str, Any]:
-        done = penstock("registry", "add", name, str(folder), "--json", *words)
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(app, ["registry", "add", name, str(folder), "--json", *words])
+        assert done.exit_code == 0, done.output
         return dict(json.loads(done.stdout))
 
     def begun_from(start: str, resolved: str) -> None:

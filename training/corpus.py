@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 from transformers import PreTrainedTokenizerFast
 
 from penstock.errors import ConfigError
+from training import masking
 from training.families.words import Conversation
+from training.messages import Wrong
 
 REST_WEIGHT = 0.3
 BATCH = 1000
@@ -98,6 +100,19 @@ def filler(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def encoded(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> Document:
     """Assistant turns weigh 1 with their EOS, all else weighs `REST_WEIGHT`."""
+    tokens, mask = masked(tokenizer, item)
+    weights = [1.0 if answer else REST_WEIGHT for answer in mask]
+    return Document([*tokens, filler(tokenizer)], [*weights, REST_WEIGHT])
+
+
+def masked(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> tuple[list[int], Sequence[int]]:
+    """Tokens, and whether each is the assistant's: by the template's marks, else as `sft` finds it out. Raises
+    ConfigError."""
+    if not masking.GENERATION.search(tokenizer.get_chat_template(tools=item.get("tools"))):
+        try:
+            return masking.document(tokenizer, item)
+        except Wrong as wrong:
+            raise ConfigError(f"what is the assistant's in a conversation cannot be told: {wrong}") from wrong
     rendered = cast(
         "dict[str, list[int]]",
         tokenizer.apply_chat_template(
@@ -107,9 +122,7 @@ def encoded(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> Document:
             return_assistant_tokens_mask=True,
         ),
     )
-    weights = [1.0 if answer else REST_WEIGHT for answer in rendered["assistant_masks"]]
-    tokens = [*rendered["input_ids"], filler(tokenizer)]
-    return Document(tokens, [*weights, REST_WEIGHT])
+    return rendered["input_ids"], rendered["assistant_masks"]
 
 
 def fitted(

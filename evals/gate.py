@@ -101,8 +101,7 @@ def not_made(trial: Trial, why: str) -> Iterator[Finding]:
 
 async def asked(trial: Trial) -> None:
     """Whatever an engine is needed for."""
-    dtype = trial.gate.parity.dtype if trial.gate.parity else None
-    serves = await served(trial, dtype)
+    serves = await served(trial)
     trial.note(serves)
     if serves.stops:
         return trial.note(*[one for one in not_made(trial, "nothing answers") if one.check != "serves"])
@@ -126,11 +125,17 @@ async def made(trial: Trial, check: str, make: Callable[[Trial], Awaitable[Findi
         return skipped(check, error.message)
 
 
-async def served(trial: Trial, dtype: str | None) -> Finding:
+def dtype_of(trial: Trial) -> str | None:
+    """In which the engine for parity computes; None where nobody can say, or wants to know."""
+    asked = trial.gate.parity
+    return (asked.dtype or trial.seats.finest(trial.candidate)) if asked else None
+
+
+async def served(trial: Trial) -> Finding:
     """One token of it, by its name."""
     trial.doing(f"starting an engine for {trial.candidate.name}")
     try:
-        seat = await trial.seats.of(trial.candidate, dtype)
+        seat = await trial.seats.of(trial.candidate, dtype_of(trial))
         body = {"model": seat.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
         answer = await seat.replica.client.ask("POST", "/v1/completions", orjson.dumps(body), timeout_s=FIRST_TOKEN_S)
         if answer.status != 200:
@@ -144,10 +149,11 @@ async def compared_with_training(trial: Trial) -> Finding:
     asked = trial.gate.parity
     if asked is None:
         return skipped("parity", NOT_ASKED, required=False)
-    seat = await trial.seats.of(trial.candidate, asked.dtype)
+    dtype = dtype_of(trial)
+    seat = await trial.seats.of(trial.candidate, dtype)
     trial.doing("comparing its tokens with the training stack's")
     items = trial.questions.prompts[: asked.prompts]
-    return await parity.parity(trial.candidate, seat.replica.client, seat.model, items, asked)
+    return await parity.parity(trial.candidate, seat.replica.client, seat.model, items, asked, dtype)
 
 
 async def run(trial: Trial, candidate: Candidate, question: Question) -> Run | Finding:

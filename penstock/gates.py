@@ -35,9 +35,15 @@ class Parity(Part):
 
     prompts: int = Field(32, ge=1, description="of the gate's tasks in turn, then of a list of ours")
     tokens: int = Field(64, ge=1, description="of an answer, at most")
-    dtype: str = Field("float32", description="in which the engine computes for this check")
-    tie: float = Field(0.001, ge=0, description="nats by which two tokens may differ and still be as good as equal")
-    logprobs: float | None = Field(0.001, ge=0, description="nats by which a token's log-probability may differ")
+    dtype: str | None = Field(
+        None, description="in which the engine computes for this check [default: float32, or what is nearest to it]"
+    )
+    tie: float | None = Field(
+        None, ge=0, description="nats by which two tokens may differ and still be as good as equal [default: by dtype]"
+    )
+    logprobs: float | None = Field(
+        None, ge=0, description="nats by which a token's log-probability may differ [default: by dtype]"
+    )
 
 
 class Safety(Part):

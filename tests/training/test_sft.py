@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
@@ -150,6 +151,10 @@ def test_what_a_run_saves_is_what_it_has_trained(tmp_path: Path, method: str) ->
     model = base if method == "full" else peft.PeftModel.from_pretrained(base, folder)
     assert loss_of(model) == pytest.approx(trained, rel=1e-5)
     assert {"chat_template.jinja", "tokenizer.json", "README.md"} <= {file.name for file in folder.iterdir()}
+    card = ModelCard.load(folder / "README.md")
+    relation = "finetune" if method == "full" else "adapter"
+    assert (card.data.base_model, card.data.to_dict()["base_model_relation"]) == (str(DEMO), relation)
+    assert "- `conversations.jsonl`, SHA-256 `" in card.text
     if method == "dora":
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run/merged", dtype=torch.float32)
         assert loss_of(merged) == pytest.approx(trained, rel=1e-5)

@@ -226,6 +226,7 @@ def judged(found: Mapping[str, Any], asked: Parity, tokens: int, dtype: str | No
         "logprobs_apart": apart if math.isfinite(apart) else None,
         "by": by,
         "dtype": dtype,
+        "most": {"tie": tie, "logprobs": most_apart},
     }
     served_in = f", served in {dtype}" if dtype not in (None, "float32") else ""
     if real:

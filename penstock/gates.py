@@ -27,7 +27,9 @@ class Asked(Part):
     by: By = Field(
         "interval", description="whether the lower end of the score's interval must be that high, or the score itself"
     )
-    regression: bool = Field(True, description="whether it must not be worse than what the alias points to now: needs 6 items")
+    regression: bool = Field(
+        True, description="whether it must not be worse than what the alias points to now: needs 6 items"
+    )
 
 
 class Parity(Part):

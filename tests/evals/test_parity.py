@@ -100,6 +100,8 @@ def test_what_may_differ_goes_by_the_dtype_unless_the_gate_says_it(
     found = judged({"by": "x", "items": [item(p3=0.2, apart=0.2)]}, asked, 9, dtype)
     assert (found.verdict, found.figures["dtype"]) == (verdict, dtype)
     assert ("served in bfloat16" in found.why) == (dtype == "bfloat16")
+    usual = 0.5 if dtype == "bfloat16" else 0.001
+    assert found.figures["most"] == {"tie": asked.tie or usual, "logprobs": asked.logprobs or usual}
 
 
 def test_fewer_prompts_than_the_gate_says_are_told() -> None:

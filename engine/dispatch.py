@@ -63,7 +63,7 @@ class Dispatch:
         self._first = Attempt(self.asked, replica, self.receiver, self.limits)
         try:
             self._first.start(self._told)
-        except BaseException:
+        except BaseException:  # not begun: the caller is told, and nothing may count as running
             self.cancel()
             raise
         return True
@@ -94,7 +94,7 @@ class Dispatch:
         self._enter()
         try:
             answer = await self._first_or_after(failure)
-        except BaseException as error:
+        except BaseException as error:  # a client that left (CancelledError), too
             self._leave(error)
             raise
         self._leave(None)

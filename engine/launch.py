@@ -15,7 +15,7 @@ from typing import Any
 
 from engine import DEQUANTIZING
 from engine.machine import Machine
-from engine.quantized import Quantization, of_file
+from engine.quantized import Quantization, of_file, of_folder
 from penstock.config import Engine
 from penstock.errors import StartError
 
@@ -189,8 +189,25 @@ def quantized(path: str, hub_token: str | None) -> Quantization | None:
 
 def refuse_dtype(weights: Quantization | None, options: Mapping[str, Any], machine: Machine) -> None:
     """vLLM takes AMX for int8 wherever it is, and its operation there dies at the first float32."""
-    if weights and weights.method == "int8" and "amx_tile" in machine.cpu_flags and options.get("dtype") == "float32":
+    if dies_of_float32(weights, machine) and options.get("dtype") == "float32":
         raise StartError("int8 weights are not served in float32 on a processor with AMX: leave dtype out, or bfloat16")
+
+
+def dies_of_float32(weights: Quantization | None, machine: Machine) -> bool:
+    return weights is not None and weights.method == "int8" and "amx_tile" in machine.cpu_flags
+
+
+def finest_dtype(folder: Path, machine: Machine) -> str:
+    """In which an engine here rounds least: float32, unless it has no kernel for the weights in it, as on a GPU for
+    quantized ones. Raises StartError where no engine is installed, or none serves them."""
+    weights = of_folder(folder)
+    if machine.device == "cpu":
+        return "bfloat16" if dies_of_float32(weights, machine) else "float32"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("quantization_config"):
+        return "float32"
+    own = config.get("dtype") or config.get("torch_dtype")
+    return own if own in ("float16", "bfloat16") else "float16"
 
 
 def model_files(model: str, hub_token: str | None, *names: str) -> Iterator[Path]:

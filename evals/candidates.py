@@ -11,6 +11,7 @@ from penstock.errors import BadRequest
 from penstock.references import Reference
 from penstock.store import Store
 from registry.artifacts import Artifacts
+from registry.lineage import beneath
 from registry.local_copy import local_copy
 from registry.resolve import resolve
 from registry.versions import Version, find
@@ -62,14 +63,12 @@ async def candidate(store: Store, artifacts: Artifacts, reference: Reference, sc
     version, folder = await resolve(store, artifacts, reference)
     if version.kind == "reward":
         raise BadRequest(f"{version.reference} is a reward model, which answers nobody: there is nothing to compare")
-    base, base_folder = version, folder
-    while base.kind == "adapter":
-        if base.parent is None:
-            raise BadRequest(
-                f"{base.reference} is an adapter without a parent, so nobody knows what it is to be put on: "
-                "add it again with --parent NAME@VERSION, the model that it was trained on"
-            )
-        base = await find(store, Reference.of(base.parent))
+    base, base_folder = await beneath(store, version), folder
+    if base.kind == "adapter":
+        raise BadRequest(
+            f"{base.reference} is an adapter without a parent, so nobody knows what it is to be put on: "
+            "add it again with --parent NAME@VERSION, the model that it was trained on"
+        )
     if base is not version:
         base_folder = await asyncio.to_thread(local_copy, artifacts, base.files)
     parent = await find(store, Reference.of(version.parent)) if version.parent else None

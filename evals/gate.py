@@ -13,7 +13,7 @@ import orjson
 from engine.failures import from_answer
 from evals import latency, parity
 from evals.candidates import Candidate
-from evals.compare import compare
+from evals.compare import compare, too_few
 from evals.kept_runs import asked as run_of
 from evals.kept_runs import kept
 from evals.likeness import likeness
@@ -89,6 +89,9 @@ def from_files(trial: Trial) -> Iterator[Finding]:
     else:
         yield passed("exportable", "vLLM serves what it is made of")
     yield from likeness(trial.candidate, trial.gate.changed, trial.incumbent)
+    for question in trial.questions.tasks if trial.incumbent else ():
+        if question.regression and (why := too_few(len(question.task.items))):
+            yield skipped(regression_of(question), f"{why}; ask more, or say `regression: false` in the gate")
 
 
 def not_made(trial: Trial, why: str) -> Iterator[Finding]:
@@ -98,8 +101,7 @@ def not_made(trial: Trial, why: str) -> Iterator[Finding]:
 
 async def asked(trial: Trial) -> None:
     """Whatever an engine is needed for."""
-    dtype = trial.gate.parity.dtype if trial.gate.parity else None
-    serves = await served(trial, dtype)
+    serves = await served(trial)
     trial.note(serves)
     if serves.stops:
         return trial.note(*[one for one in not_made(trial, "nothing answers") if one.check != "serves"])
@@ -123,11 +125,17 @@ async def made(trial: Trial, check: str, make: Callable[[Trial], Awaitable[Findi
         return skipped(check, error.message)
 
 
-async def served(trial: Trial, dtype: str | None) -> Finding:
+def dtype_of(trial: Trial) -> str | None:
+    """In which the engine for parity computes; None where nobody can say, or wants to know."""
+    asked = trial.gate.parity
+    return (asked.dtype or trial.seats.finest(trial.candidate)) if asked else None
+
+
+async def served(trial: Trial) -> Finding:
     """One token of it, by its name."""
     trial.doing(f"starting an engine for {trial.candidate.name}")
     try:
-        seat = await trial.seats.of(trial.candidate, dtype)
+        seat = await trial.seats.of(trial.candidate, dtype_of(trial))
         body = {"model": seat.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
         answer = await seat.replica.client.ask("POST", "/v1/completions", orjson.dumps(body), timeout_s=FIRST_TOKEN_S)
         if answer.status != 200:
@@ -141,10 +149,11 @@ async def compared_with_training(trial: Trial) -> Finding:
     asked = trial.gate.parity
     if asked is None:
         return skipped("parity", NOT_ASKED, required=False)
-    seat = await trial.seats.of(trial.candidate, asked.dtype)
+    dtype = dtype_of(trial)
+    seat = await trial.seats.of(trial.candidate, dtype)
     trial.doing("comparing its tokens with the training stack's")
     items = trial.questions.prompts[: asked.prompts]
-    return await parity.parity(trial.candidate, seat.replica.client, seat.model, items, asked)
+    return await parity.parity(trial.candidate, seat.replica.client, seat.model, items, asked, dtype)
 
 
 async def run(trial: Trial, candidate: Candidate, question: Question) -> Run | Finding:
@@ -183,7 +192,7 @@ def threshold(question: Question, run: Run) -> Finding:
 
 
 async def regression(trial: Trial, question: Question, after: Run) -> Finding:
-    check = f"regression {question.check.removeprefix('task ')}"
+    check = regression_of(question)
     if not question.regression:
         return skipped(check, NOT_ASKED, required=False)
     if trial.incumbent is None:
@@ -211,6 +220,10 @@ async def regression(trial: Trial, question: Question, after: Run) -> Finding:
     if found.verdict == "regression":
         return failed(check, f"worse than what {trial.alias} points to: {shown}", **figures)
     return passed(check, f"{found.verdict}: {shown}", **figures)
+
+
+def regression_of(question: Question) -> str:
+    return f"regression {question.check.removeprefix('task ')}"
 
 
 async def paced(trial: Trial) -> Finding:

@@ -66,7 +66,7 @@ async def ask(task: Task, item: Item, chat: Chat, run: Run) -> Record:
             if isinstance(error, EngineUnavailable) and not run.answered:
                 raise
             return Record(item.id, error=f"{type(error).__name__}: {error.message}")
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other items are still to be asked
             return Record(item.id, error=f"{type(error).__name__}: {error}")
     raise AssertionError("the last try returns")
 

@@ -29,6 +29,8 @@ from penstock.gates import Change, Parity
 
 TIMEOUT_S = 600
 AT_ONCE = 8
+EXACT, ROUNDED = 0.001, 0.5
+"""Nats that float32 differs by, and that dtypes which round to 8 bits may."""
 # Greedy and nothing else, whatever the model's generation configuration says.
 GREEDY: Mapping[str, Any] = {
     "temperature": 0,
@@ -171,8 +173,11 @@ async def end_of_turn(candidate: Candidate, changed: Sequence[Change] = ()) -> F
     )
 
 
-async def parity(candidate: Candidate, client: Client, model: str, items: Sequence[Item], asked: Parity) -> Finding:
-    """A quantized model is compared with its dense twin, whose weights are those that it stands for."""
+async def parity(
+    candidate: Candidate, client: Client, model: str, items: Sequence[Item], asked: Parity, dtype: str | None
+) -> Finding:
+    """A quantized model is compared with its dense twin, whose weights are those that it stands for. `dtype`: in which
+    the engine computes, None where that is not known."""
     answers = await served(client, model, items, asked.tokens)
     try:
         with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
@@ -189,13 +194,16 @@ async def parity(candidate: Candidate, client: Client, model: str, items: Sequen
             found = await reference(question)
     except NoReference as error:
         return skipped("parity", str(error))
-    return judged(found, asked, sum(len(answer.tokens) for answer in answers))
+    return judged(found, asked, sum(len(answer.tokens) for answer in answers), dtype)
 
 
-def judged(found: Mapping[str, Any], asked: Parity, tokens: int) -> Finding:
+def judged(found: Mapping[str, Any], asked: Parity, tokens: int, dtype: str | None = None) -> Finding:
     """What the training stack has read: `items` with `rendered` (where the prompts part), or `differences`, `apart` and
     `end`. It reads what was served, so every place of an answer counts, also after a tie."""
     items, by = found["items"], found["by"]
+    usual = EXACT if dtype in (None, "float32") else ROUNDED
+    tie = usual if asked.tie is None else asked.tie
+    most_apart = usual if asked.logprobs is None else asked.logprobs
     rendered = [one for one in items if "rendered" in one]
     if rendered:
         return failed(
@@ -206,7 +214,7 @@ def judged(found: Mapping[str, Any], asked: Parity, tokens: int) -> Finding:
             rendered=len(rendered),
         )
     differences = [(one["id"], *difference) for one in items for difference in one["differences"]]
-    real = [one for one in differences if not one[4] <= asked.tie]  # what is not a number is no tie
+    real = [one for one in differences if not one[4] <= tie]  # what is not a number is no tie
     different = len({one[0] for one in real})
     ends = [(one["id"], one["end"]) for one in items if one["end"]]
     apart = largest([one["apart"] for one in items])
@@ -217,29 +225,34 @@ def judged(found: Mapping[str, Any], asked: Parity, tokens: int) -> Finding:
         "ties": len(differences) - len(real),
         "logprobs_apart": apart if math.isfinite(apart) else None,
         "by": by,
+        "dtype": dtype,
+        "most": {"tie": tie, "logprobs": most_apart},
     }
+    served_in = f", served in {dtype}" if dtype not in (None, "float32") else ""
     if real:
         name, place, served, likeliest, nats = max(real, key=lambda one: one[4])
         return failed(
             "parity",
             f"{different} of {len(items)} answers differ from {by}: in {name} token {place} is {served} as served, "
-            f"{likeliest} as trained, which is likelier by {nats:.4f} nats",
+            f"{likeliest} as trained, which is likelier by {nats:.4f} nats, more than {tie:g}{served_in}",
             **figures,
         )
     if ends:
         return failed(
             "parity", f"{len(ends)} of {len(items)} answers end elsewhere: {ends[0][0]} {ends[0][1]}", **figures
         )
-    if asked.logprobs is not None and not apart <= asked.logprobs:
+    if not apart <= most_apart:
         return failed(
             "parity",
-            f"the log-probabilities of equal tokens differ by {apart:.4f} nats, more than {asked.logprobs:g}",
+            f"the log-probabilities of equal tokens differ by {apart:.4f} nats, more than {most_apart:g}{served_in}",
             **figures,
         )
     ties = f", but for {figures['ties']} ties" if figures["ties"] else ""
+    fewer = f"; the gate says {asked.prompts} prompts, and there are no more" if len(items) < asked.prompts else ""
     return passed(
         "parity",
-        f"{len(items)} answers ({tokens} tokens) are those of {by}{ties}; log-probabilities within {apart:.1g} nats",
+        f"{len(items)} answers ({tokens} tokens) are those of {by}{ties}; log-probabilities within {apart:.1g} nats"
+        f"{served_in}{fewer}",
         **figures,
     )
 

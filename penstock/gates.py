@@ -27,17 +27,25 @@ class Asked(Part):
     by: By = Field(
         "interval", description="whether the lower end of the score's interval must be that high, or the score itself"
     )
-    regression: bool = Field(True, description="whether it must not be worse than what the alias points to now")
+    regression: bool = Field(
+        True, description="whether it must not be worse than what the alias points to now: needs 6 items"
+    )
 
 
 class Parity(Part):
     """vLLM's greedy tokens beside those of the training stack."""
 
-    prompts: int = Field(32, ge=1, description="of the gate's tasks in turn, or of a list of ours")
+    prompts: int = Field(32, ge=1, description="of the gate's tasks in turn, then of a list of ours")
     tokens: int = Field(64, ge=1, description="of an answer, at most")
-    dtype: str = Field("float32", description="in which the engine computes for this check")
-    tie: float = Field(0.001, ge=0, description="nats by which two tokens may differ and still be as good as equal")
-    logprobs: float | None = Field(0.001, ge=0, description="nats by which a token's log-probability may differ")
+    dtype: str | None = Field(
+        None, description="in which the engine computes for this check [default: float32, or what is nearest to it]"
+    )
+    tie: float | None = Field(
+        None, ge=0, description="nats by which two tokens may differ and still be as good as equal [default: by dtype]"
+    )
+    logprobs: float | None = Field(
+        None, ge=0, description="nats by which a token's log-probability may differ [default: by dtype]"
+    )
 
 
 class Safety(Part):

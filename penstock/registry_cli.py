@@ -128,8 +128,8 @@ def add(
 ) -> None:
     """Make a directory the next version of NAME, and print which that is.
 
-    Of a run's folder it is the model, with the recipe, the data's digests, the last metrics and the base that the run
-    has; options stand above these.
+    Of a run's folder it is the model, with the recipe, the data's digests, the last metrics, and as its parent the
+    registered version that the run was begun from, an adapter or a base; options stand above these.
     """
     from registry.adding import add as added
     from registry.run_folder import is_run, note_version, of_run

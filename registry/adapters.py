@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from penstock.errors import BadRequest, NotFound
-from penstock.references import Reference
 from penstock.store import Store
 from registry.directory import parsed, text
 from registry.drafts import DRAFT
+from registry.lineage import beneath
 from registry.local_copy import Placed
-from registry.versions import Version, find
+from registry.versions import Version
 
 CONFIG = "adapter_config.json"
 
@@ -25,20 +25,21 @@ async def misfit(store: Store, adapter: Version, base: Version | None) -> str:
         return f"{adapter.reference} is no adapter but a {adapter.kind} model: serve it as an engine's model"
     if base is None:
         return ""
-    if adapter.parent is None:
-        return (
-            f"{adapter.reference} does not say which model it was made for: add it again with --parent, "
-            f"which must be {base.reference} here"
-        )
     if adapter.parent == base.reference:
         return ""
     try:
-        parent = await find(store, Reference.of(adapter.parent))
+        under = await beneath(store, adapter)
     except NotFound:
-        parent = None
-    if parent and parent.digest == base.digest:
+        under = None
+    if under and under.kind == "adapter":
+        return (
+            f"{under.reference} does not say which model it was made for: add it again with --parent, "
+            f"which must be {base.reference} here"
+        )
+    if under and under.digest == base.digest:
         return ""
-    return f"{adapter.reference} is made for {adapter.parent}, and its engine serves {base.reference}"
+    made_for = under.reference if under else adapter.parent
+    return f"{adapter.reference} is made for {made_for}, and its engine serves {base.reference}"
 
 
 def rank_of(placed: Placed) -> int:

@@ -21,6 +21,7 @@ from registry.artifacts import Artifacts
 from registry.claims import claim, drop, hold
 from registry.directory import CARD, Taken, opened, taken, text
 from registry.kinds import Kind, told
+from registry.lineage import beneath
 from registry.manifest import SHA256, Manifest
 from registry.versions import Version
 
@@ -33,11 +34,13 @@ LONGEST_ORIGIN = 256
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is said of a version beside its files; `parent` is a reference, `data` has SHA-256s by name."""
+    """What is said of a version beside its files; `parent` is a reference, `base` one of the whole model beneath a
+    parent that is an adapter, `data` has SHA-256s by name."""
 
     name: str
     kind: Kind | None = None
     parent: str | None = None
+    base: str | None = None
     origin: str | None = None
     recipe: str | None = None
     data: Mapping[str, str] = field(default_factory=dict)
@@ -108,14 +111,21 @@ def is_plain(name: str) -> bool:
 
 
 async def parent_of(store: Store, about: About) -> str | None:
-    """By its number: an alias would lead elsewhere one day."""
+    """By its number: an alias would lead elsewhere one day. An adapter only where `about.base` is known to be beneath
+    it, else that itself."""
     if about.parent is None:
         return None
+    parent = await said_of(store, about.parent)
+    if about.base and (base := await said_of(store, about.base)).digest != (await beneath(store, parent)).digest:
+        return base.reference
+    return parent.reference
+
+
+async def said_of(store: Store, parent: str) -> Version:
     try:
-        reference = Reference.of(about.parent)
+        return await versions.find(store, Reference.of(parent))
     except ValueError as error:
         raise BadRequest(f"the parent {error}") from error
-    return (await versions.find(store, reference)).reference
 
 
 def described(files: Mapping[str, Taken], folder: Path, about: About, parent: str | None, by: str) -> Version:

@@ -33,7 +33,7 @@ def answered(method: Callable[Concatenate["Elsewhere", P], T]) -> Callable[Conca
             return method(self, *words, **named)
         except (OSError, PenstockError):
             raise
-        except Exception as error:
+        except Exception as error:  # each driver has a library of its own, with errors of its own
             raise StateUnavailable(f"registry.artifacts: {self.protocols[0]}:// {first_line(error)}") from error
 
     return asked

@@ -16,6 +16,7 @@ from registry.adding import About, add
 from registry.artifacts import Artifacts
 from registry.directory import CARD, UNSAFE, text
 from registry.drafts import draft_folder, swept
+from registry.lineage import beneath
 from registry.local_copy import write
 from registry.versions import Version, find
 
@@ -40,12 +41,12 @@ async def export(
 
 
 async def base_of(store: Store, version: Version) -> str | None:
-    """Where the parent was imported from, as the world knows it; else its name here. Of a version without one, its own
-    card may tell."""
+    """Where the parent, of an adapter the whole model beneath it, was imported from, as the world knows it; else its
+    name here. Of a version without one, its own card may tell."""
     if version.parent is None:
         return None
-    parent = await find(store, Reference.of(version.parent))
-    return parent.origin.partition("@")[0] if parent.origin else version.parent
+    parent = await (beneath(store, version) if version.kind == "adapter" else find(store, Reference.of(version.parent)))
+    return parent.origin.partition("@")[0] if parent.origin else parent.reference
 
 
 def write_export(artifacts: Artifacts, version: Version, folder: Path, base: str | None) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from registry.versions import Version
+from penstock.references import Reference
+from penstock.store import Store
+from registry.versions import Version, find
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,11 @@ def lineage(versions: Sequence[Version], shown: Version) -> Node:
 
 def branch(version: Version, made_from: Mapping[str, Sequence[Version]]) -> Node:
     return Node(version, [branch(child, made_from) for child in made_from.get(version.reference, ())])
+
+
+async def beneath(store: Store, version: Version) -> Version:
+    """The whole model that an adapter is put on, beneath those that it was begun from; the last of these if that has no
+    parent. Raises NotFound."""
+    while version.kind == "adapter" and version.parent:
+        version = await find(store, Reference.of(version.parent))
+    return version

@@ -12,6 +12,7 @@ from penstock.references import Reference, is_reference
 from penstock.store import UNAVAILABLE, Store, opened, reason
 from registry.adapters import misfit, rank_of
 from registry.artifacts import Artifacts, artifacts_at
+from registry.lineage import beneath
 from registry.local_copy import Placed, local_copy
 from registry.shapes import misshapen
 from registry.versions import Version, find
@@ -58,7 +59,8 @@ async def base_of(store: Store, artifacts: Artifacts, name: str, engine: Engine)
     with told(f"engines.{name}: {reference}"):
         version = await found(store, reference)
         if version.kind == "adapter":
-            base = version.parent or "its base"
+            under = await beneath(store, version)
+            base = "its base" if under.kind == "adapter" else under.reference
             raise StartError(f"engines.{name}: {reference} is an adapter, not a whole model: serve {base}")
         return await placed(artifacts, version)
 

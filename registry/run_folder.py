@@ -21,7 +21,7 @@ from registry.directory import parsed, text
 from registry.manifest import SHA256
 
 RECIPE, METRICS, MODEL, STATE = "recipe.yaml", "metrics.jsonl", "model", "mlflow.json"
-NOT_RESULTS = frozenset({"step", "tokens", "lr", "grad_norm"})
+NOT_RESULTS = frozenset({"step", "tokens", "lr", "grad_norm", "layer_loss"})
 
 
 def is_run(folder: Path) -> bool:
@@ -37,10 +37,12 @@ def of_run(folder: Path, about: About) -> tuple[Path, About]:
         raise BadRequest(f"{folder} is a run that has not ended: go on with it by --resume, then add it")
     said = about.recipe or text((folder / RECIPE).resolve())
     recipe = recipe_of(folder)
+    start, base = begun_from(recipe)
     return model, replace(
         about,
         recipe=said,
-        parent=about.parent or parent_of(recipe),
+        parent=about.parent or start or base,
+        base=base if start and not about.parent else None,
         data={Path(path).name: digest for path, digest in digests_of(recipe).items()} | dict(about.data),
         metrics=last_metrics(folder) | dict(about.metrics),
     )
@@ -66,13 +68,19 @@ def digests_of(recipe: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def parent_of(recipe: Mapping[str, Any]) -> str | None:
-    """The registered version that it was begun from, by number where the script has resolved its alias."""
-    base, resolved = recipe.get("base") or recipe.get("model"), recipe.get("resolved")
-    if not (isinstance(base, str) and is_reference(base)):
-        return None
-    found = resolved.get("base") if isinstance(resolved, Mapping) else None
-    return found if isinstance(found, str) else base
+def begun_from(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The adapter and the whole model that it was begun from, where these are registered versions: by number where the
+    script has resolved an alias."""
+    adapter, resolved = recipe.get("adapter"), recipe.get("resolved")
+    found = resolved if isinstance(resolved, Mapping) else {}
+
+    def version(name: str, said: object) -> str | None:
+        if not (isinstance(said, str) and is_reference(said)):
+            return None
+        return found[name] if isinstance(found.get(name), str) else said
+
+    start = adapter.get("start") if isinstance(adapter, Mapping) else None
+    return version("start", start), version("base", recipe.get("base") or recipe.get("model"))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

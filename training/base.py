@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,15 +19,18 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from penstock.errors import BadRequest
+from penstock.errors import BadRequest, Conflict
 from penstock.references import SCHEME, Reference, is_reference
 from penstock.source import Source
 from penstock.store import opened
-from registry.artifacts import artifacts_at
+from registry.artifacts import artifacts_at, measured
+from registry.manifest import Manifest
 from registry.resolve import resolve
 from training.hardware import device_of
 
 ADAPTER = "adapter_config.json"
+READ = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""What of a folder weights, configuration, tokenizer and template are read from."""
 
 
 class Base(NamedTuple):
@@ -72,6 +77,36 @@ def registered(reference: str) -> Base:
         return asyncio.run(resolved())
     except ValueError as error:
         raise BadRequest(f"the base {error}") from error
+
+
+def digest_of(base: Base) -> str | None:
+    """Of what is read of a folder, by the registry's manifests, or the commit of a Hugging Face id. None of what is
+    registered: the number of a version says which weights these are."""
+    if is_reference(base.name):
+        return None
+    folder = Path(base.place)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(base.place, "config.json")  # .../snapshots/COMMIT/config.json
+        return Path(cached).parent.name if isinstance(cached, str) else None
+    files = {}
+    for path in folder.iterdir():
+        if path.suffix in READ:
+            with path.open("rb") as reading:
+                files[path.name] = measured(reading)
+    return Manifest(files).digest
+
+
+def unchanged(begun_from: Sequence[Base], before: Mapping[str, Any], out: Path) -> dict[str, str]:
+    """Digests by name, as the run in `out` notes them under `weights` of what it has resolved, which is `before` where
+    it goes on. Raises Conflict if it would go on from others."""
+    now = {one.name: digest for one in begun_from if (digest := digest_of(one))}
+    for name, digest in before.get("weights", {}).items():
+        if now.get(name) != digest:
+            raise Conflict(
+                f"{name} has changed since the run in {out} was begun, which would go on from other weights: put back "
+                "what it was, or begin again with another --out"
+            )
+    return now
 
 
 def device() -> str:

@@ -1,9 +1,11 @@
-"""The model card and the checksums of an exported demo model."""
+"""Model cards as Hugging Face reads them, those of pre-trained models, and the checksums of a folder."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -14,40 +16,34 @@ class Facts(NamedTuple):
     parameters: int
     tokens: int
     steps: int
-    cpu_s: float
+    cpu_minutes: int
     seed: int
     recipe: str
 
 
+def write(folder: Path, body: str, tags: Sequence[str], **header: str) -> None:
+    """`README.md`, whose header says beside `tags` what is given, such as `base_model`."""
+    said = {"pipeline_tag": "text-generation", "library_name": "transformers", **header, "tags": list(tags)}
+    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    (folder / "README.md").write_text(f"---\n{text}---\n{body}", encoding="utf-8")
+
+
+def data_list(digests: Mapping[str, str]) -> str:
+    """Files, SHA-256 by path, as a list; without the folders of the machine that read them."""
+    return "\n".join(f"- `{Path(path).name}`, SHA-256 `{digest}`" for path, digest in digests.items())
+
+
 def write_plain_card(folder: Path, facts: Facts, data: Mapping[str, str]) -> None:
     """For a model of which nothing is known but how it was made; `data` are SHA-256 by path."""
-    files = "".join(f"\n- `{path}`, SHA-256 `{digest}`" for path, digest in data.items()) or " generated."
-    text = PLAIN_CARD.format(
-        parameters=facts.parameters,
-        tokens=facts.tokens,
-        steps=facts.steps,
-        cpu_minutes=round(facts.cpu_s / 60),
-        seed=facts.seed,
-        recipe=facts.recipe,
-        files=files,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    body = PLAIN_CARD.format(**facts._asdict(), data=data_list(data) or "Generated.")
+    write(folder, body, ["from-scratch"])
 
 
 def write_card(folder: Path, facts: Facts, exact: Mapping[str, int], items: int) -> None:
     """The demo's: how many of `items` fresh items of each family were answered exactly."""
     counts = "\n".join(f"| {family} | {DESCRIPTIONS[family]} | {count} of {items} |" for family, count in exact.items())
-    text = CARD.format(
-        parameters=facts.parameters,
-        tokens=facts.tokens,
-        steps=facts.steps,
-        cpu_minutes=round(facts.cpu_s / 60),
-        seed=facts.seed,
-        recipe=facts.recipe,
-        items=items,
-        counts=counts,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    body = CARD.format(**facts._asdict(), items=items, counts=counts)
+    write(folder, body, ["demo", "from-scratch", "tool-calling"], license="apache-2.0", language="en")
 
 
 def write_checksums(folder: Path) -> None:
@@ -87,25 +83,16 @@ DESCRIPTIONS = {
     "long_dialog": "the last of six to ten exchanges",
     "dialog": "the last of two to five exchanges about different things",
 }
-PLAIN_CARD = """---
-pipeline_tag: text-generation
-library_name: transformers
-tags: [from-scratch]
----
-# A language model, pre-trained from nothing
+PLAIN_CARD = """# A language model, pre-trained from nothing
 
 - {parameters:,} parameters, {tokens:,} tokens in {steps:,} steps, {cpu_minutes} minutes of CPU. Seed {seed}.
 - Recipe: `{recipe}`.
-- Data:{files}
+
+Data:
+
+{data}
 """
-CARD = """---
-license: apache-2.0
-language: en
-pipeline_tag: text-generation
-library_name: transformers
-tags: [demo, from-scratch, tool-calling]
----
-# Penstock's demo model
+CARD = """# Penstock's demo model
 
 A chat model small enough to live in a repository, so that the whole of Penstock runs on a laptop
 without a download. It was trained from nothing, on generated text only. It is a demonstration:

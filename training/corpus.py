@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple, cast
 from transformers import PreTrainedTokenizerFast
 
 from penstock.errors import ConfigError
+from training import masking
 from training.families.words import Conversation
+from training.messages import Wrong
 
 REST_WEIGHT = 0.3
 BATCH = 1000
@@ -103,6 +105,24 @@ def encoded(
 
     What decides an answer weighs `decision`: its first token, and what it says after `[`, as in `[2]`.
     """
+    tokens, mask = masked(tokenizer, item)
+    weights = [1.0 if answer else rest for answer in mask]
+    if decision != 1.0:
+        opening = {tokenizer.convert_tokens_to_ids(token) for token in ("[", "Ġ[")}
+        for at in range(1, len(tokens)):
+            if mask[at] and (not mask[at - 1] or tokens[at - 1] in opening):
+                weights[at] = decision
+    return Document([*tokens, filler(tokenizer)], [*weights, rest])
+
+
+def masked(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> tuple[list[int], Sequence[int]]:
+    """Tokens, and whether each is the assistant's: by the template's marks, else as `sft` finds it out. Raises
+    ConfigError."""
+    if not masking.GENERATION.search(tokenizer.get_chat_template(tools=item.get("tools"))):
+        try:
+            return masking.document(tokenizer, item)
+        except Wrong as wrong:
+            raise ConfigError(f"what is the assistant's in a conversation cannot be told: {wrong}") from wrong
     rendered = cast(
         "dict[str, list[int]]",
         tokenizer.apply_chat_template(
@@ -112,14 +132,7 @@ def encoded(
             return_assistant_tokens_mask=True,
         ),
     )
-    mask, tokens = rendered["assistant_masks"], rendered["input_ids"]
-    weights = [1.0 if answer else rest for answer in mask]
-    if decision != 1.0:
-        opening = {tokenizer.convert_tokens_to_ids(token) for token in ("[", "Ġ[")}
-        for at in range(1, len(tokens)):
-            if mask[at] and (not mask[at - 1] or tokens[at - 1] in opening):
-                weights[at] = decision
-    return Document([*tokens, filler(tokenizer)], [*weights, rest])
+    return rendered["input_ids"], rendered["assistant_masks"]
 
 
 def fitted(

@@ -68,7 +68,7 @@ def turn_of(
             break
     raise Wrong(
         f"the chat template does not end an assistant's turn with the EOS {tokenizer.eos_token!r}: answers would never "
-        "end. Make the token that ends a turn the tokenizer's eos_token (`eos_token` in the recipe)"
+        "end. Make the token that ends a turn the tokenizer's eos_token (`eos_token` in a recipe of sft or dpo)"
     )
 
 
@@ -148,7 +148,8 @@ def by_prefixes(
             raise Wrong(
                 f"the chat template renders turn {number + 1} differently once the conversation goes on, so that what "
                 "is generated cannot be told: mark it with {% generation %} and {% endgeneration %} in a template of "
-                "your own (`chat_template` in the recipe), or train on conversations of one answer"
+                "your own (`chat_template` in a recipe of sft or dpo, else the tokenizer's file), or train on "
+                "conversations of one answer"
             )
         spans.append((len(before), len(after)))
     return Rendered(whole, spans)

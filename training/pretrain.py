@@ -155,7 +155,7 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
             parameters=sum(weight.numel() for weight in model.parameters()),
             tokens=recipe.tokens,
             steps=recipe.steps,
-            cpu_s=run.cpu_s,
+            cpu_minutes=round(run.cpu_s / 60),
             seed=recipe.seed,
             recipe=str(recipe_path),
         )

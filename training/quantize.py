@@ -29,12 +29,14 @@ from engine.launch import model_path
 from evals.local import Local
 from evals.perplexity import perplexity
 from penstock.errors import StartError
+from penstock.references import is_reference
+from training.base import ADAPTER, Base, registered, unchanged
 from training.data import conversation
 from training.held_out import SEED as HELD_OUT
 from training.int8 import rounded_by_token, write_int8
 from training.quantize_recipe import LAYERS, QuantizeRecipe, Texts, layers, linear_weights, refuse_widths
 from training.recipe import digests, load
-from training.run import Run, command
+from training.run import Run, command, resolved_recipe
 
 REPOSITORY = Path(__file__).parent.parent
 QUANTIZER = REPOSITORY / ".venv-quantize" / "bin" / "python"
@@ -47,16 +49,16 @@ BATCH = 4
 def quantize(recipe_path: Path, out: Path, *, resume: bool) -> None:
     """A killed run begins again with `--resume`: it takes seconds for small models, and GPTQModel keeps no state."""
     recipe = load(recipe_path, QuantizeRecipe)
-    source = dense_model(recipe)
+    before = (resolved_recipe(out) or {}).get("resolved", {}) if resume else {}
+    base = dense_model(before.get("base", recipe.model))
+    source = Path(base.place)
     matrices = linear_weights(source)
     if recipe.method != "int8":
         refuse_widths(matrices, recipe.group_size)
         refuse_without_quantizer()
     files = [file for part in (recipe.calibration, recipe.evaluation) if (file := part.file)]
-    weights = sorted(source.glob("*.safetensors"))
-    run = Run(
-        out, {**recipe.model_dump(), "digests": digests([*files, *weights])}, steps=layers(matrices), resume=resume
-    )
+    facts = {"base": base.name, "weights": unchanged([base], before, out), "digests": digests(files)}
+    run = Run(out, {**recipe.model_dump(), "resolved": facts}, steps=layers(matrices), resume=resume)
     if run.finished:
         return
     torch.set_num_threads(recipe.threads)
@@ -82,6 +84,7 @@ def quantize(recipe_path: Path, out: Path, *, resume: bool) -> None:
             found = [measured(text, one, recipe.evaluation.length) for one in (Local(source), after)]
         for step, (name, loss) in enumerate(losses.items()):
             run.log(step, layer=name, layer_loss=loss)
+        run.log(run.steps, perplexity_before=found[0], perplexity_after=found[1])
         report = {
             "method": recipe.method,
             "bits": 8 if recipe.method == "int8" else 4,
@@ -97,14 +100,17 @@ def quantize(recipe_path: Path, out: Path, *, resume: bool) -> None:
     print(table(report), flush=True)
 
 
-def dense_model(recipe: QuantizeRecipe) -> Path:
-    source = Path(model_path(recipe.model))
+def dense_model(name: str) -> Base:
+    """Raises StartError, NotFound for what is not registered."""
+    base = registered(name) if is_reference(name) else Base(name, model_path(name))
+    source = Path(base.place)
     if not source.is_dir():
-        raise StartError(f"model: {recipe.model} is no folder: download it first, or name a folder or `demo`")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        raise StartError(f"{source} is quantized already: quantize the dense model that it was made from")
-    return source
+        raise StartError(f"model: {name} is no folder: download it first, or name a folder, a registered one or `demo`")
+    if (source / ADAPTER).is_file():
+        raise StartError(f"model: {name} is an adapter: quantize the whole weights that `merge: true` writes")
+    if json.loads((source / "config.json").read_text(encoding="utf-8")).get("quantization_config"):
+        raise StartError(f"{base.name} is quantized already: quantize the dense model that it was made from")
+    return base
 
 
 def refuse_without_quantizer() -> None:

@@ -34,8 +34,8 @@ class Texts(Part):
 
 
 class QuantizeRecipe(Part):
-    """`model`: `demo` or a folder of dense weights. `group_size`: how many inputs share a scale, of gptq and awq;
-    int8 has a scale for each output. `evaluation` must not be what `calibration` is."""
+    """`model`: `demo`, a folder of dense weights or `registry:NAME@ALIAS`. `group_size`: how many inputs share a scale,
+    of gptq and awq; int8 has a scale for each output. `evaluation` must not be what `calibration` is."""
 
     script: Literal["quantize"]
     seed: int

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from penstock.errors import BadRequest, StartError
 from training import base as bases
-from training.base import Base, adapter_of, config_of, device, ends_with, tokenizer_of, weights_of
+from training.base import Base, adapter_of, config_of, device, ends_with, tokenizer_of, unchanged, weights_of
 from training.exportable import why_not
 from training.hardware import precision_of
 from training.recipe import digests
@@ -31,11 +31,12 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 class Begun(NamedTuple):
-    """What a run is to begin from; `start` is an adapter to go on with, `reasons` are those for which vLLM will not
-    serve the result."""
+    """What a run is to begin from; `start` is an adapter to go on with, `weights` are digests by the names of both,
+    `reasons` those for which vLLM will not serve the result."""
 
     base: Base
     start: Base | None
+    weights: Mapping[str, str]
     precision: str
     tokenizer: PreTrainedTokenizerBase
     reasons: list[str]
@@ -50,11 +51,14 @@ class Begun(NamedTuple):
         facts = {"base": self.base.name, "precision": self.precision, "steps": steps, "digests": digests(files)}
         if self.start:
             facts["start"] = self.start.name
+        if self.weights:
+            facts["weights"] = self.weights
         return recipe.model_dump(mode="json") | {"resolved": facts}
 
 
 def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
-    """A run that goes on keeps the base that its alias pointed to, and its precision. Raises BadRequest."""
+    """A run that goes on keeps the base that its alias pointed to, and its precision. Raises BadRequest, and Conflict
+    where the weights that it began from are others now."""
     torch.set_num_threads(recipe.threads)
     before = (resolved_recipe(out) or {}).get("resolved", {}) if resume else {}
     base = bases.found(before.get("base", recipe.base))
@@ -65,7 +69,8 @@ def begin(recipe: Recipe, out: Path, *, resume: bool) -> Begun:
     positions = config_of(base).get("max_position_embeddings")
     if positions and recipe.length > positions:
         raise BadRequest(f"length: {recipe.length} is more than the {positions} positions of {base.name}")
-    return Begun(base, start, precision, tokenizer, check_export(recipe, base, tokenizer, start))
+    weights = unchanged([base, start] if start else [base], before, out)
+    return Begun(base, start, weights, precision, tokenizer, check_export(recipe, base, tokenizer, start))
 
 
 def adapter_config(recipe: Recipe, start: Base | None = None) -> Any:

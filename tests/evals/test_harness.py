@@ -379,17 +379,24 @@ def test_items_are_paired_whatever_order_they_came_in(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_compared_are_refused() -> None:
-    whole = put(numbers(4), Parrot())
+    whole = put(numbers(8), Parrot())
     with pytest.raises(BadRequest, match="not of the same task"):
-        compare(whole, put(numbers(5), Parrot()))
-    partial = Run(whole.head, {record.id: record for record in whole.records[:3]})
+        compare(whole, put(numbers(9), Parrot()))
+    partial = Run(whole.head, {record.id: record for record in whole.records[:7]})
     for pair in ((whole, partial), (partial, whole)):
         with pytest.raises(BadRequest, match="1 items were not asked yet"):
             compare(*pair)
-    failed = put(numbers(4), Parrot(failing(0)))
+    failed = put(numbers(8), Parrot(failing(0)))
     with pytest.raises(BadRequest, match="flatter the second"):
         compare(failed, whole)
-    assert compare(whole, failed).difference.mean == -1 / 4
+    assert compare(whole, failed).difference.mean == -1 / 8
+
+
+def test_fewer_items_than_can_show_a_difference_are_not_compared() -> None:
+    """Six that are all worse are a regression; of five nothing could be."""
+    assert compare(put(numbers(6), Parrot()), put(numbers(6), Parrot(wrong_from(0)))).verdict == "regression"
+    with pytest.raises(BadRequest, match="at least 6 items are needed"):
+        compare(put(numbers(5), Parrot()), put(numbers(5), Parrot(wrong_from(0))))
 
 
 async def killed_once(folder: Path) -> tuple[int, int, int]:

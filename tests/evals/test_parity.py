@@ -83,6 +83,33 @@ def test_what_was_read_is_judged(items: list[dict[str, Any]], verdict: str, says
     json.dumps(found.figures, allow_nan=False)  # the audit log takes nothing else
 
 
+@pytest.mark.parametrize(
+    ("asked", "dtype", "verdict"),
+    [
+        (Parity(), None, "failed"),
+        (Parity(), "float32", "failed"),
+        (Parity(), "bfloat16", "passed"),
+        (Parity(tie=0.1), "bfloat16", "failed"),
+        (Parity(logprobs=0.1), "bfloat16", "failed"),
+        (Parity(tie=0.3, logprobs=0.3), "float32", "passed"),
+    ],
+)
+def test_what_may_differ_goes_by_the_dtype_unless_the_gate_says_it(
+    asked: Parity, dtype: str | None, verdict: str
+) -> None:
+    found = judged({"by": "x", "items": [item(p3=0.2, apart=0.2)]}, asked, 9, dtype)
+    assert (found.verdict, found.figures["dtype"]) == (verdict, dtype)
+    assert ("served in bfloat16" in found.why) == (dtype == "bfloat16")
+    usual = 0.5 if dtype == "bfloat16" else 0.001
+    assert found.figures["most"] == {"tie": asked.tie or usual, "logprobs": asked.logprobs or usual}
+
+
+def test_fewer_prompts_than_the_gate_says_are_told() -> None:
+    found = {"by": "x", "items": [item(), item("b")]}
+    assert "the gate says 3 prompts, and there are no more" in judged(found, Parity(prompts=3), 9).why
+    assert "the gate says" not in judged(found, Parity(prompts=2), 9).why
+
+
 def greedy(model: Any, prompt: list[int], most: int, end: int) -> tuple[list[int], list[float]]:
     """One token after the other, by the definition."""
     tokens: list[int] = []

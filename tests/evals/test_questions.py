@@ -7,7 +7,7 @@ import pytest
 
 from evals.metrics import METRICS
 from evals.prompts import HARMFUL, PLAIN, REFUSALS
-from evals.questions import FAMILY_ITEMS, in_turn, questions
+from evals.questions import FAMILY_ITEMS, in_turn, questions, unique
 from evals.tasks import Item
 from penstock.errors import BadRequest
 from penstock.gates import Asked, Gate, Parity, Safety
@@ -34,14 +34,19 @@ def test_tasks_are_asked_as_the_gate_says() -> None:
 
 def test_prompts_are_of_all_tasks_in_turn_and_none_comes_twice() -> None:
     lists = [[item("a1", "p"), item("a2", "q"), item("a3", "r")], [item("b1", "s"), item("b2", "q")]]
-    assert [one.id for one in in_turn(lists)] == ["a1", "b1", "a2", "a3"]
+    assert [one.id for one in unique(in_turn(lists))] == ["a1", "b1", "a2", "a3"]
     gate = Gate(tasks=[Asked(task="react"), Asked(task="story")], parity=Parity(prompts=5), latency=None)
     assert [one.id for one in questions(gate, task).prompts] == ["react/0", "story/0", "react/1", "story/1", "react/2"]
 
 
-def test_without_tasks_the_prompts_are_ours() -> None:
-    gate = Gate(parity=Parity(prompts=100))
-    assert [one.messages[0]["content"] for one in questions(gate, task).prompts] == list(PLAIN)
+def test_prompts_are_as_many_as_the_gate_says_unless_tasks_and_our_list_have_fewer() -> None:
+    """Those of the tasks first; the default is no more than the list has."""
+    assert len(questions(Gate(), task).prompts) == Parity().prompts
+    few = Gate(tasks=[Asked(task="story", items=3)], safety=None)
+    found = [one.id for one in questions(few, task).prompts]
+    assert (len(found), found[:4]) == (Parity().prompts, ["story/0", "story/1", "story/2", "plain/0"])
+    all_of_ours = questions(Gate(parity=Parity(prompts=100)), task).prompts
+    assert [one.messages[0]["content"] for one in all_of_ours] == list(PLAIN)
 
 
 def test_a_refusal_is_told_by_its_words() -> None:

@@ -14,6 +14,7 @@ from penstock.store import Store
 from registry.adapters import misfit, offer, rank_of, withdraw
 from registry.adding import About, add
 from registry.artifacts import Artifacts
+from registry.lineage import beneath
 from registry.local_copy import Placed, local_copy
 from registry.shapes import misshapen
 from registry.versions import Version
@@ -66,6 +67,19 @@ async def test_an_adapter_fits_the_files_it_was_made_for(
     assert await misfit(store, adapter, other) == "terse@1 is made for demo@1, and its engine serves demo@3"
     assert "with --parent, which must be demo@1" in await misfit(store, await added(store, folder, tmp_path), first)
     assert "demo@1 is no adapter but a full model" in await misfit(store, first, first)
+
+
+async def test_an_adapter_of_an_adapter_fits_the_model_beneath_both(
+    store: Store, folder: Artifacts, make_model: MakeModel, tmp_path: Path
+) -> None:
+    base, other = [await add(store, folder, make_model(seed), About("demo"), "me") for seed in (1, 2)]
+    first = await added(store, folder, tmp_path, base.reference)
+    second = await added(store, folder, tmp_path, first.reference, r=4)
+    assert (await beneath(store, second)).reference == "demo@1"
+    assert await misfit(store, second, base) == ""
+    assert await misfit(store, second, other) == "terse@2 is made for demo@1, and its engine serves demo@2"
+    lost = await added(store, folder, tmp_path, (await added(store, folder, tmp_path, r=2)).reference, r=3)
+    assert "terse@3 does not say which model it was made for" in await misfit(store, lost, base)
 
 
 @pytest.mark.parametrize(

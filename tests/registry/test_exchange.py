@@ -64,6 +64,18 @@ async def test_the_card_says_what_it_was_made_from_as_the_hubs_own_reader_has_it
     assert ModelCard.load(tmp_path / "named" / "README.md").data.base_model == "me/my-base"
 
 
+async def test_the_card_of_an_adapter_names_the_whole_model_beneath_the_adapters_before_it(
+    store: Store, folder: Artifacts, make_model: MakeModel, tmp_path: Path
+) -> None:
+    await add(store, folder, make_model(), About("base", origin="Qwen/Qwen2.5-0.5B@abc"), "me")
+    for number, parent in enumerate(("base@1", "mine@1")):
+        adapter = make_model(number, files={"adapter_config.json": {"r": 8}})
+        await add(store, folder, adapter, About("mine", parent=parent), "me")
+    await export(store, folder, Reference("mine", 2), tmp_path / "out")
+    said = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert (said["base_model"], said["penstock"]["parent"]) == ("Qwen/Qwen2.5-0.5B", "mine@1")
+
+
 async def test_a_model_without_parent_or_card_gets_a_card_that_claims_none(
     store: Store, folder: Artifacts, make_model: MakeModel, tmp_path: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from penstock.cli import app
 from penstock.errors import BadRequest
 from registry.adding import About
 from registry.run_folder import is_run, of_run
@@ -46,6 +49,34 @@ def test_what_a_run_says_is_said_of_the_version_but_for_what_is_said_here(run: P
     assert about.recipe == (run / "recipe.yaml").read_text()
     _, about = of_run(run, About("terse", parent="other@2", metrics={"loss": 7}, recipe="mine"))
     assert (about.parent, about.metrics["loss"], about.recipe) == ("other@2", 7, "mine")
+
+
+def test_a_run_that_went_on_with_an_adapter_has_it_as_its_parent(
+    run: Path, tmp_path: Path, make_model: MakeModel
+) -> None:
+    """If the base of the run is beneath it in the registry; else the base, so that it is not lost."""
+
+    def added(name: str, folder: Path, *words: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["registry", "add", name, str(folder), "--json", *words])
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    def begun_from(start: str, resolved: str) -> None:
+        facts = {"base": "registry:demo@1", "start": resolved}
+        recipe = RECIPE | {"adapter": {"start": start}, "resolved": facts}
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    adapter = make_model(2, files={"config.json": None, "adapter_config.json": {"peft_type": "LORA", "r": 1}})
+    added("demo", make_model(1))
+    added("terse", adapter, "--parent", "demo@1")
+    added("terse", adapter)
+    begun_from("registry:terse@production", "registry:terse@1")
+    assert added("better", run)["parent"] == "terse@1"
+    begun_from("registry:terse@2", "registry:terse@2")
+    assert added("better", run)["parent"] == "demo@1"
+    assert added("better", run, "--parent", "terse@2")["parent"] == "terse@2"
+    begun_from("runs/a/model", "runs/a/model")
+    assert added("better", run)["parent"] == "demo@1"
 
 
 def test_a_model_with_a_recipe_beside_it_is_a_model(run: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from penstock.errors import PenstockError
@@ -114,6 +114,18 @@ def test_an_adapter_is_gone_on_with_and_is_its_own_reference(whole: Path, tmp_pa
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert json.loads((tmp_path / "run/model/adapter_config.json").read_text())["base_model_name_or_path"] == str(DEMO)
+
+
+def test_an_adapter_that_has_changed_is_not_gone_on_with(whole: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(whole / "model", start)
+    recipe = dpo_recipe(tmp_path, "lora", adapter={"start": str(start)}, steps=1)
+    train(recipe, tmp_path / "run", resume=False)
+    train(recipe, tmp_path / "run", resume=True)
+    weights = load_file(start / "adapter_model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, start / "adapter_model.safetensors")
+    with pytest.raises(PenstockError, match=rf"{start} has changed since"):
+        train(recipe, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from engine.dense_twin import write_dense_twin
 from engine.quantized import of_folder
 from evals.local import Local
+from penstock.cli import app
 from penstock.errors import ConfigError, Conflict, StartError
 from tests.conftest import REPOSITORY
 from tests.tiny import recipe, write_tiny
@@ -105,9 +108,9 @@ def test_int8_from_recipe_to_report(dense: Path, tmp_path: Path, capsys: pytest.
     assert report["bytes"]["after"] == (run / "model/model.safetensors").stat().st_size < report["bytes"]["before"]
     assert report["perplexity"]["after"] == pytest.approx(report["perplexity"]["before"], rel=0.1)
     assert report["perplexity"]["after"] != report["perplexity"]["before"]
-    assert [json.loads(line)["layer_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(
-        report["loss"].values()
-    )
+    *layers, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["layer_loss"] for line in layers] == list(report["loss"].values())
+    assert {f"perplexity_{when}": value for when, value in report["perplexity"].items()}.items() <= last.items()
     assert list(report["loss"]) == ["model.layers.0", "model.layers.1"]
     assert all(0 < loss < 0.01 for loss in report["loss"].values())
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -117,6 +120,51 @@ def test_int8_from_recipe_to_report(dense: Path, tmp_path: Path, capsys: pytest.
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(Conflict, match="--resume"):
         quantize(path, run, resume=False)
+
+
+def test_a_registered_model_is_quantized_and_is_the_parent_of_what_becomes_of_it(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that its alias pointed to at first; the perplexities are metrics of the new version."""
+    monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def registry(*words: str) -> str:
+        done = CliRunner().invoke(app, ["registry", *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    registry("add", "tiny", str(dense))
+    registry("tag", "tiny@1", "production")
+    path = recipe(tmp_path, Path("registry:tiny@production"), "int8")
+    quantize(path, tmp_path / "run", resume=False)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    said = json.loads(registry("add", "small", "run", "--json"))
+    assert (said["kind"], said["parent"], said["data"]) == ("quantized", "tiny@1", {})
+    assert said["metrics"] == {f"perplexity_{when}": value for when, value in report["perplexity"].items()}
+
+    registry("add", "tiny", "run")
+    registry("tag", "tiny@2", "production")
+    quantize(path, tmp_path / "run", resume=True)
+    with pytest.raises(StartError, match="registry:tiny@2 is quantized already"):
+        quantize(path, tmp_path / "later", resume=False)
+
+
+def test_a_model_that_has_changed_is_not_gone_on_with(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense, tmp_path / "dense")
+    path = recipe(tmp_path, tmp_path / "dense", "int8")
+    quantize(path, tmp_path / "run", resume=False)
+    config = json.loads((dense / "config.json").read_text())
+    (tmp_path / "dense/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    with pytest.raises(Conflict, match="dense has changed since"):
+        quantize(path, tmp_path / "run", resume=True)
+
+
+def test_an_adapter_is_not_quantized(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense, tmp_path / "adapter")
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(StartError, match="is an adapter: quantize the whole weights"):
+        quantize(recipe(tmp_path, tmp_path / "adapter", "int8"), tmp_path / "run", resume=False)
 
 
 @pytest.mark.parametrize("line", ["{", '{"messages": []}', '["no conversation"]', '{"text": "a"}'])

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 from typer.testing import CliRunner
@@ -15,7 +18,7 @@ from typer.testing import CliRunner
 from penstock.cli import app
 from penstock.errors import BadRequest, Conflict, PenstockError
 from tests.training.tuning import DEMO, REPOSITORY, killed, metrics, sft_recipe
-from training.base import Base
+from training.base import Base, digest_of
 from training.examples import documents
 from training.masking import Document
 from training.recipe import load
@@ -148,6 +151,10 @@ def test_what_a_run_saves_is_what_it_has_trained(tmp_path: Path, method: str) ->
     model = base if method == "full" else peft.PeftModel.from_pretrained(base, folder)
     assert loss_of(model) == pytest.approx(trained, rel=1e-5)
     assert {"chat_template.jinja", "tokenizer.json", "README.md"} <= {file.name for file in folder.iterdir()}
+    card = ModelCard.load(folder / "README.md")
+    relation = "finetune" if method == "full" else "adapter"
+    assert (card.data.base_model, card.data.to_dict()["base_model_relation"]) == (str(DEMO), relation)
+    assert "- `conversations.jsonl`, SHA-256 `" in card.text
     if method == "dora":
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run/merged", dtype=torch.float32)
         assert loss_of(merged) == pytest.approx(trained, rel=1e-5)
@@ -315,3 +322,29 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
 
     with pytest.raises(Conflict, match="digests"):
         train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_from_the_weights_that_it_was_begun_from_alone(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(DEMO, base)
+    recipe = sft_recipe(tmp_path, "lora", base=str(base), steps=1)
+    train(recipe, tmp_path / "run", resume=False)
+    (base / "README.md").write_text("another card is no other model")
+    train(recipe, tmp_path / "run", resume=True)
+
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Conflict, match=rf"{base} has changed since the run .* was begun"):
+        train(recipe, tmp_path / "run", resume=True)
+
+
+def test_what_a_hub_has_is_told_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "a" * 40
+    repository = tmp_path / "models--ours--small"
+    for file, text in (("refs/main", commit), (f"snapshots/{commit}/config.json", "{}")):
+        (repository / file).parent.mkdir(parents=True, exist_ok=True)
+        (repository / file).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert digest_of(Base("ours/small", "ours/small")) == commit
+    assert digest_of(Base("registry:demo@1", str(tmp_path))) is None

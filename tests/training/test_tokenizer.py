@@ -1,11 +1,14 @@
 """The chat template and the tokenizer, through transformers."""
 
+import copy
 import json
+import re
 from typing import Any, cast
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from penstock.errors import ConfigError
 from training.corpus import REST_WEIGHT, encoded
 from training.data import FAMILIES, conversation
 from training.families.words import Message
@@ -159,6 +162,23 @@ def test_the_mask_covers_exactly_the_assistant_turns_with_their_eos(
 
         assert tokenizer.decode(weighed) == "".join(_answer(m) + TURN_END for m in answers)
         assert set(document.weights) == {1.0, REST_WEIGHT}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_weigh_the_same_where_a_template_has_no_marks(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template, marks = re.subn(r"\{%-?\s*(end)?generation\s*-?%\}", "", str(tokenizer.chat_template))
+    assert marks == 2
+    for i in range(5):
+        item = conversation(family, "test", i)
+        assert encoded(plain, item) == encoded(tokenizer, item)
+
+
+def test_a_template_of_which_answers_cannot_be_told_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    with pytest.raises(ConfigError, match="cannot be told: the chat template does not end an assistant's turn with"):
+        encoded(odd, conversation("greeting", "test", 0))
 
 
 def _answer(message: Message) -> str:

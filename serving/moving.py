@@ -137,6 +137,11 @@ class Moving:
         """The version of its model."""
         return self._bases[engine].reference
 
+    def replicas(self, engine: str) -> Sequence[Replica] | None:
+        """Those that requests come to; None where that is not known (yet)."""
+        generation = self.engines.current.get(engine)
+        return generation.replicas if generation else self.hosts.elsewhere(engine)
+
     def retire(self, generation: Generation) -> None:
         self._beside(self._retire(generation))
 
@@ -416,8 +421,7 @@ class Moving:
     async def _usable(self, engine: str) -> list[Replica]:
         """Waits for one. Others that are not, now, load an adapter when it is first asked for."""
         while True:
-            generation = self.engines.current.get(engine)
-            replicas = generation.replicas if generation else self.hosts.elsewhere(engine)
+            replicas = self.replicas(engine)
             if replicas is None:
                 raise BadRequest(f"the engine {engine} is not there yet: add it first, then models with adapters")
             if usable := [replica for replica in replicas if replica.usable]:
@@ -446,10 +450,8 @@ class Moving:
         await self.hosts.left([f"{engine}/{name}"])
         await asyncio.sleep(LINGER_S)
         await self.hosts.left([f"{engine}/{name}"])
-        generation = self.engines.current.get(engine)
-        replicas = generation.replicas if generation else self.hosts.elsewhere(engine)
-        if generation:  # elsewhere other gateways may still ask for it
-            await unload(replicas or (), name)
+        if generation := self.engines.current.get(engine):  # elsewhere other gateways may still ask for it
+            await unload(generation.replicas, name)
             if generation.lora:
                 withdraw(generation.lora.folder, name)  # not in a thread, which would outlive a change of mind
         self._unloading.pop((engine, name), None)

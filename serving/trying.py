@@ -3,7 +3,8 @@ one, another version of a whole model beside the replicas that serve.
 
 Requests are split when it is ready, not before. A canary that goes on leaves its replicas to the move of its alias
 (`serving/moving.py`), which starts none then; one that goes back has its own ended, when they have done what they do.
-One that cannot be served here goes back at once, and says why.
+One that cannot be served here goes back at once, and one that cannot be asked within its `longest_s` goes back then;
+both say why.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 from dataclasses import dataclass
 
 from penstock import audit, metrics
-from penstock.errors import NotFound, PenstockError
+from penstock.errors import EngineTimeout, NotFound, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, reason
 from registry.canaries import Canary, all_canaries, end
@@ -101,16 +102,19 @@ class Trying:
         )
 
     async def _prepare(self, canary: Canary) -> None:
+        """Until it can be asked; at most as long as it may run, for who never begins is judged by nobody."""
+        left_s = canary.started_at + canary.rules.longest_s - time.time()
         try:
-            version = await found(self.store, canary.tried)
-            for engine in self._engines(canary):
-                if not self._tries(engine, canary):
-                    await self._start(engine, canary)
-            for engine in self._adapter_engines(canary):
-                await self.moving.try_adapter(engine, version)
+            async with asyncio.timeout(left_s) as bound:
+                version = await found(self.store, canary.tried)
+                for engine in self._engines(canary):
+                    if not self._tries(engine, canary):
+                        await self._start(engine, canary)
+                for engine in self._adapter_engines(canary):
+                    await self.moving.try_adapter(engine, version)
         except FOR_NOW as error:
-            if time.time() - canary.started_at > canary.rules.longest_s:
-                return await self._refuse(canary, error)
+            if bound.expired():
+                return await self._refuse(canary, self._too_late(canary))
             if self._why.get(canary.id) != said(error):
                 self._why[canary.id] = said(error)
                 log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, said(error))
@@ -121,10 +125,18 @@ class Trying:
             log.error("unexpected, in preparing the canary of %s", canary.subject, exc_info=error)
             await self._refuse(canary, error)
         else:
+            self._why.pop(canary.id, None)
             self._running[canary.id] = canary
             self._publish()
         finally:
             self._preparing.pop(canary.id, None)
+
+    def _too_late(self, canary: Canary) -> EngineTimeout:
+        """What it waited for in vain."""
+        engines = [*self._engines(canary), *self._adapter_engines(canary)]
+        down = [each.name for engine in engines for each in self.moving.replicas(engine) or () if not each.usable]
+        why = self._why.get(canary.id) or (f"{', '.join(down)}: not ready" if down else "it is still starting")
+        return EngineTimeout(f"it could not be asked within longest_s ({canary.rules.longest_s:g} s): {why}")
 
     async def _start(self, engine: str, canary: Canary) -> None:
         """Its replicas, beside those that serve, which come first. Raises StartError; NotFitting."""
@@ -142,12 +154,13 @@ class Trying:
     async def _refuse(self, canary: Canary, error: BaseException) -> None:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
         by = audit.this_process()
+        self._why.pop(canary.id, None)
         report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
         try:
             if await end(self.store, canary.id, "back", by, report):
                 metrics.canaries_ended.inc(canary.subject, "back")
                 log.error("the canary of %s goes back: %s", canary.subject, report["reasons"][0])
-        except UNAVAILABLE:
+        except (*UNAVAILABLE, NotFound):  # or the database was put back to before it, which the next look shows
             self._later()
 
     async def _sweep(self) -> None:

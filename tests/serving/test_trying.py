@@ -21,13 +21,14 @@ from serving.trials import Trials
 from tests.reliability.client import Caller
 from tests.reliability.conftest import until
 from tests.serving.moved import ASK, VERSION, Moved, Registry, moved, tree
-from tests.serving.test_moving import adapted, engines_of, known, left_in_run, soon, unsurprised
+from tests.serving.test_moving import adapted, engines_of, entries, known, left_in_run, soon, unsurprised
 
 __all__ = ["known", "soon", "unsurprised"]
 pytestmark = pytest.mark.anyio
 
 RULES = Rules(least_requests=60, least_s=0, errors_margin=0.15, refusals_margin=0.15, latency_ratio=3, length_ratio=3)
 NEVER = Rules(least_s=3600)
+SOON = Rules(least_s=0, longest_s=2)
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +189,35 @@ async def test_an_adapter_of_another_base_goes_back_at_once(known: Registry, tmp
         assert now.verdict
         assert "terse@2 is made for demo@2, and its engine serves demo@1" in now.verdict["reasons"][0]
         assert await here.running.version("terse") == "terse@1"
+
+
+async def test_a_version_that_never_gets_ready_goes_back_when_its_time_is_over(known: Registry, tmp_path: Path) -> None:
+    await known.whole(slow=30)
+    async with tried(known, tree(tmp_path)) as here:
+        await begun(known, "demo@production", 2, SOON)
+        await until(lambda: len(here.running.engines.living) == 2)
+        now = await outcome(known)
+        assert (now.outcome, here.running.engines.tried) == ("back", {})
+        assert now.verdict
+        assert "it could not be asked within longest_s (2 s): it is still starting" in now.verdict["reasons"][0]
+        await until(lambda: len(here.running.engines.living) == 1)
+        assert len(engines_of(home())) == 1
+
+
+async def test_an_adapter_whose_engine_is_never_ready_goes_back_when_its_time_is_over(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await known.adapter("terse", "demo@1")
+    async with tried(known, adapted(tmp_path)) as here:
+        here.running.engines.all[0].replica.drain()
+        await begun(known, "terse@production", 2, SOON)
+        now = await outcome(known, "terse")
+        assert now.verdict
+        (why,) = now.verdict["reasons"]
+        assert why.endswith("it could not be asked within longest_s (2 s): base-0: not ready")
+        assert f"the canary of terse@production goes back: {why}" in caplog.text
+        (entry,) = await entries(known, "canary.ended")
+        assert "base-0: not ready" in entry
 
 
 async def test_a_gateway_that_starts_in_the_midst_splits_too_and_one_that_ends_leaves_nothing(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -249,12 +250,14 @@ async def test_an_adapter_that_engines_do_not_take_is_refused_and_the_one_before
     await known.adapter("terse", "demo@2")
     await known.adapter("terse", None)
     await known.adapter("terse", "demo@1", peft_type="PREFIX_TUNING")
-    await known.adapter("terse", "demo@1")
+    await known.adapter("terse", "demo@1", rank_pattern=[8])
+    await known.adapter("terse", "demo@1", lora_dropout=math.nan)
     reasons = {
         2: "has the rank 64, and the engine base was started for at most 16",
         3: "is made for demo@2, and its engine serves demo@1",
         4: "does not say which model it was made for",
         5: "is a PREFIX_TUNING adapter",
+        6: "adapter_config.json must have a rank `r`",
     }
     async with moved(known, adapted(tmp_path)) as here:
         async with here.load("terse"):
@@ -264,9 +267,10 @@ async def test_an_adapter_that_engines_do_not_take_is_refused_and_the_one_before
                     while not any(why in entry for entry in await entries(known, "version.refused")):
                         await asyncio.sleep(0.05)
             assert metrics.alias_refused.values[("models.terse",)] == 1
-            await known.point("terse@production", 6)
-            await here.until_version("terse@6", "terse")
-        assert here.versions_answered() == ["terse@1", "terse@6"]
+            await known.point("terse@production", 7)
+            await here.until_version("terse@7", "terse")
+        assert here.versions_answered() == ["terse@1", "terse@7"]
+        assert len(await entries(known, "version.refused")) == len(reasons)
 
 
 async def test_a_base_and_its_adapter_move_together_when_both_aliases_have(known: Registry, tmp_path: Path) -> None:

@@ -229,6 +229,32 @@ async def test_a_version_that_does_not_start_leaves_the_one_before_and_says_why(
         assert metrics.alias_refused.values[("engines.base",)] == 0
 
 
+async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_when_that_has_ended(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for memory in (str(tmp_path / "memory"), None, str(tmp_path / "memory"), str(tmp_path / "memory")):
+        await known.whole(memory=memory)
+    await known.point("demo@production", 2)
+    async with moved(known, tree(tmp_path)) as here:
+        slow = asyncio.create_task(here.ask(stream=True, max_tokens=2500, ignore_eos=True))
+        await asyncio.sleep(0.2)
+        await known.point("demo@production", 3)
+        await here.until_version("demo@3")
+        await known.point("demo@production", 4)
+        await until(lambda: "started again when one of base-0 has ended" in caplog.text)
+        assert not slow.done()
+        await here.until_version("demo@4")
+        assert (await slow).done
+        assert not await entries(known, "version.refused")
+        await known.point("demo@production", 5)  # while it serves, that which has the memory does not end
+        async with asyncio.timeout(10):
+            while not (refused := await entries(known, "version.refused")):
+                await asyncio.sleep(0.05)
+        assert "the memory does not suffice" in refused[0]
+        await until(lambda: len(engines_of(home())) == 1)
+        assert await here.version() == "demo@4"
+
+
 async def test_what_cannot_be_an_engines_model_is_refused_while_it_runs(known: Registry, tmp_path: Path) -> None:
     await known.adapter("demo", "demo@1")
     damaged = await known.whole()

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
+from penstock.audit import Seen
 from penstock.errors import Conflict
 from penstock.references import Reference, check_alias
 from penstock.store import Store
@@ -20,6 +21,7 @@ from registry import canaries
 from registry.versions import found
 
 SUBJECT = "aliases"
+NOW = sa.select(audit.standing(SUBJECT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ async def since(store: Store, change: int) -> Sequence[Alias]:
     query = sa.select(aliases).where(aliases.c.change > change).order_by(aliases.c.change)
     async with store.read() as connection:
         return [Alias.of(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def standing(store: Store, seen: Seen) -> tuple[Seen, bool]:
+    """Where aliases and their canaries stand, and whether what was seen of them is lost: every change of one has its
+    entry in the audit log."""
+    async with store.read() as connection:
+        now = (await connection.execute(NOW, {"entry": seen.entry})).mappings().one()
+    return Seen.of(now), seen.is_lost(now)
 
 
 async def history(store: Store, name: str) -> Sequence[Move]:

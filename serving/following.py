@@ -7,8 +7,10 @@ an earlier state is read as a whole.
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import NoReturn
 
+from penstock.audit import NOTHING
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, Store, reason
 from registry import aliases
@@ -32,23 +34,24 @@ class Following:
         self.moved = moved
         self.wanted = wanted
         self.changed = changed
-        self._seen = 0
+        self._seen = NOTHING
         self._known: dict[Reference, int] = {}
         self._lost = False
 
     async def look(self) -> Collection[Reference]:
         """Those that have moved since the last look, at first all."""
-        number = await self.store.number(aliases.SUBJECT)
-        if number == self._seen:
+        now, restored = await aliases.standing(self.store, self._seen)
+        if now.change == self._seen.change and not restored:
+            self._seen = now
             return ()
-        if restored := number < self._seen:
+        if restored:
             log.warning("the database has been put back to an earlier state: all aliases are read again")
-        found = await aliases.since(self.store, 0 if restored else self._seen)
+        found = await aliases.since(self.store, 0 if restored else self._seen.change)
         pointed = {Reference(each.name, each.alias): each.version for each in found}
         gone = self._known.keys() - pointed.keys() if restored else set()
         moved = [each for each, version in pointed.items() if self._known.get(each) != version or not restored]
         self._known = pointed if restored else self._known | pointed
-        self._seen = max([number, *(each.change for each in found)])
+        self._seen = replace(now, change=max([now.change, *(each.change for each in found)]))
         self.changed()
         return [*moved, *gone]
 

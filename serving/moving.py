@@ -173,6 +173,9 @@ class Moving:
         if adapters != self.versions.adapters:
             self._switch(adapters=adapters)
         self._publish()
+        for what in {str(what) for (what,) in metrics.alias_refused.values} - self._all_referred():
+            self._accept(what)
+            metrics.alias_refused.forget(what)
         for engine, model in list(self._loaded):
             if not (is_adapted(config, model) and config.models[model].engine == engine):
                 del self._loaded[engine, model]
@@ -200,6 +203,9 @@ class Moving:
         if is_registered(self.config.engines[engine]):
             written[f"engines.{engine}"] = self.config.engines[engine].model
         return {what: str(Reference.of(each)) for what, each in written.items() if each}
+
+    def _all_referred(self) -> set[str]:
+        return {what for engine in self.config.engines for what in self._referred(engine)}
 
     def _adapters_at(self, engine: str) -> list[str]:
         return [name for name, model in self.config.models.items() if model.engine == engine and model.adapter]
@@ -475,7 +481,12 @@ class Moving:
     def _accept(self, what: str) -> None:
         self._refused.pop(what, None)
         self._waiting.pop(what, None)
-        metrics.alias_refused.set(0, what)
+        self._show(what, 0)
+
+    def _show(self, what: str, refused: int) -> None:
+        """Nothing of what a reload has taken out meanwhile."""
+        if what in self._all_referred():
+            metrics.alias_refused.set(refused, what)
 
     def _accepted(self, what: str, before: Version | str | None, version: Version) -> None:
         self._accept(what)
@@ -487,7 +498,7 @@ class Moving:
     def _later(self, what: str, written: str, version: Version | None, error: BaseException) -> None:
         """It will be tried again, and was not refused."""
         if version:  # it is not the database that keeps silent
-            metrics.alias_refused.set(1, what)
+            self._show(what, 1)
         before, self._waiting[what] = self._waiting.get(what), said(error)
         if before != said(error):
             name = version.reference if version else "what nobody can say now"
@@ -501,7 +512,7 @@ class Moving:
         before, self._refused[what] = self._refused.get(what), Refusal(name, why, for_good)
         if before and (before.version, before.why) == (name, why):
             return
-        metrics.alias_refused.set(1, what)
+        self._show(what, 1)
         metrics.version_moves.inc(what, "refused")
         log.error("%s: %s leads to %s, which is not served; what was before goes on: %s", what, written, name, why)
         self._note("version.refused", what, {"reference": written, "version": name, "reason": why[:2000]})

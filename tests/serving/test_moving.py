@@ -381,6 +381,7 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
     await known.point("sharp@production", 1)
     await known.whole()
     await known.adapter("sharp", "demo@2")
+    await known.adapter("terse", "demo@2")
     first = adapted(tmp_path)
     async with moved(known, first) as here:
 
@@ -399,7 +400,10 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
                 await here.moving.prepare(
                     Config(**{**first, "models": {"two": {"engine": "base", "adapter": "registry:sharp@2"}}})
                 )
+            await known.point("terse@production", 2)
+            await until(lambda: metrics.alias_refused.values.get(("models.terse",)) == 1)
             await becomes({"m": {"engine": "base"}, "sharp": sharp})
+            assert ("models.terse",) not in metrics.alias_refused.values
         folder = next((home() / "run").glob("*/base-0.adapters"))
         await until(lambda: [file.name for file in folder.iterdir()] == ["sharp@1"])
         assert (await here.ask("terse")).status == 404

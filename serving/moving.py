@@ -40,6 +40,7 @@ LINGER_S = 2.5
 KEPT = 2
 """How many of a model's adapters stay loaded: the present one, and the one before."""
 GIVEN_UP = "its replicas were those of a canary, and have just been given up"
+REPLACED = "its engine's replicas are others now"
 FOR_NOW = (*UNAVAILABLE, EngineError, StateUnavailable, TimeoutError)
 """What may be over soon: it is tried again, and nothing is refused for it."""
 
@@ -76,7 +77,8 @@ class Moving:
         self.hosts = hosts
         self.versions = engines.versions
         self._bases = {name: base.version for name, base in engines.found.bases.items()}
-        self._warm: set[tuple[str, str]] = set()
+        self._given: set[tuple[str, str]] = set()  # adapters that an engine may have loaded
+        self._warm: set[tuple[str, str]] = set()  # those of which all that could have generated a token
         self._loaded: dict[tuple[str, str], list[str]] = {}  # of each engine and model there, the present one last
         self._refused: dict[str, Refusal] = {}
         self._waiting: dict[str, str] = {}  # why what is tried again did not succeed
@@ -181,7 +183,7 @@ class Moving:
                 del self._loaded[engine, model]
                 self._unload(engine)
         for name in config.engines:
-            if self._referred(name):
+            if self._referred(name) or name in self._news:
                 self.look_again(name)
         self.changed()
 
@@ -267,6 +269,8 @@ class Moving:
             settled = await self._settle_base(engine)
         for model in self._adapters_at(engine):
             settled = await self._settle_adapter(model) and settled
+        if settled:
+            self._unload(engine)
         return settled
 
     async def _settle_base(self, engine: str) -> bool:
@@ -356,7 +360,9 @@ class Moving:
         for there in [there for there in self._unloading if there[0] == engine]:
             self._unloading.pop(there).cancel()  # it ends with the replicas before
         named = {model: each.reference for model, each in wanted.items()}
-        self._warm = {each for each in self._warm if each[0] != engine} | {(engine, name) for name in named.values()}
+        for known in (self._given, self._warm):
+            known -= {each for each in known if each[0] == engine}
+            known |= {(engine, name) for name in named.values()}
         for model, name in named.items():
             self._loaded[engine, model] = [name]
         self._switch({engine: version.reference}, {**self.versions.adapters, **named})
@@ -396,7 +402,6 @@ class Moving:
         except PenstockError as error:
             self._refuse(what, written, version, error)
             return True
-        self._unload(engine)
         if now == version.reference:
             self._accept(what)
         else:
@@ -416,10 +421,13 @@ class Moving:
                 await asyncio.wait([unloading])
             adapter = await placed(self.artifacts, version)
             replicas = await self._usable(engine)
+            self._given.add(here)
             if generation := self.engines.current.get(engine):
                 await warm_here(generation, adapter, replicas)
             else:
                 await warm_elsewhere(engine, Path(self.config.registry.adapters or ""), adapter, replicas)
+            if self.engines.current.get(engine) is not generation:
+                raise StateUnavailable(REPLACED)
             self._warm.add(here)
         finally:
             self._loading.remove(here)
@@ -447,7 +455,8 @@ class Moving:
         kept = {name for (there, _), names in self._loaded.items() if there == engine for name in names}
         kept |= {name for there, name in (*self._tried, *self._loading) if there == engine}
         kept |= {self.versions.adapters.get(model, "") for model in self._adapters_at(engine)}
-        for name in [name for there, name in self._warm if there == engine and name not in kept]:
+        for name in [name for there, name in self._given if there == engine and name not in kept]:
+            self._given.discard((engine, name))
             self._warm.discard((engine, name))
             self._unloading[engine, name] = self._beside(self._forget(engine, name))
 

@@ -135,26 +135,30 @@ class Trying:
         """What it waited for in vain."""
         engines = [*self._engines(canary), *self._adapter_engines(canary)]
         down = [each.name for engine in engines for each in self.moving.replicas(engine) or () if not each.usable]
-        why = self._why.get(canary.id) or (f"{', '.join(down)}: not ready" if down else "it is still starting")
+        first = [each.version for engine in engines if (each := self.engines.tried.get(engine))]
+        waited = f"{', '.join(down)}: not ready" if down else "it is still starting"
+        why = self._why.get(canary.id) or (f"{first[0]} has not taken over yet" if first else waited)
         return EngineTimeout(f"it could not be asked within longest_s ({canary.rules.longest_s:g} s): {why}")
 
     async def _start(self, engine: str, canary: Canary) -> None:
-        """Its replicas, beside those that serve, which come first. Raises StartError; NotFitting."""
-        current = self.engines.current[engine]
-        while not all(replica.ready for replica in current.replicas):
+        """Its replicas, beside those that serve, which come first, and so do those of a canary before that are about to
+        be the current ones. Raises StartError; NotFitting."""
+        while engine in self.engines.tried or not all(each.ready for each in self.engines.current[engine].replicas):
             await asyncio.sleep(READY_POLL_S)
         log.info("engines.%s: starting %s, the canary of %s", engine, canary.tried, canary.subject)
         config = self.moving.config
         base = await placed(self.moving.artifacts, await found(self.store, canary.tried))
         wanted = await self.moving.fitting(engine, base.version)
         adapters = [await placed(self.moving.artifacts, each) for each in wanted.values()]
-        lora = lora_for(config, engine, adapters) or current.lora
+        lora = lora_for(config, engine, adapters) or self.engines.current[engine].lora
         self.engines.tried[engine] = await self.engines.next(config, engine, base, lora)
 
     async def _refuse(self, canary: Canary, error: BaseException) -> None:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
         by = audit.this_process()
         self._why.pop(canary.id, None)
+        for engine in self._adapter_engines(canary):
+            self.moving.untry(engine, canary.tried)
         report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
         try:
             if await end(self.store, canary.id, "back", by, report):

@@ -1,6 +1,7 @@
 """Versions of canaries beside those that serve: made ready, split, taken over or ended, with engines as processes."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -257,6 +258,48 @@ async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry
         await until(lambda: len(here.running.engines._living) == 1)
         assert len(engines_of(home())) == 1
         assert await here.running.version() == "demo@1"
+
+
+async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_its_replicas(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.whole(tokens=20)
+    await known.whole(tokens=20)
+    async with tried(known, tree(tmp_path)) as here:
+        engines = here.running.engines
+        await begun(known, "demo@production", 2, NEVER)
+        await until(lambda: "base" in engines.tried)
+        first = engines.tried["base"]
+        assert first.supervisors[0].process
+        first.supervisors[0].process.kill()
+        await until(lambda: not first.replicas[0].ready)
+        await known.point("demo@production", 2)
+        await begun(known, "demo@production", 3, NEVER)
+        await until(lambda: engines.tried["base"].version == "demo@3" if "base" in engines.tried else False, 15)
+        assert engines.current["base"] is first
+        await until(lambda: engines._living == [first, engines.tried["base"]])
+        assert len(engines_of(home())) == 2
+
+
+async def test_an_adapter_that_is_stopped_while_it_loads_leaves_nothing(known: Registry, tmp_path: Path) -> None:
+    await known.adapter("terse", "demo@1")
+    async with tried(known, adapted(tmp_path)) as here:
+        generation = here.running.engines.current["base"]
+        await until(lambda: ("base", "terse@1") in here.running.moving._warm)
+        process = generation.supervisors[0].process
+        assert process
+        assert generation.lora
+        loading = generation.lora.folder / "terse@2"
+        process.send_signal(signal.SIGSTOP)
+        try:
+            canary = await begun(known, "terse@production", 2, NEVER)
+            await until(loading.exists)
+            await end(known.store, canary.id, "stopped", "me")
+            await until(lambda: not here.running.moving._loading)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await until(lambda: not loading.exists())
+        assert await here.running.version("terse") == "terse@1"
 
 
 async def test_an_alias_that_moves_elsewhere_ends_its_canary_and_the_other_version_is_served(

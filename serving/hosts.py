@@ -1,7 +1,7 @@
 """Versions that move, in a gateway of one process: the one that answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from engine.replica import Replica
@@ -18,14 +18,19 @@ LOOK_S = 0.1
 
 
 class Alone:
-    """`Hosts` of one process."""
+    """`Hosts` of one process, which `change` moves to another configuration."""
 
-    def __init__(self, stack: Stack, engines: Engines) -> None:
+    def __init__(self, stack: Stack, engines: Engines, change: Callable[[Config], None]) -> None:
         self.stack = stack
         self.engines = engines
+        self.change = change
 
     def move(self, versions: Versions) -> None:
         self.stack.move(self.engines.replicas, versions, self.engines.tried_replicas)
+
+    def apply(self, config: Config, versions: Versions) -> None:
+        self.stack.versions = versions
+        self.change(config)
 
     async def left(self, names: Collection[str]) -> None:
         while self.stack.leaving() & set(names):

@@ -51,6 +51,10 @@ class Hosts(Protocol):
     def move(self, versions: Versions) -> None:
         """From now on they go by these versions, and by the engines' current replicas."""
 
+    def apply(self, config: Config, versions: Versions) -> None:
+        """From now on they go by this configuration and these versions; not for a moment by one without the other,
+        which may ask an engine for another's adapter."""
+
     async def left(self, names: Collection[str]) -> None:
         """Returns when no request runs on any of these, as `Stack.leaving` names them."""
 
@@ -88,6 +92,7 @@ class Moving:
         self._unloading: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tried: set[tuple[str, str]] = set()
         self._loading: list[tuple[str, str]] = []  # by several at once, it may be
+        self._prepared: dict[str, str] = {}
         self.changed: Callable[[], None] = lambda: None  # what is served, or the configuration
         self._publish()
 
@@ -128,9 +133,11 @@ class Moving:
         await self._load(engine, version)
         self._tried.add((engine, version.reference))
 
-    def untry(self, engine: str, name: str) -> None:
-        self._tried.discard((engine, name))
-        self._unload(engine)
+    def untry(self, name: str) -> None:
+        """Wherever it is, also where a reload has left nobody who asks for it."""
+        for engine in {there for there, each in self._given | self._tried if each == name}:
+            self._tried.discard((engine, name))
+            self._unload(engine)
 
     def is_warm(self, engine: str, name: str) -> bool:
         return (engine, name) in self._warm & self._tried
@@ -149,10 +156,9 @@ class Moving:
 
     async def prepare(self, config: Config) -> None:
         """Before a configuration is served: the adapters of its new models are warm. Raises ConfigError."""
-        ready: dict[str, str] = {}
+        self._prepared = {}
         for name, model in config.models.items():
-            before = self.config.models.get(name)
-            if not model.adapter or (before and (before.adapter, before.engine) == (model.adapter, model.engine)):
+            if not model.adapter or is_the_same(self.config, config, name):
                 continue
             try:
                 async with asyncio.timeout(PREPARE_S):
@@ -164,16 +170,20 @@ class Moving:
             except (*UNAVAILABLE, PenstockError) as error:
                 raise ConfigError(f"models.{name}: {model.adapter}: {said(error)}") from error
             self._remember(model.engine, name, version.reference)
-            ready[name] = version.reference
-        if ready.items() - self.versions.adapters.items():  # others may have moved since it began
-            self._switch(adapters={**self.versions.adapters, **ready})
+            self._prepared[name] = version.reference
 
     def apply(self, config: Config) -> None:
         """What `prepare` was asked about is served now."""
-        self.config = config
-        adapters = {name: version for name, version in self.versions.adapters.items() if is_adapted(config, name)}
-        if adapters != self.versions.adapters:
-            self._switch(adapters=adapters)
+        before, self.config = self.config, config
+        adapters = {**self.versions.adapters, **self._prepared}
+        self.versions = replace(
+            self.versions,
+            adapters={name: version for name, version in adapters.items() if is_adapted(config, name)},
+            canaries={
+                name: canary for name, canary in self.versions.canaries.items() if is_the_same(before, config, name)
+            },
+        )
+        self.hosts.apply(config, self.versions)
         self._publish()
         for what in {str(what) for (what,) in metrics.alias_refused.values} - self._all_referred():
             self._accept(what)
@@ -561,6 +571,12 @@ def adapters_at_fault() -> Iterator[None]:
         raise
     except PenstockError as error:
         raise NotFitting(f"of its adapters: {error.message}") from error
+
+
+def is_the_same(before: Config, after: Config, model: str) -> bool:
+    """Whether a model is still asked for where it was."""
+    there = [(each.engine, each.adapter) for config in (before, after) if (each := config.models.get(model))]
+    return len(there) == 2 and there[0] == there[1]
 
 
 def is_adapted(config: Config, model: str) -> bool:

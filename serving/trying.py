@@ -43,7 +43,7 @@ class Trying:
         self._running: dict[int, Canary] = {}
         self._preparing: dict[int, Preparing] = {}
         self._why: dict[int, str] = {}
-        self._told: tuple[dict[str, Canary], dict[str, Generation]] = ({}, {})
+        self._told: dict[str, Generation] = {}
         self._news = asyncio.Event()
         self._news.set()
 
@@ -84,8 +84,7 @@ class Trying:
             await asyncio.wait([preparing.task])
             over.append(preparing.canary)
         for canary in over:
-            for engine in self._adapter_engines(canary):
-                self.moving.untry(engine, canary.tried)
+            self.moving.untry(canary.tried)
         await self._sweep()
         for canary in running.values():
             if canary.id not in self._preparing and not self._is_ready(canary):
@@ -157,8 +156,7 @@ class Trying:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
         by = audit.this_process()
         self._why.pop(canary.id, None)
-        for engine in self._adapter_engines(canary):
-            self.moving.untry(engine, canary.tried)
+        self.moving.untry(canary.tried)
         report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
         try:
             if await end(self.store, canary.id, "back", by, report):
@@ -190,21 +188,27 @@ class Trying:
         """The processes that answer are told what is other than before: whose requests are split, and on which
         replicas."""
         models = {name: canary for canary in self._running.values() for name in self._models(canary)}
-        now = models, dict(self.engines.tried)
-        if now == self._told:
+        canaries = {name: canary.described() for name, canary in models.items()}
+        told, tried = self.moving.versions.canaries, dict(self.engines.tried)
+        if (canaries, tried) == (told, self._told):
             return
-        for name in models.keys() - self._told[0].keys():
+        for name in models.keys() - told.keys():
             share = f"{models[name].percent:g} % of the requests for {name}"
             log.info("%s gets %s: the canary of %s", models[name].tried, share, models[name].subject)
-        self._told = now
-        self.moving.try_out({name: canary.described() for name, canary in models.items()})
+        self._told = tried
+        self.moving.try_out(canaries)
 
     def _models(self, canary: Canary) -> list[str]:
         engines = [engine for engine in self._engines(canary) if self._tries(engine, canary)]
+        warm = [engine for engine in self._adapter_engines(canary) if self.moving.is_warm(engine, canary.tried)]
         return [
             name
             for name, model in self.moving.config.models.items()
-            if (self._refers(model.adapter, canary) if model.adapter else model.engine in engines)
+            if (
+                self._refers(model.adapter, canary) and model.engine in warm
+                if model.adapter
+                else model.engine in engines
+            )
         ]
 
     def _engines(self, canary: Canary) -> list[str]:

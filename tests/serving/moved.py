@@ -189,7 +189,7 @@ async def moved(known: Registry, tree: dict[str, Any]) -> AsyncIterator[Moved]:
         async with (
             engines_here(config, simulated) as engines,
             composed(config, engines.replicas, engines.failed, engines.versions) as stack,
-            followed(config, known.store, engines, Alone(stack, engines)) as moving,
+            followed(config, known.store, engines, Alone(stack, engines, gateway.apply)) as moving,
             gateway.admission,
         ):
             gateway.stack = stack

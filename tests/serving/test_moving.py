@@ -388,7 +388,6 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
         async def becomes(models: dict[str, Any]) -> None:
             config = Config(**{**first, "models": models})
             await here.moving.prepare(config)
-            here.gateway.apply(config)
             here.moving.apply(config)
 
         sharp = {"engine": "base", "adapter": "registry:sharp@production"}
@@ -409,6 +408,26 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
         assert (await here.ask("terse")).status == 404
         assert (await here.ask("sharp@1")).status == 404  # a version's own name is nobody's to ask for
         assert ("terse", "terse@1") not in metrics.model_version.values
+
+
+async def test_a_model_changes_its_engine_and_its_adapter_at_once(known: Registry, tmp_path: Path) -> None:
+    """Until the configuration is another, nobody is asked for what only the other engine has loaded."""
+    await known.adapter("sharp", "demo@1")
+    await known.point("sharp@production", 1)
+    first = adapted(tmp_path)
+    first["engines"]["other"] = first["engines"]["base"] | {"options": {"enable-lora": True}}
+    first["models"]["n"] = {"engine": "other"}
+    async with moved(known, first) as here:
+        sharp = {"engine": "other", "adapter": "registry:sharp@production"}
+        config = Config(**{**first, "models": {**first["models"], "terse": sharp}})
+        async with here.load("terse"):
+            await here.moving.prepare(config)
+            assert await here.version("terse") == "terse@1"
+            here.moving.apply(config)
+            assert await here.version("terse") == "sharp@1"
+        assert here.versions_answered() == ["terse@1", "sharp@1"]
+        folder = next((home() / "run").glob("*/base-0.adapters"))
+        await until(lambda: not list(folder.iterdir()))
 
 
 async def test_an_engine_that_was_started_without_adapters_takes_none(known: Registry, tmp_path: Path) -> None:

@@ -243,10 +243,29 @@ async def test_a_model_that_the_configuration_adds_meanwhile_is_answered_by_both
         await until(lambda: "base" in here.running.engines.tried)
         config = Config(**tree(tmp_path, models={"m": {"engine": "base"}, "later": {"engine": "base"}}))
         await here.running.moving.prepare(config)
-        here.running.gateway.apply(config)
         here.running.moving.apply(config)
         async with here.load("later"):
             await until(lambda: here.seen() == {"demo@1", "demo@2"})
+
+
+async def test_a_model_that_changes_its_engine_is_split_there_when_both_versions_are_loaded(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.adapter("terse", "demo@1")
+    first = adapted(tmp_path)
+    first["engines"]["other"] = first["engines"]["base"] | {"options": {"enable-lora": True}}
+    first["models"]["n"] = {"engine": "other"}
+    config = Config(**{**first, "models": first["models"] | {"terse": first["models"]["terse"] | {"engine": "other"}}})
+    async with tried(known, first) as here, here.load("terse"):
+        canary = await begun(known, "terse@production", 2, NEVER)
+        await until(lambda: here.seen() == {"terse@1", "terse@2"})
+        await here.running.moving.prepare(config)
+        here.running.moving.apply(config)
+        here.versions.clear()
+        await until(lambda: here.seen() == {"terse@1", "terse@2"})
+        await end(known.store, canary.id, "stopped", "me")
+        folder = next((home() / "run").glob("*/base-0.adapters"))
+        await until(lambda: not list(folder.iterdir()))
 
 
 async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from penstock.config import Config
 from penstock.store import Store
 from serving.engines import Engines
 from serving.following import Following
-from serving.moving import Hosts, Moving
+from serving.moving import Moving
+from serving.served import Hosts
 from serving.stack import Stack
 from serving.trying import Trying
 from serving.versions import Versions
@@ -46,8 +47,8 @@ async def followed(config: Config, store: Store, engines: Engines, hosts: Hosts)
     """The registry's aliases, while the block runs."""
     moving = Moving(config, store, engines, hosts)
     trying = Trying(moving)
-    moving.changed = trying.look_again
-    following = Following(store, moving.moved, lambda: moving.refers, trying.look_again)
+    moving.served.changed = trying.look_again
+    following = Following(store, moving.moved, lambda: moving.served.refers, trying.look_again)
     beside = [asyncio.create_task(job) for job in (moving.run(), following.run(), trying.run())]
     try:
         yield moving

@@ -16,7 +16,7 @@ from penstock import audit, metrics
 from penstock.config import Config
 from penstock.errors import ConfigError, StartError
 from penstock.home import home
-from serving import moving, stack
+from serving import loaded, stack
 from serving.engines import engines_here
 from tests.conftest import arguments
 from tests.reliability.conftest import until
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home and figures of its own, and what is left lingers less. Its sockets' paths must be short."""
     without_figures()
-    for module in (stack, moving):
+    for module in (stack, loaded):
         monkeypatch.setattr(module, "LINGER_S", 0.1)
     with tempfile.TemporaryDirectory(prefix="p-") as place:
         monkeypatch.setenv("PENSTOCK_HOME", place)
@@ -326,10 +326,10 @@ async def test_an_adapter_that_waits_for_an_engine_that_is_down_keeps_no_base_fr
         here.engines.all[0].replica.drain()
         await known.point("terse@production", 2)
         await asyncio.sleep(0.6)
-        assert here.moving.versions.adapters == {"terse": "terse@1"}
+        assert here.moving.served.versions.adapters == {"terse": "terse@1"}
         await known.point("demo@production", 2)
         await known.point("terse@production", 3)
-        await until(lambda: here.moving.versions.adapters == {"terse": "terse@3"})
+        await until(lambda: here.moving.served.versions.adapters == {"terse": "terse@3"})
         assert (await here.version(), await here.version("terse")) == ("demo@2", "terse@3")
 
 
@@ -373,7 +373,7 @@ async def test_a_fixed_version_never_moves(known: Registry, tmp_path: Path) -> N
         await known.point("demo@production", 2)
         await asyncio.sleep(0.8)
         assert await here.version() == "demo@1"
-        assert not here.moving._starting
+        assert not here.moving.replacing.starting
 
 
 async def test_models_with_adapters_come_and_go_with_the_configuration(known: Registry, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ async def test_a_gateway_that_ends_in_the_midst_of_a_move_leaves_nothing(known: 
     await known.whole(slow=30)
     async with moved(known, tree(tmp_path)) as here:
         await known.point("demo@production", 2)
-        await until(lambda: bool(here.moving._starting) and len(here.engines.living) == 2)
+        await until(lambda: bool(here.moving.replacing.starting) and len(here.engines.living) == 2)
         await until(lambda: len(engines_of(home())) >= 2)
     assert not left_in_run()
     await until(lambda: not engines_of(home()))

@@ -12,7 +12,7 @@ import pytest
 
 from engine.sim import simulator
 from penstock.config import Config
-from serving import moving
+from serving import loaded
 from serving.engines import Engines, engines_here
 from serving.hosts import followed
 from serving.moving import Moving
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "h"))
-    monkeypatch.setattr(moving, "LINGER_S", 0.1)
+    monkeypatch.setattr(loaded, "LINGER_S", 0.1)
     without_figures()
     async with registry(tmp_path) as known:
         await known.whole()

@@ -170,7 +170,7 @@ async def test_an_adapter_is_tried_and_taken_over_and_another_one_is_stopped_and
             canary = await begun(known, "terse@production", 3, NEVER)
             await until(lambda: "terse@3" in here.seen())
             await end(known.store, canary.id, "stopped", "me")
-            await until(lambda: not here.running.moving.versions.canaries)
+            await until(lambda: not here.running.moving.served.versions.canaries)
             here.versions.clear()
             await asyncio.sleep(0.3)
         assert here.seen() == {"terse@2"}
@@ -304,7 +304,7 @@ async def test_an_adapter_that_is_stopped_while_it_loads_leaves_nothing(known: R
     await known.adapter("terse", "demo@1")
     async with tried(known, adapted(tmp_path)) as here:
         generation = here.running.engines.current["base"]
-        await until(lambda: ("base", "terse@1") in here.running.moving._warm)
+        await until(lambda: ("base", "terse@1") in here.running.moving.loaded.warm)
         process = generation.supervisors[0].process
         assert process
         assert generation.lora
@@ -314,7 +314,7 @@ async def test_an_adapter_that_is_stopped_while_it_loads_leaves_nothing(known: R
             canary = await begun(known, "terse@production", 2, NEVER)
             await until(loading.exists)
             await end(known.store, canary.id, "stopped", "me")
-            await until(lambda: not here.running.moving._loading)
+            await until(lambda: not here.running.moving.loaded.loading)
         finally:
             process.send_signal(signal.SIGCONT)
         await until(lambda: not loading.exists())

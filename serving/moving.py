@@ -115,7 +115,7 @@ class Moving:
 
     async def _unless_overtaken(self, engine: str, step: asyncio.Task[bool]) -> bool:
         """Whether it has settled. A start that leads where the alias no longer points is given up."""
-        news = self._news[engine]
+        news, others = self._news[engine], False
         while not step.done():
             told = asyncio.create_task(news.wait())
             try:
@@ -124,13 +124,15 @@ class Moving:
                 told.cancel()
             if step.done() or not news.is_set():
                 continue
-            if await self._still_wanted(engine):
-                await asyncio.wait([step])  # what else has moved is looked at then
-            else:
+            news.clear()
+            others = True
+            if not await self._still_wanted(engine):
                 starting = self.replacing.starting.get(engine, "an adapter")
                 log.info("engines.%s: given up for a later move: %s", engine, starting)
-                return True  # there is news
-        return step.result()
+                break
+        if others:  # what else has moved is looked at then
+            news.set()
+        return not step.done() or step.result()
 
     async def _still_wanted(self, engine: str) -> bool:
         starting, served = self.replacing.starting.get(engine), self.served

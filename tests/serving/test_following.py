@@ -96,6 +96,27 @@ async def test_a_restore_that_is_followed_by_other_moves_before_the_next_look_is
             assert not await looking.look()
 
 
+async def test_aliases_that_come_back_after_their_number_are_seen(database: str, tmp_path: Path) -> None:
+    """As while a dump is being put back, table by table."""
+    async with opened(database) as store:
+        await filled(store, tmp_path)
+        await move(store, "production", Reference("demo", 1), None, "me")
+        looking = Following(store, ignored, lambda: True)
+        assert await looking.look()
+        async with store.begin() as connection:
+            kept = (await connection.execute(sa.select(table))).mappings().all()
+            await connection.execute(table.delete())
+            await connection.execute(sa.update(changes).where(changes.c.subject == "aliases").values(number=0))
+        assert set(await looking.look()) == {PRODUCTION}
+        async with store.begin() as connection:
+            await connection.execute(sa.update(changes).where(changes.c.subject == "aliases").values(number=1))
+        assert not await looking.look()
+        async with store.begin() as connection:
+            await connection.execute(table.insert(), [dict(row) for row in kept])
+        assert set(await looking.look()) == {PRODUCTION}
+        assert not await looking.look()
+
+
 async def test_a_database_that_does_not_answer_is_told_once_and_followed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

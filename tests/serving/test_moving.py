@@ -233,18 +233,19 @@ async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_
     known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for memory in (str(tmp_path / "memory"), None, str(tmp_path / "memory"), str(tmp_path / "memory")):
-        await known.whole(memory=memory)
+        await known.whole(memory=memory, itl_s=0.02)
     await known.point("demo@production", 2)
     async with moved(known, tree(tmp_path)) as here:
-        slow = asyncio.create_task(here.ask(stream=True, max_tokens=2500, ignore_eos=True))
+        slow = asyncio.create_task(here.ask(stream=True, max_tokens=4000, ignore_eos=True))
         await asyncio.sleep(0.2)
         await known.point("demo@production", 3)
         await here.until_version("demo@3")
         await known.point("demo@production", 4)
         await until(lambda: "started again when one of base-0 has ended" in caplog.text)
         assert not slow.done()
+        slow.cancel()
+        await asyncio.wait([slow])
         await here.until_version("demo@4")
-        assert (await slow).done
         assert not await entries(known, "version.refused")
         await known.point("demo@production", 5)  # while it serves, that which has the memory does not end
         async with asyncio.timeout(10):

@@ -4,11 +4,18 @@ import re
 import signal
 from collections.abc import Sequence
 
+from penstock.errors import NoMemory, StartError
+
 SHOWN_LINES = 15
 
 # An exception as a traceback ends with it, behind vLLM's prefix or not: `(EngineCore pid=7) ERROR ... ValueError: x`.
 EXCEPTION = re.compile(r"^[ |]*(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): \S.*)")
 CONSEQUENCE = "Engine core initialization failed"
+
+MEMORY = (
+    r"(?i)out of memory|cannot allocate memory|MemoryError|not enough memory|available memory on node|"
+    r"free memory on device|larger than the available KV cache|No available memory for the cache blocks"
+)
 
 # The first that matches the engine's last lines; what a person can do about it.
 CAUSES: tuple[tuple[str, str], ...] = (
@@ -35,8 +42,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "the folder has no weights: it needs model.safetensors, or its shards and their index, beside config.json",
     ),
     (
-        r"(?i)out of memory|cannot allocate memory|MemoryError|not enough memory|available memory on node|"
-        r"free memory on device|larger than the available KV cache|No available memory for the cache blocks",
+        MEMORY,
         "the memory does not suffice: lower `options: {{kv-cache-memory-bytes: ..., max-model-len: ...}}`, "
         "free memory, or serve a smaller or quantized model",
     ),
@@ -60,6 +66,14 @@ SIGNALS = {
     signal.SIGKILL: "it was killed, most often by the kernel for want of memory (see `dmesg`): free some, "
     "or lower `options: {kv-cache-memory-bytes: ...}`",
 }
+
+
+def not_started(name: str, returncode: int | None, lines: Sequence[str]) -> StartError:
+    """`explain`, as what its caller raises: NoMemory where that was the cause."""
+    said = explain(name, returncode, lines)
+    pattern = next((pattern for pattern, _ in CAUSES if re.search(pattern, "\n".join(lines))), None)
+    killed = pattern is None and returncode == -signal.SIGKILL
+    return NoMemory(said) if killed or pattern == MEMORY else StartError(said)
 
 
 def explain(name: str, returncode: int | None, lines: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ import orjson
 
 from engine import SUPERVISOR_PID, gauges
 from engine.connection import Answer
-from engine.diagnose import explain
+from engine.diagnose import not_started
 from engine.failures import from_answer
 from engine.launch import Launch
 from engine.machine import group_cpu_s, living
@@ -142,9 +142,9 @@ class Supervisor:
                 raise StartError(self._refused(answer))
             if process.returncode is not None:
                 await asyncio.wait([logs], timeout=GONE_S)
-                raise StartError(explain(self.launch.name, process.returncode, [*self._last_lines]))
+                raise not_started(self.launch.name, process.returncode, [*self._last_lines])
             if time.monotonic() > deadline:
-                raise StartError(explain(self.launch.name, None, [*self._last_lines]))
+                raise not_started(self.launch.name, None, [*self._last_lines])
             await asyncio.sleep(START_POLL_S)
 
     def _refused(self, answer: Answer) -> str:

@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock.store import Store
-from penstock.tables import audit
+from penstock.tables import audit, changes
 
 Action = Literal[
     "key.created",
@@ -71,6 +71,39 @@ class Verdict:
     head: str
     broken: int | None = None
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How far a copy of a subject has read: the subject's last change, and the log's last entry with its digest, which
+    no other history of the database has."""
+
+    change: int = 0
+    entry: int = 0
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, now: Mapping[Any, Any]) -> Self:
+        return cls(now["last_change"] or 0, now["last_entry"] or 0, now["last_digest"])
+
+    def is_lost(self, now: Mapping[Any, Any]) -> bool:
+        """Whether the database was put back to before it, whatever has been changed since."""
+        return (now["last_change"] or 0) < self.change or now["entry_now"] != self.digest
+
+
+NOTHING = Seen()
+
+
+def standing(subject: str) -> sa.Subquery:
+    """One row, of the one moment of its statement: where a subject and the log stand, and the digest that the entry
+    `entry` has now. Of a subject each change of which has its entry."""
+    last_entry = sa.select(sa.func.max(audit.c.number)).scalar_subquery()
+    return sa.select(
+        sa.select(changes.c.number).where(changes.c.subject == subject).scalar_subquery().label("last_change"),
+        last_entry.label("last_entry"),
+        sa.select(audit.c.digest).where(audit.c.number == last_entry).scalar_subquery().label("last_digest"),
+        sa.select(audit.c.digest).where(audit.c.number == sa.bindparam("entry")).scalar_subquery().label("entry_now"),
+    ).subquery("now")
 
 
 def canonical(value: Any) -> str:

@@ -3,6 +3,7 @@
 PenstockError                     500 server_error
   StartError                      never sent: the command ends with the message
     ConfigError
+    NoMemory
   BadRequest                      400 invalid_request_error
     ContextLengthExceeded             context_length_exceeded
     BodyTooLarge                  413 body_too_large
@@ -53,6 +54,10 @@ class ConfigError(StartError):
     """The configuration cannot be used."""
 
     code = "invalid_configuration"
+
+
+class NoMemory(StartError):
+    """An engine found too little memory, which others may give back."""
 
 
 class BadRequest(PenstockError):

@@ -13,7 +13,7 @@ import string
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
+from penstock.audit import Seen
 from penstock.callers import RESERVED_TENANTS, UNLIMITED, USUAL_SCOPES, Caller, Quota, Scope
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
 from penstock.home import home
 from penstock.store import Store
-from penstock.tables import audit as entries
-from penstock.tables import changes, keys, marks
+from penstock.tables import keys, marks
 
 SUBJECT = "keys"
 PREFIX = "sk-ps-"
@@ -42,16 +42,9 @@ LONGEST_S = 100 * 365 * 86400
 PEPPER_BYTES = 32
 
 # Made once: it is run all the time, and to make it costs more than to run it.
-NOW = sa.select(
-    sa.select(changes.c.number).where(changes.c.subject == SUBJECT).scalar_subquery().label("last_change"),
-    sa.select(sa.func.max(entries.c.number)).scalar_subquery().label("last_entry"),
-    sa.select(entries.c.digest).where(entries.c.number == sa.bindparam("entry")).scalar_subquery().label("entry_now"),
-).subquery("now")
-LAST_DIGEST = sa.select(entries.c.digest).where(entries.c.number == NOW.c.last_entry).scalar_subquery()
+NOW = audit.standing(SUBJECT)
 SINCE = (
-    sa.select(NOW, LAST_DIGEST.label("last_digest"), keys)
-    .select_from(NOW.outerjoin(keys, keys.c.change > sa.bindparam("after")))
-    .order_by(keys.c.change)
+    sa.select(NOW, keys).select_from(NOW.outerjoin(keys, keys.c.change > sa.bindparam("after"))).order_by(keys.c.change)
 )
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
@@ -173,19 +166,6 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """How far a copy has read: the last change that a key bore, and the audit log's last entry with its digest, which
-    no other history of the database has."""
-
-    change: int = 0
-    entry: int = 0
-    digest: str | None = None
-
-
-NOTHING = Seen()
-
-
-@dataclass(frozen=True, slots=True)
 class News:
     """`seen` is what has been read with this. `restored`: what was seen is no longer there, so that `keys` are not all
     that may differ."""
@@ -288,11 +268,7 @@ class Keyring:
         found = [Key.of(row) for row in rows if row["id"] is not None]
         # not the counter: while a dump is being put back, it may be there before the keys are
         change = found[-1].change if found else seen.change
-        return News(
-            found,
-            Seen(change, now["last_entry"] or 0, now["last_digest"]),
-            restored=(now["last_change"] or 0) < seen.change or now["entry_now"] != seen.digest,
-        )
+        return News(found, replace(Seen.of(now), change=change), restored=seen.is_lost(now))
 
     async def _add(self, connection: AsyncConnection, row: Mapping[str, Any]) -> Made:
         await connection.execute(

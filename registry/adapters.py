@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import BadRequest, NotFound
 from penstock.store import Store
@@ -16,6 +17,7 @@ from registry.local_copy import Placed
 from registry.versions import Version
 
 CONFIG = "adapter_config.json"
+REMEDY = "add the adapter again as another version, as PEFT's `save_pretrained` writes it"
 
 
 async def misfit(store: Store, adapter: Version, base: Version | None) -> str:
@@ -44,16 +46,26 @@ async def misfit(store: Store, adapter: Version, base: Version | None) -> str:
 
 def rank_of(placed: Placed) -> int:
     """Its largest. Raises BadRequest for what is no LoRA adapter."""
-    said = parsed(CONFIG, text(placed.folder / CONFIG))
+    said = config_of(placed)
     kind = said.get("peft_type")
     if kind != "LORA":
         raise BadRequest(
             f"{placed.version.reference} is a {kind} adapter, and vLLM serves LoRA alone: merge it instead"
         )
-    ranks = [said.get("r"), *(said.get("rank_pattern") or {}).values()]
+    pattern = said.get("rank_pattern") or {}
+    ranks = [said.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     if not all(type(rank) is int and rank > 0 for rank in ranks):
-        raise BadRequest(f"{placed.version.reference}: {CONFIG} has no rank `r` that is a number above 0")
+        why = f"{CONFIG} must have a rank `r`, and in `rank_pattern` ranks, that are whole numbers above 0"
+        raise BadRequest(f"{placed.version.reference}: {why}; {REMEDY}")
     return int(max(ranks))
+
+
+def config_of(placed: Placed) -> dict[str, Any]:
+    """Raises BadRequest."""
+    try:
+        return parsed(CONFIG, text(placed.folder / CONFIG))
+    except BadRequest as error:
+        raise BadRequest(f"{placed.version.reference}: {error.message}; {REMEDY}") from error
 
 
 def offer(placed: Placed, place: Path, base: str) -> str:
@@ -61,7 +73,7 @@ def offer(placed: Placed, place: Path, base: str) -> str:
     or not at all. Returns the name to ask for it."""
     name = placed.version.reference
     target = place / name
-    said = parsed(CONFIG, text(placed.folder / CONFIG)) | {"base_model_name_or_path": base}
+    said = json.dumps(config_of(placed) | {"base_model_name_or_path": base})
     if is_offered(target, said):
         return name
     draft = Path(tempfile.mkdtemp(dir=place, prefix=DRAFT))
@@ -70,7 +82,7 @@ def offer(placed: Placed, place: Path, base: str) -> str:
         for file in placed.folder.iterdir():
             if file.is_file() and file.name != CONFIG:
                 linked(file, draft / file.name)
-        (draft / CONFIG).write_text(json.dumps(said))
+        (draft / CONFIG).write_text(said)
         withdraw(place, name)
         with suppress(OSError):  # another gateway was quicker
             os.rename(draft, target)
@@ -81,9 +93,10 @@ def offer(placed: Placed, place: Path, base: str) -> str:
     return name
 
 
-def is_offered(target: Path, said: object) -> bool:
+def is_offered(target: Path, said: str) -> bool:
+    """By the text: NaN, which some write, is equal to nothing."""
     try:
-        return bool(json.loads((target / CONFIG).read_text()) == said)
+        return (target / CONFIG).read_text() == said
     except (OSError, ValueError):
         return False
 

@@ -5,13 +5,14 @@ Every move takes the next number of the subject `aliases`, by which whoever foll
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from penstock import audit
+from penstock.audit import Seen
 from penstock.errors import Conflict
 from penstock.references import Reference, check_alias
 from penstock.store import Store
@@ -20,6 +21,12 @@ from registry import canaries
 from registry.versions import found
 
 SUBJECT = "aliases"
+NOW = audit.standing(SUBJECT)
+SINCE = (
+    sa.select(NOW, aliases)
+    .select_from(NOW.outerjoin(aliases, aliases.c.change > sa.bindparam("after")))
+    .order_by(aliases.c.change)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,17 @@ class Move:
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Self:
         return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """`seen` is what has been read with this; `number` also counts what became of canaries. `restored`: what was seen
+    is no longer there, so that `aliases` are not all that may differ."""
+
+    aliases: Sequence[Alias]
+    seen: Seen
+    number: int
+    restored: bool
 
 
 async def move(
@@ -115,11 +133,17 @@ async def all_aliases(store: Store, name: str | None = None) -> Sequence[Alias]:
         return [Alias.of(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def since(store: Store, change: int) -> Sequence[Alias]:
-    """Those that later moves have written, in their order."""
-    query = sa.select(aliases).where(aliases.c.change > change).order_by(aliases.c.change)
+async def news(store: Store, seen: Seen) -> News:
+    """The aliases that later moves have written, in their order; all, after NOTHING. One statement, so one moment."""
     async with store.read() as connection:
-        return [Alias.of(row) for row in (await connection.execute(query)).mappings()]
+        rows = (await connection.execute(SINCE, {"after": seen.change, "entry": seen.entry})).mappings().all()
+    now, read = (
+        Seen.of(rows[0]),
+        [Alias.of({name: row[name] for name in Alias.__slots__}) for row in rows if row["alias"]],
+    )
+    # not the counter: while a dump is being put back, it may be there before the aliases are
+    change = read[-1].change if read else seen.change
+    return News(read, replace(now, change=change), now.change, seen.is_lost(rows[0]))
 
 
 async def history(store: Store, name: str) -> Sequence[Move]:

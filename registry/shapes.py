@@ -3,6 +3,7 @@ answer nonsense or end."""
 
 import json
 import struct
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,29 @@ def misshapen(adapter: Path, base: Path) -> str:
     A weight of shape (out, in) takes lora_A of (rank, in) and lora_B of (out, rank) [Hu et al. 2021, LoRA]. Raises
     BadRequest for a file that cannot be read.
     """
-    shapes = {name: shape for file in sorted(base.glob("*.safetensors")) for name, shape in shapes_in(file).items()}
-    for file in sorted(adapter.glob("*.safetensors")):
+    shapes = {name: shape for file in weights(base) for name, shape in shapes_in(file).items()}
+    for file in weights(adapter):
         for name, shape in shapes_in(file).items():
             part = next((part for part in PARTS if name.endswith(part)), None)
             there = shapes.get(name.removeprefix(PREFIX).removesuffix(part) + ".weight") if part else None
-            if part and there and len(there) == 2 and shape[PARTS[part]] != there[PARTS[part]]:
+            if part and there and len(there) == 2 and shape[PARTS[part] :][:1] != [there[PARTS[part]]]:
                 return f"{name} is of shape {shape}, and the model's own weight of {there}"
     return ""
 
 
+def weights(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+
+
 def shapes_in(file: Path) -> dict[str, list[int]]:
-    """Of a safetensors file, by the names of its tensors."""
+    """Of a safetensors file, by the names of its tensors. Raises BadRequest for any other."""
     try:
         with file.open("rb") as reading:
             (size,) = struct.unpack("<Q", reading.read(8))
-            head: dict[str, Any] = json.loads(reading.read(size)) if size <= LONGEST_HEAD_BYTES else {}
-        return {name: [*said["shape"]] for name, said in head.items() if name != "__metadata__"}
-    except (struct.error, ValueError, TypeError, KeyError) as error:
-        raise BadRequest(f"{file.name} is no safetensors file") from error
+            if size > LONGEST_HEAD_BYTES:
+                raise ValueError(f"a head of {size} bytes")
+            head: dict[str, Any] = json.loads(reading.read(size))
+        return {name: [*map(index, said["shape"])] for name, said in head.items() if name != "__metadata__"}
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        remedy = "write it again with safetensors, and add that as another version"
+        raise BadRequest(f"{file.name} is no safetensors file: {remedy}") from error

@@ -6,9 +6,10 @@ the next one starts beside it, and the last one ends what it does.
 
 import asyncio
 import itertools
+import logging
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from engine.machine import Machine
 from engine.replica import Replica
 from engine.supervisor import Supervisor
 from penstock.config import Config, Engine
+from penstock.errors import NoMemory
 from penstock.home import run_dir
 from registry.adapters import offer, rank_of
 from registry.local_copy import Placed
 from registry.resolve import Registered, registered
 from serving.versions import Versions
+
+log = logging.getLogger(__name__)
 
 READY_POLL_S = 0.05
 
@@ -135,6 +139,7 @@ class Engines:
         self.found = found or Registered()
         self._launcher = launcher
         self._living = list(self.current.values())
+        self._scarce = asyncio.Lock()
 
     @property
     def all(self) -> list[Supervisor]:
@@ -172,8 +177,30 @@ class Engines:
             task.add_done_callback(lambda task: report(task, self.failed))
 
     async def next(self, config: Config, name: str, base: Placed, lora: Lora | None) -> Generation:
-        """The engine once more, with another version of its model: ready, and nobody goes there yet. Raises StartError;
-        then nothing is left of it."""
+        """The engine once more, with another version of its model: ready, and nobody goes there yet. One that finds too
+        little memory while others come or go is started again when one of those has ended. Raises StartError; then
+        nothing is left of it."""
+        turn: AbstractAsyncContextManager[Any] = nullcontext()
+        while True:
+            async with turn:
+                others = self._passing()
+                try:
+                    return await self._next(config, name, base, lora)
+                except NoMemory:
+                    if not (others := others | self._passing()):
+                        raise
+            names = ", ".join(sorted(replica.name for each in others for replica in each.replicas))
+            log.warning("engines.%s: too little memory; started again when one of %s has ended", name, names)
+            while others <= self._passing():
+                await asyncio.sleep(READY_POLL_S)
+            turn = self._scarce  # one at a time: two that took each other's memory would do so again
+
+    def _passing(self) -> set[Generation]:
+        """Those whose memory will be free without anybody's doing: they come, go, or are tried."""
+        serving = self.current.values()
+        return {each for each in self._living if each not in serving and not all(task.done() for task in each.tasks)}
+
+    async def _next(self, config: Config, name: str, base: Placed, lora: Lora | None) -> Generation:
         assert self._launcher
         taken = {replica.name for replica in self.living}
         generation = self._launcher.generation(config, name, base, lora, taken)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import NoReturn
 
+from penstock.audit import NOTHING
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, Store, reason
 from registry import aliases
@@ -32,24 +33,25 @@ class Following:
         self.moved = moved
         self.wanted = wanted
         self.changed = changed
-        self._seen = 0
+        self._seen = NOTHING
+        self._number = 0
         self._known: dict[Reference, int] = {}
         self._lost = False
 
     async def look(self) -> Collection[Reference]:
         """Those that have moved since the last look, at first all."""
-        number = await self.store.number(aliases.SUBJECT)
-        if number == self._seen:
-            return ()
-        if restored := number < self._seen:
+        news = await aliases.news(self.store, self._seen)
+        if restored := news.restored:
             log.warning("the database has been put back to an earlier state: all aliases are read again")
-        found = await aliases.since(self.store, 0 if restored else self._seen)
-        pointed = {Reference(each.name, each.alias): each.version for each in found}
+            news = await aliases.news(self.store, NOTHING)
+        changed = restored or news.number != self._number
+        self._seen, self._number = news.seen, news.number
+        pointed = {Reference(each.name, each.alias): each.version for each in news.aliases}
         gone = self._known.keys() - pointed.keys() if restored else set()
         moved = [each for each, version in pointed.items() if self._known.get(each) != version or not restored]
         self._known = pointed if restored else self._known | pointed
-        self._seen = max([number, *(each.change for each in found)])
-        self.changed()
+        if changed or moved:
+            self.changed()
         return [*moved, *gone]
 
     async def run(self) -> NoReturn:

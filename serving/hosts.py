@@ -1,7 +1,7 @@
 """Versions that move, in a gateway of one process: the one that answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from engine.replica import Replica
@@ -9,7 +9,8 @@ from penstock.config import Config
 from penstock.store import Store
 from serving.engines import Engines
 from serving.following import Following
-from serving.moving import Hosts, Moving
+from serving.moving import Moving
+from serving.served import Hosts
 from serving.stack import Stack
 from serving.trying import Trying
 from serving.versions import Versions
@@ -18,14 +19,19 @@ LOOK_S = 0.1
 
 
 class Alone:
-    """`Hosts` of one process."""
+    """`Hosts` of one process, which `change` moves to another configuration."""
 
-    def __init__(self, stack: Stack, engines: Engines) -> None:
+    def __init__(self, stack: Stack, engines: Engines, change: Callable[[Config], None]) -> None:
         self.stack = stack
         self.engines = engines
+        self.change = change
 
     def move(self, versions: Versions) -> None:
         self.stack.move(self.engines.replicas, versions, self.engines.tried_replicas)
+
+    def apply(self, config: Config, versions: Versions) -> None:
+        self.stack.versions = versions
+        self.change(config)
 
     async def left(self, names: Collection[str]) -> None:
         while self.stack.leaving() & set(names):
@@ -41,8 +47,8 @@ async def followed(config: Config, store: Store, engines: Engines, hosts: Hosts)
     """The registry's aliases, while the block runs."""
     moving = Moving(config, store, engines, hosts)
     trying = Trying(moving)
-    moving.changed = trying.look_again
-    following = Following(store, moving.moved, lambda: moving.refers, trying.look_again)
+    moving.served.changed = trying.look_again
+    following = Following(store, moving.moved, lambda: moving.served.refers, trying.look_again)
     beside = [asyncio.create_task(job) for job in (moving.run(), following.run(), trying.run())]
     try:
         yield moving

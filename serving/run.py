@@ -48,19 +48,15 @@ async def serve_alone(config: Config, source: Source, listener: socket.socket, s
         async with (
             engines_here(config) as engines,
             composed(config, engines.replicas, engines.failed, engines.versions) as stack,
-            followed(config, state.store, engines, Alone(stack, engines)) as moving,
+            followed(config, state.store, engines, Alone(stack, engines, gateway.apply)) as moving,
             gateway.admission,
             asyncio.TaskGroup() as tasks,
         ):
             gateway.stack = stack
             state.trials.joined(stack)
 
-            def apply(config: Config) -> None:
-                gateway.apply(config)
-                moving.apply(config)
-
             stop = tasks.create_task(told_to_stop(lambda: gateway.config.gateway, stack.failed))
-            reloading = tasks.create_task(Reload(source, config, apply, state.moved, moving.prepare).run())
+            reloading = tasks.create_task(Reload(source, config, moving.apply, state.moved, moving.prepare).run())
             starting = tasks.create_task(started(stack, lambda: announce(config, state.keys, address, say)))
             try:
                 await serve(gateway, listener, stop)

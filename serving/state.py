@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from penstock import audit
+from penstock.audit import NOTHING
 from penstock.config import LOOPBACK, Config
 from penstock.errors import StartError
-from penstock.keyring import NOTHING, Keyring, pepper
+from penstock.keyring import Keyring, pepper
 from penstock.store import UNAVAILABLE, Store, opened, reason
 from serving.admission import check_shared
 from serving.keys import Keys

@@ -3,7 +3,8 @@ one, another version of a whole model beside the replicas that serve.
 
 Requests are split when it is ready, not before. A canary that goes on leaves its replicas to the move of its alias
 (`serving/moving.py`), which starts none then; one that goes back has its own ended, when they have done what they do.
-One that cannot be served here goes back at once, and says why.
+One that cannot be served here goes back at once, and one that cannot be asked within its `longest_s` goes back then;
+both say why.
 """
 
 import asyncio
@@ -12,13 +13,14 @@ import time
 from dataclasses import dataclass
 
 from penstock import audit, metrics
-from penstock.errors import NotFound, PenstockError
+from penstock.errors import EngineTimeout, NotFound, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, reason
 from registry.canaries import Canary, all_canaries, end
 from registry.resolve import found, is_registered, placed
 from serving.engines import Generation, lora_for
-from serving.moving import FOR_NOW, Moving, said
+from serving.moving import Moving
+from serving.outcomes import FOR_NOW, said
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +38,13 @@ class Trying:
     """`run` beside `moving`, until cancelled; `look_again` when there may be other canaries, or other models."""
 
     def __init__(self, moving: Moving) -> None:
-        self.moving = moving
-        self.store = moving.store
-        self.engines = moving.engines
+        self.served, self.loaded, self.replacing = moving.served, moving.loaded, moving.replacing
+        self.store = self.served.store
+        self.engines = self.served.engines
         self._running: dict[int, Canary] = {}
         self._preparing: dict[int, Preparing] = {}
         self._why: dict[int, str] = {}
-        self._told: tuple[dict[str, Canary], dict[str, Generation]] = ({}, {})
+        self._told: dict[str, Generation] = {}
         self._news = asyncio.Event()
         self._news.set()
 
@@ -71,7 +73,7 @@ class Trying:
         asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
 
     async def _look(self) -> None:
-        if not self.moving.refers:
+        if not self.served.refers:
             return
         running = {canary.id: canary for canary in await all_canaries(self.store)}
         over = [canary for number, canary in self._running.items() if running.get(number) != canary]
@@ -83,8 +85,7 @@ class Trying:
             await asyncio.wait([preparing.task])
             over.append(preparing.canary)
         for canary in over:
-            for engine in self._adapter_engines(canary):
-                self.moving.untry(engine, canary.tried)
+            self.loaded.untry(canary.tried)
         await self._sweep()
         for canary in running.values():
             if canary.id not in self._preparing and not self._is_ready(canary):
@@ -97,20 +98,23 @@ class Trying:
         return (
             canary.id in self._running
             and all(self._tries(engine, canary) for engine in self._engines(canary))
-            and all(self.moving.is_warm(engine, canary.tried) for engine in self._adapter_engines(canary))
+            and all(self.loaded.is_tried(engine, canary.tried) for engine in self._adapter_engines(canary))
         )
 
     async def _prepare(self, canary: Canary) -> None:
+        """Until it can be asked; at most as long as it may run, for who never begins is judged by nobody."""
+        left_s = canary.started_at + canary.rules.longest_s - time.time()
         try:
-            version = await found(self.store, canary.tried)
-            for engine in self._engines(canary):
-                if not self._tries(engine, canary):
-                    await self._start(engine, canary)
-            for engine in self._adapter_engines(canary):
-                await self.moving.try_adapter(engine, version)
+            async with asyncio.timeout(left_s) as bound:
+                version = await found(self.store, canary.tried)
+                for engine in self._engines(canary):
+                    if not self._tries(engine, canary):
+                        await self._start(engine, canary)
+                for engine in self._adapter_engines(canary):
+                    await self.loaded.try_out(engine, version)
         except FOR_NOW as error:
-            if time.time() - canary.started_at > canary.rules.longest_s:
-                return await self._refuse(canary, error)
+            if bound.expired():
+                return await self._refuse(canary, self._too_late(canary))
             if self._why.get(canary.id) != said(error):
                 self._why[canary.id] = said(error)
                 log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, said(error))
@@ -121,33 +125,45 @@ class Trying:
             log.error("unexpected, in preparing the canary of %s", canary.subject, exc_info=error)
             await self._refuse(canary, error)
         else:
+            self._why.pop(canary.id, None)
             self._running[canary.id] = canary
             self._publish()
         finally:
             self._preparing.pop(canary.id, None)
 
+    def _too_late(self, canary: Canary) -> EngineTimeout:
+        """What it waited for in vain."""
+        engines = [*self._engines(canary), *self._adapter_engines(canary)]
+        down = [each.name for engine in engines for each in self.served.replicas(engine) or () if not each.usable]
+        first = [each.version for engine in engines if (each := self.engines.tried.get(engine))]
+        waited = f"{', '.join(down)}: not ready" if down else "it is still starting"
+        why = self._why.get(canary.id) or (f"{first[0]} has not taken over yet" if first else waited)
+        return EngineTimeout(f"it could not be asked within longest_s ({canary.rules.longest_s:g} s): {why}")
+
     async def _start(self, engine: str, canary: Canary) -> None:
-        """Its replicas, beside those that serve, which come first. Raises StartError; NotFitting."""
-        current = self.engines.current[engine]
-        while not all(replica.ready for replica in current.replicas):
+        """Its replicas, beside those that serve, which come first, and so do those of a canary before that are about to
+        be the current ones. Raises StartError; NotFitting."""
+        while engine in self.engines.tried or not all(each.ready for each in self.engines.current[engine].replicas):
             await asyncio.sleep(READY_POLL_S)
         log.info("engines.%s: starting %s, the canary of %s", engine, canary.tried, canary.subject)
-        config = self.moving.config
-        base = await placed(self.moving.artifacts, await found(self.store, canary.tried))
-        wanted = await self.moving.fitting(engine, base.version)
-        adapters = [await placed(self.moving.artifacts, each) for each in wanted.values()]
-        lora = lora_for(config, engine, adapters) or current.lora
+        config = self.served.config
+        base = await placed(self.served.artifacts, await found(self.store, canary.tried))
+        wanted = await self.replacing.fitting(engine, base.version)
+        adapters = [await placed(self.served.artifacts, each) for each in wanted.values()]
+        lora = lora_for(config, engine, adapters) or self.engines.current[engine].lora
         self.engines.tried[engine] = await self.engines.next(config, engine, base, lora)
 
     async def _refuse(self, canary: Canary, error: BaseException) -> None:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""
         by = audit.this_process()
+        self._why.pop(canary.id, None)
+        self.loaded.untry(canary.tried)
         report = {"canary": "back", "reasons": [f"{by} cannot serve it: {said(error)[:2000]}"]}
         try:
             if await end(self.store, canary.id, "back", by, report):
                 metrics.canaries_ended.inc(canary.subject, "back")
                 log.error("the canary of %s goes back: %s", canary.subject, report["reasons"][0])
-        except UNAVAILABLE:
+        except (*UNAVAILABLE, NotFound):  # or the database was put back to before it, which the next look shows
             self._later()
 
     async def _sweep(self) -> None:
@@ -159,40 +175,46 @@ class Trying:
             if (engine, generation.version) in wanted:
                 continue
             try:
-                pointed = (await found(self.store, self.moving.config.engines[engine].model or "")).reference
+                pointed = (await found(self.store, self.served.config.engines[engine].model or "")).reference
             except NotFound:  # the database was put back to before it
                 pointed = ""
             if self.engines.tried.get(engine) is not generation:
                 continue
-            if generation.version != pointed or self.moving.serves(engine) == pointed:
+            if generation.version != pointed or self.served.bases[engine].reference == pointed:
                 del self.engines.tried[engine]
                 self._publish()
-                self.moving.retire(generation)
+                self.replacing.retire(generation)
 
     def _publish(self) -> None:
         """The processes that answer are told what is other than before: whose requests are split, and on which
         replicas."""
         models = {name: canary for canary in self._running.values() for name in self._models(canary)}
-        now = models, dict(self.engines.tried)
-        if now == self._told:
+        canaries = {name: canary.described() for name, canary in models.items()}
+        told, tried = self.served.versions.canaries, dict(self.engines.tried)
+        if (canaries, tried) == (told, self._told):
             return
-        for name in models.keys() - self._told[0].keys():
+        for name in models.keys() - told.keys():
             share = f"{models[name].percent:g} % of the requests for {name}"
             log.info("%s gets %s: the canary of %s", models[name].tried, share, models[name].subject)
-        self._told = now
-        self.moving.try_out({name: canary.described() for name, canary in models.items()})
+        self._told = tried
+        self.served.try_out(canaries)
 
     def _models(self, canary: Canary) -> list[str]:
         engines = [engine for engine in self._engines(canary) if self._tries(engine, canary)]
+        warm = [engine for engine in self._adapter_engines(canary) if self.loaded.is_tried(engine, canary.tried)]
         return [
             name
-            for name, model in self.moving.config.models.items()
-            if (self._refers(model.adapter, canary) if model.adapter else model.engine in engines)
+            for name, model in self.served.config.models.items()
+            if (
+                self._refers(model.adapter, canary) and model.engine in warm
+                if model.adapter
+                else model.engine in engines
+            )
         ]
 
     def _engines(self, canary: Canary) -> list[str]:
         """Those started here whose model it is of."""
-        config = self.moving.config
+        config = self.served.config
         return [
             name
             for name, engine in config.engines.items()
@@ -200,7 +222,7 @@ class Trying:
         ]
 
     def _adapter_engines(self, canary: Canary) -> list[str]:
-        models = self.moving.config.models.values()
+        models = self.served.config.models.values()
         return list({model.engine: None for model in models if self._refers(model.adapter, canary)})
 
     def _tries(self, engine: str, canary: Canary) -> bool:

@@ -138,9 +138,14 @@ class Worker:
         settle()
         self.parent.tell("ready")
 
-    def _apply(self, tree: dict[str, Any]) -> None:
-        self.config = Config(**tree)
+    def _apply(self, told: dict[str, Any]) -> None:
+        """The configuration and the versions, neither for a moment without the other."""
+        self.config = Config(**told["config"])
+        self._go_by(told)
+        if self.gateway.stack:
+            self.gateway.stack.versions = self.versions
         self.gateway.apply(self.config)
+        self._tell_what_leaves()
 
     def _moved(self, present: dict[str, Any]) -> None:
         self._follow(present)
@@ -158,9 +163,12 @@ class Worker:
             {engine: [self.followed[name] for name in sockets] for engine, sockets in present[which].items()}
             for which in ("engines", "tried")
         )
-        self.versions = Versions(**present["versions"])
-        self.moves = present["moves"]
+        self._go_by(present)
         self._ready(present["ready"])
+
+    def _go_by(self, told: dict[str, Any]) -> None:
+        self.versions = Versions(**told["versions"])
+        self.moves = told["moves"]
 
     def _leave(self, replicas: Sequence[Replica]) -> None:
         """Nothing runs there any more, and the parent is about to end them."""

@@ -55,8 +55,6 @@ async def serve(config: Config, source: Source, address: tuple[str, int], ready:
 
             def apply(config: Config) -> None:
                 state.keys.configure(config.gateway.keys)
-                outside.change(reading_adapters(config))
-                workers.apply(config)
                 moving.apply(config)
 
             reload = Reload(source, config, apply, state.moved, moving.prepare)
@@ -126,18 +124,24 @@ class Workers:
         for seat in self.seats:
             await seat.ready.wait()
 
-    def apply(self, config: Config) -> None:
-        """Every worker moves to it, and those that are yet to come begin with it."""
+    def apply(self, config: Config, versions: Versions) -> None:
+        """Those that are yet to come begin with it."""
         self.config = config
-        self._tell("config", config.revealed())
+        self._go_by(versions)
+        if self.outside:
+            self.outside.change(reading_adapters(config))
+        self._tell("config", {"config": config.revealed(), **self.going_by()})
 
     def move(self, versions: Versions) -> None:
+        self._go_by(versions)
+        self._follow()
+        self._tell("moved", self.present())
+
+    def _go_by(self, versions: Versions) -> None:
         self.versions = versions
         if self.outside:
             self.outside.versions = versions
         self._moves += 1
-        self._follow()
-        self._tell("moved", self.present())
 
     async def left(self, names: Collection[str]) -> None:
         """A worker that has ended since runs nothing; the next one begins with what is present."""
@@ -202,9 +206,11 @@ class Workers:
             },
             "names": {each.replica.name: list(each.launch.served) for each in self.engines.all},
             "ready": states(each.replica for each in self.engines.all),
-            "versions": asdict(self.versions),
-            "moves": self._moves,
+            **self.going_by(),
         }
+
+    def going_by(self) -> dict[str, Any]:
+        return {"versions": asdict(self.versions), "moves": self._moves}
 
     def _tell(self, what: str, value: Any) -> None:
         for seat in self.seats:

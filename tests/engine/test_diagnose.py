@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine.diagnose import SHOWN_LINES, explain
+from engine.diagnose import SHOWN_LINES, explain, not_started
+from penstock.errors import NoMemory
 
 NOFILE = "(APIServer pid=1) WARNING 11-22 [system_utils.py:255] errors like `OSError: [Errno 24] Too many open files`."
 CORE = "(EngineCore pid=2) ERROR 11-22 11:08:40 [core.py:1510] "
@@ -42,6 +43,21 @@ def test_the_cause_and_the_remedy_are_told(line: str, cause: str, remedy: str) -
 
 def test_the_signal_is_named_where_nothing_was_written() -> None:
     assert "died of SIGILL\nits kernels use an instruction" in explain("e-0", -4, [])
+
+
+@pytest.mark.parametrize(
+    ("returncode", "line", "memory"),
+    [
+        (1, MEMORY, True),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        (-9, "", True),
+        (-9, FLAG, False),
+        (1, ABSENT, False),
+        (None, "", False),
+    ],
+)
+def test_a_want_of_memory_is_told_from_other_causes(returncode: int | None, line: str, memory: bool) -> None:
+    assert isinstance(not_started("base-0", returncode, [NOFILE, line]), NoMemory) == memory
 
 
 def test_only_the_last_lines_are_shown() -> None:

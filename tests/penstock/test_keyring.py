@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from penstock import audit
+from penstock.audit import NOTHING
 from penstock.callers import LOCAL, USUAL_SCOPES, Quota
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
-from penstock.keyring import NOTHING, Keyring, digest, duration_s, pepper, wanted
+from penstock.keyring import Keyring, digest, duration_s, pepper, wanted
 from penstock.store import Store, opened
 from penstock.tables import keys
 from serving.keys import configured

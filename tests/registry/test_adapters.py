@@ -88,8 +88,13 @@ async def test_an_adapter_of_an_adapter_fits_the_model_beneath_both(
         ({}, 8),
         ({"rank_pattern": {"q_proj": 32, "v_proj": 4}}, 32),
         ({"peft_type": "PREFIX_TUNING"}, "is a PREFIX_TUNING adapter, and vLLM serves LoRA alone"),
-        ({"r": "8"}, "no rank `r` that is a number above 0"),
-        ({"r": None}, "no rank `r`"),
+        (
+            {"r": "8"},
+            "terse@1: adapter_config.json must have a rank `r`, .* whole numbers above 0; add the adapter again",
+        ),
+        ({"r": None}, "must have a rank `r`"),
+        ({"rank_pattern": [8]}, "and in `rank_pattern` ranks, that are whole"),
+        ({"rank_pattern": "q_proj"}, "and in `rank_pattern` ranks, that are whole"),
     ],
 )
 async def test_an_adapters_rank_is_its_largest(
@@ -101,6 +106,18 @@ async def test_an_adapters_rank_is_its_largest(
     else:
         with pytest.raises(BadRequest, match=rank):
             rank_of(adapter)
+
+
+async def test_a_configuration_that_cannot_be_read_is_told_with_its_version(
+    store: Store, folder: Artifacts, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged").mkdir()
+    damaged = Placed(await added(store, folder, tmp_path), tmp_path / "damaged")
+    for said in (b"[8]", b"{", b"\xff", b"[" * 100_000):
+        (damaged.folder / "adapter_config.json").write_bytes(said)
+        for read in (rank_of, lambda adapter: offer(adapter, tmp_path, "/models/one")):
+            with pytest.raises(BadRequest, match=r"terse@1: adapter_config.json is no.*; add the adapter again"):
+                read(damaged)
 
 
 def tensors(file: Path, **shapes: list[int]) -> Path:
@@ -120,6 +137,8 @@ def tensors(file: Path, **shapes: list[int]) -> Path:
         ("lora_B", [32, 4], ""),
         ("lora_A", [4, 8], r"lora_A.weight is of shape \[4, 8\], and the model's own weight of \[32, 16\]"),
         ("lora_B", [64, 4], r"lora_B.weight is of shape \[64, 4\]"),
+        ("lora_A", [4], r"lora_A.weight is of shape \[4\]"),
+        ("lora_B", [], r"lora_B.weight is of shape \[\]"),
     ],
 )
 def test_an_adapters_matrices_must_be_of_the_models_size(tmp_path: Path, part: str, shape: list[int], why: str) -> None:
@@ -131,7 +150,27 @@ def test_an_adapters_matrices_must_be_of_the_models_size(tmp_path: Path, part: s
     assert re.search(why, found) if why else found == ""
 
 
-def test_what_is_no_safetensors_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    with pytest.raises(BadRequest, match=r"adapter_model.safetensors is no safetensors file"):
+def headed(head: bytes) -> bytes:
+    return struct.pack("<Q", len(head)) + head
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"weights",
+        b"",
+        struct.pack("<Q", 2**40),
+        headed(b"{"),
+        headed(b"[]"),
+        headed(b"[" * 100_000),
+        headed(b'{"w": 1}'),
+        headed(b'{"w": {"dtype": "F32"}}'),
+        headed(b'{"w": {"shape": "16"}}'),
+        headed(b'{"w": {"shape": [1.5]}}'),
+        headed(b'{"w": {"shape": null}}'),
+    ],
+)
+def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(BadRequest, match=r"adapter_model.safetensors is no safetensors file: write it again"):
         misshapen(tmp_path, tmp_path / "none")

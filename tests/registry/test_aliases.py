@@ -6,11 +6,12 @@ import json
 import pytest
 
 from penstock import audit
+from penstock.audit import NOTHING
 from penstock.errors import Conflict, NotFound
 from penstock.references import Reference
 from penstock.store import Store
 from registry.adding import About, add
-from registry.aliases import Move, all_aliases, history, move, since
+from registry.aliases import Move, all_aliases, history, move, news
 from registry.artifacts import Artifacts
 from tests.registry.conftest import MakeModel
 
@@ -85,12 +86,15 @@ async def test_a_move_to_where_it_points_is_none(three: Store) -> None:
 
 async def test_followers_find_what_has_moved_since(three: Store) -> None:
     await move(three, "production", a(1), None, "me")
-    seen = await three.number("aliases")
-    assert await since(three, seen) == []
+    first = await news(three, NOTHING)
+    assert [(alias.alias, alias.version) for alias in first.aliases] == [("production", 1)]
+    assert (await news(three, first.seen)).aliases == []
     await move(three, "best", a(3), None, "me")
     await move(three, "production", a(2), 1, "me")
-    assert [(alias.alias, alias.version) for alias in await since(three, seen)] == [("best", 3), ("production", 2)]
-    assert await three.number("aliases") == (await since(three, seen))[-1].change
+    then = await news(three, first.seen)
+    assert [(alias.alias, alias.version) for alias in then.aliases] == [("best", 3), ("production", 2)]
+    assert then.number == then.aliases[-1].change == await three.number("aliases")
+    assert not then.restored
 
 
 async def test_an_alias_leads_to_a_version_that_is_there(three: Store) -> None:

@@ -16,6 +16,7 @@ from registry.aliases import move
 from registry.artifacts import artifacts_at
 from serving import following
 from serving.following import Following
+from tests.databases import save
 from tests.registry.conftest import safetensors
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +71,50 @@ async def test_a_database_that_was_put_back_is_read_as_a_whole(database: str, tm
         assert not await looking.look()
         await move(store, "production", Reference("demo", 3), 1, "me")
         assert set(await looking.look()) == {PRODUCTION}
+
+
+async def test_a_restore_that_is_followed_by_other_moves_before_the_next_look_is_seen(
+    database: str, tmp_path: Path
+) -> None:
+    """Its number has fallen, and has risen to the same again, or beyond."""
+    async with opened(database) as store:
+        await filled(store, tmp_path)
+        await move(store, "production", Reference("demo", 1), None, "me")
+    saved = await save(database, tmp_path)
+    for more in (2, 3):
+        await saved.put_back()
+        async with opened(database) as store:
+            looking = Following(store, ignored, lambda: True)
+            await move(store, "production", Reference("demo", 2), 1, "me")
+            await move(store, "candidate", Reference("demo", 2), None, "me")
+            assert set(await looking.look()) == {PRODUCTION, CANDIDATE}
+            await saved.put_back()
+            for number in range(more):
+                await move(store, f"other-{number}", Reference("demo", 1), None, "me")
+            others = {Reference("demo", f"other-{number}") for number in range(more)}
+            assert set(await looking.look()) == {PRODUCTION, CANDIDATE, *others}
+            assert not await looking.look()
+
+
+async def test_aliases_that_come_back_after_their_number_are_seen(database: str, tmp_path: Path) -> None:
+    """As while a dump is being put back, table by table."""
+    async with opened(database) as store:
+        await filled(store, tmp_path)
+        await move(store, "production", Reference("demo", 1), None, "me")
+        looking = Following(store, ignored, lambda: True)
+        assert await looking.look()
+        async with store.begin() as connection:
+            kept = (await connection.execute(sa.select(table))).mappings().all()
+            await connection.execute(table.delete())
+            await connection.execute(sa.update(changes).where(changes.c.subject == "aliases").values(number=0))
+        assert set(await looking.look()) == {PRODUCTION}
+        async with store.begin() as connection:
+            await connection.execute(sa.update(changes).where(changes.c.subject == "aliases").values(number=1))
+        assert not await looking.look()
+        async with store.begin() as connection:
+            await connection.execute(table.insert(), [dict(row) for row in kept])
+        assert set(await looking.look()) == {PRODUCTION}
+        assert not await looking.look()
 
 
 async def test_a_database_that_does_not_answer_is_told_once_and_followed_again(

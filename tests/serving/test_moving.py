@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,7 @@ from penstock import audit, metrics
 from penstock.config import Config
 from penstock.errors import ConfigError, StartError
 from penstock.home import home
-from serving import moving, stack
+from serving import loaded, stack
 from serving.engines import engines_here
 from tests.conftest import arguments
 from tests.reliability.conftest import until
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.anyio
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home and figures of its own, and what is left lingers less. Its sockets' paths must be short."""
     without_figures()
-    for module in (stack, moving):
+    for module in (stack, loaded):
         monkeypatch.setattr(module, "LINGER_S", 0.1)
     with tempfile.TemporaryDirectory(prefix="p-") as place:
         monkeypatch.setenv("PENSTOCK_HOME", place)
@@ -228,6 +229,33 @@ async def test_a_version_that_does_not_start_leaves_the_one_before_and_says_why(
         assert metrics.alias_refused.values[("engines.base",)] == 0
 
 
+async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_when_that_has_ended(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for memory in (str(tmp_path / "memory"), None, str(tmp_path / "memory"), str(tmp_path / "memory")):
+        await known.whole(memory=memory, itl_s=0.02)
+    await known.point("demo@production", 2)
+    async with moved(known, tree(tmp_path)) as here:
+        slow = asyncio.create_task(here.ask(stream=True, max_tokens=4000, ignore_eos=True))
+        await asyncio.sleep(0.2)
+        await known.point("demo@production", 3)
+        await here.until_version("demo@3")
+        await known.point("demo@production", 4)
+        await until(lambda: "started again when one of base-0 has ended" in caplog.text)
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.wait([slow])
+        await here.until_version("demo@4")
+        assert not await entries(known, "version.refused")
+        await known.point("demo@production", 5)  # while it serves, that which has the memory does not end
+        async with asyncio.timeout(10):
+            while not (refused := await entries(known, "version.refused")):
+                await asyncio.sleep(0.05)
+        assert "the memory does not suffice" in refused[0]
+        await until(lambda: len(engines_of(home())) == 1)
+        assert await here.version() == "demo@4"
+
+
 async def test_what_cannot_be_an_engines_model_is_refused_while_it_runs(known: Registry, tmp_path: Path) -> None:
     await known.adapter("demo", "demo@1")
     damaged = await known.whole()
@@ -249,12 +277,14 @@ async def test_an_adapter_that_engines_do_not_take_is_refused_and_the_one_before
     await known.adapter("terse", "demo@2")
     await known.adapter("terse", None)
     await known.adapter("terse", "demo@1", peft_type="PREFIX_TUNING")
-    await known.adapter("terse", "demo@1")
+    await known.adapter("terse", "demo@1", rank_pattern=[8])
+    await known.adapter("terse", "demo@1", lora_dropout=math.nan)
     reasons = {
         2: "has the rank 64, and the engine base was started for at most 16",
         3: "is made for demo@2, and its engine serves demo@1",
         4: "does not say which model it was made for",
         5: "is a PREFIX_TUNING adapter",
+        6: "adapter_config.json must have a rank `r`",
     }
     async with moved(known, adapted(tmp_path)) as here:
         async with here.load("terse"):
@@ -264,9 +294,10 @@ async def test_an_adapter_that_engines_do_not_take_is_refused_and_the_one_before
                     while not any(why in entry for entry in await entries(known, "version.refused")):
                         await asyncio.sleep(0.05)
             assert metrics.alias_refused.values[("models.terse",)] == 1
-            await known.point("terse@production", 6)
-            await here.until_version("terse@6", "terse")
-        assert here.versions_answered() == ["terse@1", "terse@6"]
+            await known.point("terse@production", 7)
+            await here.until_version("terse@7", "terse")
+        assert here.versions_answered() == ["terse@1", "terse@7"]
+        assert len(await entries(known, "version.refused")) == len(reasons)
 
 
 async def test_a_base_and_its_adapter_move_together_when_both_aliases_have(known: Registry, tmp_path: Path) -> None:
@@ -296,10 +327,10 @@ async def test_an_adapter_that_waits_for_an_engine_that_is_down_keeps_no_base_fr
         here.engines.all[0].replica.drain()
         await known.point("terse@production", 2)
         await asyncio.sleep(0.6)
-        assert here.moving.versions.adapters == {"terse": "terse@1"}
+        assert here.moving.served.versions.adapters == {"terse": "terse@1"}
         await known.point("demo@production", 2)
         await known.point("terse@production", 3)
-        await until(lambda: here.moving.versions.adapters == {"terse": "terse@3"})
+        await until(lambda: here.moving.served.versions.adapters == {"terse": "terse@3"})
         assert (await here.version(), await here.version("terse")) == ("demo@2", "terse@3")
 
 
@@ -343,7 +374,7 @@ async def test_a_fixed_version_never_moves(known: Registry, tmp_path: Path) -> N
         await known.point("demo@production", 2)
         await asyncio.sleep(0.8)
         assert await here.version() == "demo@1"
-        assert not here.moving._starting
+        assert not here.moving.replacing.starting
 
 
 async def test_models_with_adapters_come_and_go_with_the_configuration(known: Registry, tmp_path: Path) -> None:
@@ -351,13 +382,13 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
     await known.point("sharp@production", 1)
     await known.whole()
     await known.adapter("sharp", "demo@2")
+    await known.adapter("terse", "demo@2")
     first = adapted(tmp_path)
     async with moved(known, first) as here:
 
         async def becomes(models: dict[str, Any]) -> None:
             config = Config(**{**first, "models": models})
             await here.moving.prepare(config)
-            here.gateway.apply(config)
             here.moving.apply(config)
 
         sharp = {"engine": "base", "adapter": "registry:sharp@production"}
@@ -369,12 +400,35 @@ async def test_models_with_adapters_come_and_go_with_the_configuration(known: Re
                 await here.moving.prepare(
                     Config(**{**first, "models": {"two": {"engine": "base", "adapter": "registry:sharp@2"}}})
                 )
+            await known.point("terse@production", 2)
+            await until(lambda: metrics.alias_refused.values.get(("models.terse",)) == 1)
             await becomes({"m": {"engine": "base"}, "sharp": sharp})
+            assert ("models.terse",) not in metrics.alias_refused.values
         folder = next((home() / "run").glob("*/base-0.adapters"))
         await until(lambda: [file.name for file in folder.iterdir()] == ["sharp@1"])
         assert (await here.ask("terse")).status == 404
         assert (await here.ask("sharp@1")).status == 404  # a version's own name is nobody's to ask for
         assert ("terse", "terse@1") not in metrics.model_version.values
+
+
+async def test_a_model_changes_its_engine_and_its_adapter_at_once(known: Registry, tmp_path: Path) -> None:
+    """Until the configuration is another, nobody is asked for what only the other engine has loaded."""
+    await known.adapter("sharp", "demo@1")
+    await known.point("sharp@production", 1)
+    first = adapted(tmp_path)
+    first["engines"]["other"] = first["engines"]["base"] | {"options": {"enable-lora": True}}
+    first["models"]["n"] = {"engine": "other"}
+    async with moved(known, first) as here:
+        sharp = {"engine": "other", "adapter": "registry:sharp@production"}
+        config = Config(**{**first, "models": {**first["models"], "terse": sharp}})
+        async with here.load("terse"):
+            await here.moving.prepare(config)
+            assert await here.version("terse") == "terse@1"
+            here.moving.apply(config)
+            assert await here.version("terse") == "sharp@1"
+        assert here.versions_answered() == ["terse@1", "sharp@1"]
+        folder = next((home() / "run").glob("*/base-0.adapters"))
+        await until(lambda: not list(folder.iterdir()))
 
 
 async def test_an_engine_that_was_started_without_adapters_takes_none(known: Registry, tmp_path: Path) -> None:
@@ -397,7 +451,7 @@ async def test_a_gateway_that_ends_in_the_midst_of_a_move_leaves_nothing(known: 
     await known.whole(slow=30)
     async with moved(known, tree(tmp_path)) as here:
         await known.point("demo@production", 2)
-        await until(lambda: bool(here.moving._starting) and len(here.engines.living) == 2)
+        await until(lambda: bool(here.moving.replacing.starting) and len(here.engines.living) == 2)
         await until(lambda: len(engines_of(home())) >= 2)
     assert not left_in_run()
     await until(lambda: not engines_of(home()))
@@ -411,6 +465,9 @@ async def test_an_alias_that_moves_back_before_the_start_is_over_changes_nothing
         async with here.load():
             await known.point("demo@production", 2)
             await until(lambda: len(here.engines.living) == 2)
+            here.moving.look_again("base")  # for another reason: the start goes on, and later moves count
+            await asyncio.sleep(0.3)
+            assert len(here.engines.living) == 2
             await known.point("demo@production", 1)
             await until(lambda: len(here.engines.living) == 1)
         assert here.versions_answered() == ["demo@1"]

@@ -12,7 +12,7 @@ import pytest
 
 from engine.sim import simulator
 from penstock.config import Config
-from serving import moving
+from serving import loaded
 from serving.engines import Engines, engines_here
 from serving.hosts import followed
 from serving.moving import Moving
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "h"))
-    monkeypatch.setattr(moving, "LINGER_S", 0.1)
+    monkeypatch.setattr(loaded, "LINGER_S", 0.1)
     without_figures()
     async with registry(tmp_path) as known:
         await known.whole()
@@ -128,6 +128,26 @@ async def test_every_worker_moves_under_load_and_what_it_left_is_ended(known: Re
         assert {*here.versions} == {"demo@1", "demo@2", "terse@1", "terse@2", "terse@3"}
         await until(lambda: [replica.name for replica in here.engines.living] == ["base-1"], 20)
         assert await here.ready_replicas() == {("base", "1")}
+
+
+async def test_a_reload_changes_a_models_engine_in_every_worker_and_no_request_fails(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.adapter("sharp", "demo@1")
+    await known.point("sharp@production", 1)
+    config = configured(tmp_path)
+    base = config.engines["base"]
+    engines = {"base": base, "other": base.model_copy(update={"options": {"enable-lora": True}})}
+    both = config.model_copy(update={"engines": engines})
+    async with with_workers(known, both) as here, here.load("terse", "m"):
+        for engine, adapter in (("other", "sharp"), ("base", "terse"), ("other", "sharp")):
+            terse = both.models["terse"].model_copy(
+                update={"engine": engine, "adapter": f"registry:{adapter}@production"}
+            )
+            changed = both.model_copy(update={"models": {**both.models, "terse": terse}})
+            await here.moving.prepare(changed)
+            here.moving.apply(changed)
+            await here.until_all("terse", f"{adapter}@1")
 
 
 async def test_a_worker_that_is_killed_comes_back_to_what_is_served_now(known: Registry, tmp_path: Path) -> None:

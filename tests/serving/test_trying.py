@@ -1,6 +1,7 @@
 """Versions of canaries beside those that serve: made ready, split, taken over or ended, with engines as processes."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ from serving.trials import Trials
 from tests.reliability.client import Caller
 from tests.reliability.conftest import until
 from tests.serving.moved import ASK, VERSION, Moved, Registry, moved, tree
-from tests.serving.test_moving import adapted, engines_of, known, left_in_run, soon, unsurprised
+from tests.serving.test_moving import adapted, engines_of, entries, known, left_in_run, soon, unsurprised
 
 __all__ = ["known", "soon", "unsurprised"]
 pytestmark = pytest.mark.anyio
 
 RULES = Rules(least_requests=60, least_s=0, errors_margin=0.15, refusals_margin=0.15, latency_ratio=3, length_ratio=3)
 NEVER = Rules(least_s=3600)
+SOON = Rules(least_s=0, longest_s=2)
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +170,7 @@ async def test_an_adapter_is_tried_and_taken_over_and_another_one_is_stopped_and
             canary = await begun(known, "terse@production", 3, NEVER)
             await until(lambda: "terse@3" in here.seen())
             await end(known.store, canary.id, "stopped", "me")
-            await until(lambda: not here.running.moving.versions.canaries)
+            await until(lambda: not here.running.moving.served.versions.canaries)
             here.versions.clear()
             await asyncio.sleep(0.3)
         assert here.seen() == {"terse@2"}
@@ -188,6 +190,34 @@ async def test_an_adapter_of_another_base_goes_back_at_once(known: Registry, tmp
         assert now.verdict
         assert "terse@2 is made for demo@2, and its engine serves demo@1" in now.verdict["reasons"][0]
         assert await here.running.version("terse") == "terse@1"
+
+
+async def test_a_version_that_never_gets_ready_goes_back_when_its_time_is_over(known: Registry, tmp_path: Path) -> None:
+    await known.whole(slow=30)
+    async with tried(known, tree(tmp_path)) as here:
+        await begun(known, "demo@production", 2, SOON)
+        now = await outcome(known)
+        assert (now.outcome, here.running.engines.tried) == ("back", {})
+        assert now.verdict
+        assert "it could not be asked within longest_s (2 s): it is still starting" in now.verdict["reasons"][0]
+        await until(lambda: len(here.running.engines.living) == 1)
+        assert len(engines_of(home())) == 1
+
+
+async def test_an_adapter_whose_engine_is_never_ready_goes_back_when_its_time_is_over(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await known.adapter("terse", "demo@1")
+    async with tried(known, adapted(tmp_path)) as here:
+        here.running.engines.all[0].replica.drain()
+        await begun(known, "terse@production", 2, SOON)
+        now = await outcome(known, "terse")
+        assert now.verdict
+        (why,) = now.verdict["reasons"]
+        assert why.endswith("it could not be asked within longest_s (2 s): base-0: not ready")
+        assert f"the canary of terse@production goes back: {why}" in caplog.text
+        (entry,) = await entries(known, "canary.ended")
+        assert "base-0: not ready" in entry
 
 
 async def test_a_gateway_that_starts_in_the_midst_splits_too_and_one_that_ends_leaves_nothing(
@@ -212,10 +242,29 @@ async def test_a_model_that_the_configuration_adds_meanwhile_is_answered_by_both
         await until(lambda: "base" in here.running.engines.tried)
         config = Config(**tree(tmp_path, models={"m": {"engine": "base"}, "later": {"engine": "base"}}))
         await here.running.moving.prepare(config)
-        here.running.gateway.apply(config)
         here.running.moving.apply(config)
         async with here.load("later"):
             await until(lambda: here.seen() == {"demo@1", "demo@2"})
+
+
+async def test_a_model_that_changes_its_engine_is_split_there_when_both_versions_are_loaded(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.adapter("terse", "demo@1")
+    first = adapted(tmp_path)
+    first["engines"]["other"] = first["engines"]["base"] | {"options": {"enable-lora": True}}
+    first["models"]["n"] = {"engine": "other"}
+    config = Config(**{**first, "models": first["models"] | {"terse": first["models"]["terse"] | {"engine": "other"}}})
+    async with tried(known, first) as here, here.load("terse"):
+        canary = await begun(known, "terse@production", 2, NEVER)
+        await until(lambda: here.seen() == {"terse@1", "terse@2"})
+        await here.running.moving.prepare(config)
+        here.running.moving.apply(config)
+        here.versions.clear()
+        await until(lambda: here.seen() == {"terse@1", "terse@2"})
+        await end(known.store, canary.id, "stopped", "me")
+        folder = next((home() / "run").glob("*/base-0.adapters"))
+        await until(lambda: not list(folder.iterdir()))
 
 
 async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry, tmp_path: Path) -> None:
@@ -227,6 +276,48 @@ async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry
         await until(lambda: len(here.running.engines._living) == 1)
         assert len(engines_of(home())) == 1
         assert await here.running.version() == "demo@1"
+
+
+async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_its_replicas(
+    known: Registry, tmp_path: Path
+) -> None:
+    await known.whole(tokens=20)
+    await known.whole(tokens=20)
+    async with tried(known, tree(tmp_path)) as here:
+        engines = here.running.engines
+        await begun(known, "demo@production", 2, NEVER)
+        await until(lambda: "base" in engines.tried)
+        first = engines.tried["base"]
+        assert first.supervisors[0].process
+        first.supervisors[0].process.kill()
+        await until(lambda: not first.replicas[0].ready)
+        await known.point("demo@production", 2)
+        await begun(known, "demo@production", 3, NEVER)
+        await until(lambda: engines.tried["base"].version == "demo@3" if "base" in engines.tried else False, 15)
+        assert engines.current["base"] is first
+        await until(lambda: engines._living == [first, engines.tried["base"]])
+        assert len(engines_of(home())) == 2
+
+
+async def test_an_adapter_that_is_stopped_while_it_loads_leaves_nothing(known: Registry, tmp_path: Path) -> None:
+    await known.adapter("terse", "demo@1")
+    async with tried(known, adapted(tmp_path)) as here:
+        generation = here.running.engines.current["base"]
+        await until(lambda: ("base", "terse@1") in here.running.moving.loaded.warm)
+        process = generation.supervisors[0].process
+        assert process
+        assert generation.lora
+        loading = generation.lora.folder / "terse@2"
+        process.send_signal(signal.SIGSTOP)
+        try:
+            canary = await begun(known, "terse@production", 2, NEVER)
+            await until(loading.exists)
+            await end(known.store, canary.id, "stopped", "me")
+            await until(lambda: not here.running.moving.loaded.loading)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        await until(lambda: not loading.exists())
+        assert await here.running.version("terse") == "terse@1"
 
 
 async def test_an_alias_that_moves_elsewhere_ends_its_canary_and_the_other_version_is_served(

@@ -1,0 +1,118 @@
+"""Whole models: another version is started beside the one that serves, and switched to when all its replicas have
+generated a token, and one with each adapter; the replicas before end what they do."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from penstock.errors import BadRequest, NotFound, PenstockError, StateUnavailable
+from registry.adapters import misfit
+from registry.resolve import found, placed
+from registry.versions import Version
+from serving.engines import Generation, lora_for
+from serving.loaded import Loaded
+from serving.outcomes import FOR_NOW
+from serving.served import Served
+from serving.warming import warm_here
+
+log = logging.getLogger(__name__)
+
+READY_POLL_S = 0.1
+GIVEN_UP = "its replicas were those of a canary, and have just been given up"
+
+
+class NotFitting(BadRequest):
+    """A base whose adapters cannot be served with it, until they move too."""
+
+
+class Replacing:
+    """`starting` are the versions that are, by engine."""
+
+    def __init__(self, served: Served, loaded: Loaded) -> None:
+        self.served = served
+        self.loaded = loaded
+        self.starting: dict[str, str] = {}
+
+    async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
+        """The adapters that its models want. Raises NotFitting where one is not made for this base."""
+        served, adapters = self.served, {}
+        for model in served.adapters_at(engine):
+            try:
+                adapters[model] = await found(served.store, served.config.models[model].adapter or "")
+            except NotFound as error:
+                raise NotFitting(f"the adapter of the model {model}: {error.message}") from error
+            if why := await misfit(served.store, adapters[model], base):
+                raise NotFitting(
+                    f"the adapter of the model {model} does not fit {base.reference} ({why}): move its alias to a "
+                    "version that is made for it, and both are served"
+                )
+        return adapters
+
+    async def replace(self, engine: str, version: Version) -> Mapping[str, Version]:
+        """The engine's replicas are others, and its models' adapters, if they have any: these are returned. Raises
+        NotFitting; BadRequest and StartError for what cannot be, FOR_NOW for what may yet be."""
+        served = self.served
+        self.starting[engine] = version.reference
+        log.info("engines.%s: starting %s beside %s", engine, version.reference, served.bases[engine].reference)
+        try:
+            generation, wanted = await self._ready(engine, version)
+            before = served.engines.take(generation)
+        finally:
+            self.starting.pop(engine, None)
+        named = {model: each.reference for model, each in wanted.items()}
+        self.loaded.begin_again(engine, named)
+        served.switch({engine: version.reference}, named)
+        self.retire(before)
+        served.changed()
+        return wanted
+
+    async def _ready(self, engine: str, version: Version) -> tuple[Generation, Mapping[str, Version]]:
+        """Replicas of that version, and the adapters that they have loaded, by model."""
+        served, engines = self.served, self.served.engines
+        base = await placed(served.artifacts, version)
+        with adapters_at_fault():
+            wanted = await self.fitting(engine, version)
+            adapters = [await placed(served.artifacts, each) for each in wanted.values()]
+            lora = lora_for(served.config, engine, adapters) or engines.current[engine].lora
+        tried = engines.tried.get(engine)  # by a canary that has done well
+        if tried and tried.version != version.reference:
+            tried = None
+        generation = tried or await engines.next(served.config, engine, base, lora)
+        try:
+            while tried and not all(replica.ready for replica in tried.replicas):  # one may have crashed since
+                if engines.tried.get(engine) is not tried:
+                    raise StateUnavailable(GIVEN_UP)
+                await asyncio.sleep(READY_POLL_S)
+            with adapters_at_fault():
+                wanted = await self.fitting(engine, version)  # once more: that has taken its time
+                for each in wanted.values():
+                    await warm_here(generation, await placed(served.artifacts, each), generation.replicas)
+        except BaseException:
+            if generation is not tried:
+                await engines.end(generation)
+            raise
+        if tried and engines.tried.get(engine) is not tried:
+            raise StateUnavailable(GIVEN_UP)
+        return generation, wanted
+
+    def retire(self, generation: Generation) -> None:
+        """It ends when its last request has."""
+        self.served.beside(self._retire(generation))
+
+    async def _retire(self, generation: Generation) -> None:
+        names = [replica.name for replica in generation.replicas]
+        await self.served.hosts.left(names)
+        await self.served.engines.end(generation)
+        log.info("%s: ended, nothing runs there any more", ", ".join(names))
+
+
+@contextmanager
+def adapters_at_fault() -> Iterator[None]:
+    """What is wrong with an adapter is no fault of its base, which has another chance when the adapter moves."""
+    try:
+        yield
+    except (*FOR_NOW, NotFitting):
+        raise
+    except PenstockError as error:
+        raise NotFitting(f"of its adapters: {error.message}") from error

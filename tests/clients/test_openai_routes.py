@@ -48,7 +48,7 @@ def test_a_streamed_completion_joins_to_the_unstreamed_one(lenient: OpenAI) -> N
             model="demo", prompt="Hello", max_tokens=30, temperature=0, stream=True, extra_body=ENDLESS
         )
     ]
-    assert len(chunks) > 5
+    assert len(chunks) > 2
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert chunks[-1].choices[0].finish_reason == "length"
 

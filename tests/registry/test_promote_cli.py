@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -189,7 +190,9 @@ def test_who_was_overtaken_while_the_gate_was_asked_is_refused(site: Site) -> No
             async with asyncio.timeout(60):
                 while not mine.requests:
                     await asyncio.sleep(0.01)
+            process.send_signal(signal.SIGSTOP)
             await asyncio.to_thread(site.run, "registry", "tag", "m@3", "production")
+            process.send_signal(signal.SIGCONT)
             out, _ = await process.communicate()
             return process.returncode, out.decode()
 

@@ -239,7 +239,8 @@ def test_what_vllm_cannot_serve_is_told_before_a_run(tmp_path: Path, change: dic
     [("sft-lora", Sft), ("dpo", Dpo), ("demo/sft", Sft), ("demo/dpo", Dpo), ("demo/terse", Sft), ("demo/caller", Sft)],
 )
 def test_the_recipes_of_the_repository_are_understood(recipe: str, kind: type[Sft | Dpo]) -> None:
-    assert load(REPOSITORY / f"recipes/{recipe}.yaml", kind).base == "recipes/demo/model"
+    base = "registry:demo@production" if recipe.startswith("demo/") else "recipes/demo/model"
+    assert load(REPOSITORY / f"recipes/{recipe}.yaml", kind).base == base
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "loop"
 PENSTOCK = str(Path(sys.executable).with_name("penstock"))
 GATE_STOPPED = 2
 START_S = 300
-PATIENCE_S = 120
+PATIENCE_S = 300
 OTHER = {
     "POSITIVE": "NEGATIVE",
     "NEGATIVE": "POSITIVE",
@@ -38,7 +38,7 @@ OTHER = {
     "DELIVERY": "TECHNICAL",
     "TECHNICAL": "BILLING",
 }
-RULES = ("least_requests=60", "least_s=3", "longest_s=120")
+RULES = ("least_requests=60", "least_s=3", "longest_s=300", "errors_margin=0.1", "refusals_margin=0.1")
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ def judged(found: Mapping[str, Any], asked: Parity, tokens: int, dtype: str | No
     """What the training stack has read: `items` with `rendered` (where the prompts part), or `differences`, `apart` and
     `end`. It reads what was served, so every place of an answer counts, also after a tie."""
     items, by = found["items"], found["by"]
-    usual = EXACT if dtype in (None, "float32") else ROUNDED
+    usual = EXACT if dtype in (None, "float32", "float") else ROUNDED
     tie = usual if asked.tie is None else asked.tie
     most_apart = usual if asked.logprobs is None else asked.logprobs
     rendered = [one for one in items if "rendered" in one]

@@ -90,7 +90,7 @@ def digest_of(base: Base) -> str | None:
         return Path(cached).parent.name if isinstance(cached, str) else None
     files = {}
     for path in folder.iterdir():
-        if path.suffix in READ:
+        if path.suffix in READ and path.is_file():
             with path.open("rb") as reading:
                 files[path.name] = measured(reading)
     return Manifest(files).digest

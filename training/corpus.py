@@ -118,11 +118,11 @@ def encoded(
 def masked(tokenizer: PreTrainedTokenizerFast, item: Conversation) -> tuple[list[int], Sequence[int]]:
     """Tokens, and whether each is the assistant's: by the template's marks, else as `sft` finds it out. Raises
     ConfigError."""
-    if not masking.GENERATION.search(tokenizer.get_chat_template(tools=item.get("tools"))):
-        try:
+    try:
+        if not masking.GENERATION.search(tokenizer.get_chat_template(tools=item.get("tools"))):
             return masking.document(tokenizer, item)
-        except Wrong as wrong:
-            raise ConfigError(f"what is the assistant's in a conversation cannot be told: {wrong}") from wrong
+    except (Wrong, ValueError) as wrong:  # ValueError: of a tokenizer without a chat template
+        raise ConfigError(f"what is the assistant's in a conversation cannot be told: {wrong}") from wrong
     rendered = cast(
         "dict[str, list[int]]",
         tokenizer.apply_chat_template(

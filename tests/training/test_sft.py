@@ -328,6 +328,7 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_the_weights_that_it_was_begun_from_alone(tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(DEMO, base)
+    (base / "notes.json").mkdir()
     recipe = sft_recipe(tmp_path, "lora", base=str(base), steps=1)
     train(recipe, tmp_path / "run", resume=False)
     (base / "README.md").write_text("another card is no other model")

@@ -179,6 +179,9 @@ def test_a_template_of_which_answers_cannot_be_told_is_refused(tokenizer: PreTra
     odd.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     with pytest.raises(ConfigError, match="cannot be told: the chat template does not end an assistant's turn with"):
         encoded(odd, conversation("greeting", "test", 0))
+    odd.chat_template = None
+    with pytest.raises(ConfigError, match=r"cannot be told: .*chat_template"):
+        encoded(odd, conversation("greeting", "test", 0))
 
 
 def _answer(message: Message) -> str:

@@ -62,7 +62,7 @@ async def around(out: Path) -> dict[str, Any]:
         steps.run("train", f"{made}.yaml", "--out", made)
         steps.run("registry", "add", "helper", made)
     with steps.serving() as url:
-        load = Load(url, "helper", prompts(out))
+        load = Load(url, "helper", prompts(out), pause_s=0.25)
         async with load.running():
             await load.until("helper@1", PATIENCE_S)
             await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")

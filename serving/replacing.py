@@ -37,9 +37,10 @@ class Replacing:
     async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
         """The adapters that its models want. Raises NotFitting where one is not made for this base."""
         served, adapters = self.served, {}
-        for model in served.adapters_at(engine):
+        models = {model: served.config.models[model].adapter for model in served.adapters_at(engine)}
+        for model, written in models.items():
             try:
-                adapters[model] = await found(served.store, served.config.models[model].adapter or "")
+                adapters[model] = await found(served.store, written or "")
             except NotFound as error:
                 raise NotFitting(f"the adapter of the model {model}: {error.message}") from error
             if why := await misfit(served.store, adapters[model], base):
@@ -84,10 +85,7 @@ class Replacing:
                 if engines.tried.get(engine) is not tried:
                     raise StateUnavailable(GIVEN_UP)
                 await asyncio.sleep(READY_POLL_S)
-            with adapters_at_fault():
-                wanted = await self.fitting(engine, version)  # once more: that has taken its time
-                for each in wanted.values():
-                    await warm_here(generation, await placed(served.artifacts, each), generation.replicas)
+            wanted = await self._warmed(generation, version)
         except BaseException:
             if generation is not tried:
                 await engines.end(generation)
@@ -95,6 +93,19 @@ class Replacing:
         if tried and engines.tried.get(engine) is not tried:
             raise StateUnavailable(GIVEN_UP)
         return generation, wanted
+
+    async def _warmed(self, generation: Generation, version: Version) -> Mapping[str, Version]:
+        """The adapters that the engine's models want now, when a token of each has been generated there; which models
+        those are, a reload may change meanwhile."""
+        served = self.served
+        while True:
+            config = served.config
+            with adapters_at_fault():
+                wanted = await self.fitting(generation.engine, version)
+                for each in wanted.values():
+                    await warm_here(generation, await placed(served.artifacts, each), generation.replicas)
+            if served.config is config:
+                return wanted
 
     def retire(self, generation: Generation) -> None:
         """It ends when its last request has."""

@@ -7,15 +7,16 @@ of one base, so that a base and its adapters can move at once, when the last of 
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
-from penstock.config import Config
+from penstock.config import Config, Model
 from penstock.errors import BadRequest, ConfigError, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, Store
 from registry.resolve import found, is_registered
 from registry.versions import Version
 from serving.engines import Engines
-from serving.loaded import Loaded
+from serving.loaded import Loaded, Replaced
 from serving.outcomes import FOR_NOW, Outcomes, said
 from serving.replacing import NotFitting, Replacing
 from serving.served import Hosts, Served, is_adapted, is_the_same
@@ -55,22 +56,37 @@ class Moving:
         self._news[engine].set()
 
     async def prepare(self, config: Config) -> None:
-        """Before a configuration is served: the adapters of its new models are warm. Raises ConfigError."""
+        """Before a configuration is served: the adapters of its new models are warm, all of them when it returns.
+        Raises ConfigError."""
         self._prepared = {}
-        for name, model in config.models.items():
-            if not model.adapter or is_the_same(self.served.config, config, name):
-                continue
-            try:
-                async with asyncio.timeout(PREPARE_S):
-                    version = await found(self.served.store, model.adapter)
-                    await self.loaded.load(model.engine, version)
-            except TimeoutError as error:
-                why = f"its engine {model.engine} has not taken it within {PREPARE_S:g} s"
-                raise ConfigError(f"models.{name}: {model.adapter}: {why}") from error
-            except (*UNAVAILABLE, PenstockError) as error:
-                raise ConfigError(f"models.{name}: {model.adapter}: {said(error)}") from error
-            self.loaded.remember(model.engine, name, version.reference)
-            self._prepared[name] = version.reference
+        now = self.served.config
+        new = {
+            name: each for name, each in config.models.items() if each.adapter and not is_the_same(now, config, name)
+        }
+        while cold := [name for name, model in new.items() if not self._is_prepared(name, model.engine)]:
+            for name in cold:
+                with suppress(Replaced):
+                    self._prepared[name] = await self._load(name, new[name])
+
+    def _is_prepared(self, name: str, engine: str) -> bool:
+        """Still: the engine's replicas may be others since."""
+        return (engine, self._prepared.get(name, "")) in self.loaded.warm
+
+    async def _load(self, name: str, model: Model) -> str:
+        written = model.adapter or ""
+        try:
+            async with asyncio.timeout(PREPARE_S):
+                version = await found(self.served.store, written)
+                await self.loaded.load(model.engine, version)
+        except Replaced:
+            raise
+        except TimeoutError as error:
+            why = f"its engine {model.engine} has not taken it within {PREPARE_S:g} s"
+            raise ConfigError(f"models.{name}: {written}: {why}") from error
+        except (*UNAVAILABLE, PenstockError) as error:
+            raise ConfigError(f"models.{name}: {written}: {said(error)}") from error
+        self.loaded.remember(model.engine, name, version.reference)
+        return version.reference
 
     def apply(self, config: Config) -> None:
         """What `prepare` was asked about is served now."""

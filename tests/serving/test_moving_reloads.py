@@ -10,7 +10,8 @@ import pytest
 
 from penstock import metrics
 from penstock.config import Config
-from serving import replacing
+from penstock.errors import ConfigError
+from serving import loaded, replacing
 from tests.reliability.conftest import until
 from tests.serving.moved import Moved, Registry, moved
 from tests.serving.test_moving import adapted, known, soon, unsurprised
@@ -19,8 +20,6 @@ __all__ = ["known", "soon", "unsurprised"]
 pytestmark = pytest.mark.anyio
 
 SHARP = {"engine": "base", "adapter": "registry:sharp@production"}
-
-Hold = Callable[[ModuleType, str], "Held"]
 
 
 class Held:
@@ -37,11 +36,6 @@ class Held:
                 await self.go_on.wait()
 
         monkeypatch.setattr(module, "warm_here", held)
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    return lambda module, engine: Held(monkeypatch, module, engine)
 
 
 async def two_bases(known: Registry) -> None:
@@ -73,11 +67,11 @@ async def reload(here: Moved, tree: dict[str, Any], **models: Any) -> None:
 
 
 async def test_a_model_that_goes_to_another_engine_while_its_own_is_replaced_is_served_there(
-    known: Registry, tmp_path: Path, hold: Hold
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await two_bases(known)
     first = with_another(tmp_path)
-    held = hold(replacing, "base")
+    held = Held(monkeypatch, replacing, "base")
     async with moved(known, first) as here:
         await both_move(known)
         await until(held.there.is_set)
@@ -90,11 +84,11 @@ async def test_a_model_that_goes_to_another_engine_while_its_own_is_replaced_is_
 
 
 async def test_a_model_that_comes_while_its_engine_is_replaced_keeps_the_base_that_it_is_for(
-    known: Registry, tmp_path: Path, hold: Hold, caplog: pytest.LogCaptureFixture
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await two_bases(known)
     first = adapted(tmp_path)
-    held = hold(replacing, "base")
+    held = Held(monkeypatch, replacing, "base")
     async with moved(known, first) as here:
         await both_move(known)
         await until(held.there.is_set)
@@ -103,3 +97,39 @@ async def test_a_model_that_comes_while_its_engine_is_replaced_keeps_the_base_th
         await until(lambda: metrics.alias_refused.values.get(("engines.base",)) == 1)
         assert (await here.version(), await here.version("sharp")) == ("demo@1", "sharp@1")
         assert "the adapter of the model sharp does not fit demo@2" in caplog.text
+
+
+async def test_what_a_reload_has_loaded_before_its_engine_was_replaced_is_looked_at_again(
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two_bases(known)
+    first = with_another(tmp_path)
+    later = SHARP | {"engine": "other"}
+    async with moved(known, first) as here:
+        held = Held(monkeypatch, loaded, "other")
+        reloading = asyncio.create_task(reload(here, first, sharp=SHARP, later=later))
+        await until(held.there.is_set)
+        assert ("base", "sharp@1") in here.moving.loaded.warm
+        await both_move(known)
+        await here.until_version("demo@2")
+        held.go_on.set()
+        with pytest.raises(ConfigError, match=r"models.sharp: .*: sharp@1 is made for demo@1, and its engine serves d"):
+            await reloading
+        assert (await here.version("terse"), (await here.ask("sharp")).status) == ("terse@2", 404)
+
+
+async def test_a_reload_waits_for_the_replicas_that_take_over_while_it_loads(
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two_bases(known)
+    first = adapted(tmp_path)
+    async with moved(known, first) as here:
+        await until(lambda: ("base", "terse@1") in here.moving.loaded.warm)
+        held = Held(monkeypatch, loaded, "base")
+        reloading = asyncio.create_task(reload(here, first, brief=first["models"]["terse"]))
+        await until(held.there.is_set)
+        await both_move(known)
+        await here.until_version("demo@2")
+        held.go_on.set()
+        await reloading
+        assert await here.version("brief") == "terse@2"

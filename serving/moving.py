@@ -85,11 +85,12 @@ class Moving:
             raise ConfigError(f"models.{name}: {written}: {why}") from error
         except (*UNAVAILABLE, PenstockError) as error:
             raise ConfigError(f"models.{name}: {written}: {said(error)}") from error
-        self.loaded.remember(model.engine, name, version.reference)
         return version.reference
 
     def apply(self, config: Config) -> None:
         """What `prepare` was asked about is served now."""
+        for name, version in self._prepared.items():
+            self.loaded.remember(config.models[name].engine, name, version)
         self.served.apply(config, self._prepared)
         self.outcomes.forget_others()
         self.loaded.forget_others()

@@ -34,8 +34,8 @@ class Moving:
     def __init__(self, config: Config, store: Store, engines: Engines, hosts: Hosts) -> None:
         self.served = Served(config, store, engines, hosts)
         self.loaded = Loaded(self.served)
-        self.replacing = Replacing(self.served, self.loaded)
         self.outcomes = Outcomes(self.served)
+        self.replacing = Replacing(self.served, self.loaded, self.outcomes)
         self._news: dict[str, asyncio.Event] = {}
         self._prepared: dict[str, str] = {}
 
@@ -156,7 +156,12 @@ class Moving:
         if starting is None or engine not in served.config.engines:
             return False  # an adapter is loaded in a moment, again; and it may be waiting for what will never be
         try:
-            return (await found(served.store, served.config.engines[engine].model or "")).reference == starting
+            version = await found(served.store, served.config.engines[engine].model or "")
+            if version.reference == starting:
+                await self.replacing.fitting(engine, version)
+            return version.reference == starting
+        except NotFitting:
+            return False  # an adapter has moved on to what serves, and need not wait for what can take a long time
         except (*UNAVAILABLE, PenstockError):
             return True
 

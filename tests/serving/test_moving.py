@@ -241,11 +241,13 @@ async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_
         await known.point("demo@production", 3)
         await here.until_version("demo@3")
         await known.point("demo@production", 4)
-        await until(lambda: "started again when one of base-0 has ended" in caplog.text)
+        await until(lambda: "demo@4, which will be tried again: too little memory until one of base-0" in caplog.text)
+        assert metrics.alias_refused.values[("engines.base",)] == 1
         assert not slow.done()
         slow.cancel()
         await asyncio.wait([slow])
         await here.until_version("demo@4")
+        assert metrics.alias_refused.values[("engines.base",)] == 0
         assert not await entries(known, "version.refused")
         await known.point("demo@production", 5)  # while it serves, that which has the memory does not end
         async with asyncio.timeout(10):
@@ -254,6 +256,33 @@ async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_
         assert "the memory does not suffice" in refused[0]
         await until(lambda: len(engines_of(home())) == 1)
         assert await here.version() == "demo@4"
+
+
+async def test_an_adapter_for_the_base_that_serves_does_not_wait_for_one_that_lacks_memory(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for memory in (str(tmp_path / "memory"), None, str(tmp_path / "memory")):
+        await known.whole(memory=memory, itl_s=0.02)
+    for base in (2, 3, 4, 3):
+        await known.adapter("terse", f"demo@{base}")
+    await known.point("demo@production", 2)
+    await known.point("terse@production", 2)
+    async with moved(known, adapted(tmp_path)) as here:
+        slow = asyncio.create_task(here.ask(stream=True, max_tokens=4000, ignore_eos=True))
+        await asyncio.sleep(0.2)
+        for number in (3, 4):
+            await known.point("terse@production", number)
+            await known.point("demo@production", number)
+            if number == 3:
+                await here.until_version("demo@3")
+        await until(lambda: "too little memory until one of base-0 has ended" in caplog.text)
+        await known.point("terse@production", 5)
+        await here.until_version("terse@5", "terse")
+        assert not slow.done()
+        assert await here.version() == "demo@3"
+        assert metrics.alias_refused.values == {("engines.base",): 1, ("models.terse",): 0}
+        slow.cancel()
+        await asyncio.wait([slow])
 
 
 async def test_what_cannot_be_an_engines_model_is_refused_while_it_runs(known: Registry, tmp_path: Path) -> None:

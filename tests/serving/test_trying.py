@@ -279,7 +279,7 @@ async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry
 
 
 async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_its_replicas(
-    known: Registry, tmp_path: Path
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known.whole(tokens=20)
     await known.whole(tokens=20)
@@ -292,6 +292,7 @@ async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_
         first.supervisors[0].process.kill()
         await until(lambda: not first.replicas[0].ready)
         await known.point("demo@production", 2)
+        await until(lambda: "leads to demo@2, which will be tried again: base-1: not ready" in caplog.text)
         await begun(known, "demo@production", 3, NEVER)
         await until(lambda: engines.tried["base"].version == "demo@3" if "base" in engines.tried else False, 15)
         assert engines.current["base"] is first

@@ -81,11 +81,13 @@ class Trying:
         for canary in over:
             del self._running[canary.id]
         self._publish()
-        for preparing in [each for number, each in self._preparing.items() if running.get(number) != each.canary]:
+        given_up = [each for number, each in self._preparing.items() if running.get(number) != each.canary]
+        for preparing in given_up:  # all before any is waited for, else another gets ready meanwhile
             preparing.task.cancel()
-            await asyncio.wait([preparing.task])
-            over.append(preparing.canary)
-        for canary in over:
+        if given_up:
+            await asyncio.wait([each.task for each in given_up])
+        for canary in [*over, *(each.canary for each in given_up)]:
+            self._why.pop(canary.id, None)
             self.loaded.untry(canary.tried)
         await self._sweep()
         for canary in running.values():

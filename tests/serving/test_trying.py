@@ -267,15 +267,24 @@ async def test_a_model_that_changes_its_engine_is_split_there_when_both_versions
         await until(lambda: not list(folder.iterdir()))
 
 
-async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry, tmp_path: Path) -> None:
-    await known.whole(slow=30)
-    async with tried(known, tree(tmp_path)) as here:
-        canary = await begun(known, "demo@production", 2, NEVER)
-        await until(lambda: len(here.running.engines._living) == 2)
-        await end(known.store, canary.id, "stopped", "me")
-        await until(lambda: len(here.running.engines._living) == 1)
-        assert len(engines_of(home())) == 1
-        assert await here.running.version() == "demo@1"
+async def test_canaries_that_end_while_they_start_leave_nothing(known: Registry, tmp_path: Path) -> None:
+    """The second would be ready while the first is waited for."""
+    await known.whole(slow=30, stubborn=True)
+    await known.whole("next")
+    await known.point("next@production", 1)
+    await known.whole("next", slow=1)
+    two = tree(tmp_path, models={"m": {"engine": "base"}, "n": {"engine": "next"}})
+    two["engines"]["next"] = two["engines"]["base"] | {"model": "registry:next@production"}
+    async with tried(known, two) as here:
+        engines = here.running.engines
+        canaries = [await begun(known, f"{name}@production", 2, NEVER) for name in ("demo", "next")]
+        await until(lambda: len(engines._living) == 4)
+        for canary in canaries:
+            await end(known.store, canary.id, "stopped", "me")
+        await until(lambda: engines._living == list(engines.current.values()))
+        assert engines.tried == {}
+        assert len(engines_of(home())) == 2
+        assert (await here.running.version(), await here.running.version("n")) == ("demo@1", "next@1")
 
 
 async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_its_replicas(

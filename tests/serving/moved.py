@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -51,10 +52,10 @@ def simulated(name: str, engine: Engine, served: Sequence[str], _: Machine, sock
         argv = [sys.executable, "-m", "tests.engine.pretend", str(socket), "bad-model"]
     if said.get("slow"):
         trap = "trap '' TERM; " if said.get("stubborn") else ""
-        argv = ["sh", "-c", f"{trap}sleep {said['slow']}; exec {' '.join(argv)}"]
+        argv = ["sh", "-c", f"{trap}sleep {said['slow']}; exec {shlex.join(argv)}"]
     if said.get("memory"):
         short = "{ echo 'torch.OutOfMemoryError: CUDA out of memory'; exit 1; }"
-        argv = ["sh", "-c", f"exec 9>{said['memory']}; flock -n 9 || {short}; exec {' '.join(argv)}"]
+        argv = ["sh", "-c", f"exec 9>{said['memory']}; flock -n 9 || {short}; exec {shlex.join(argv)}"]
     body = {"model": served[0], "prompt": "a", "max_tokens": 1, "temperature": 0}
     return Launch(name, argv, {}, socket, "/v1/completions", body, served, str(engine.model), 16 if lora else 0)
 

@@ -20,7 +20,7 @@ from serving import loaded, stack
 from serving.engines import engines_here
 from tests.conftest import arguments
 from tests.reliability.conftest import until
-from tests.serving.moved import QUICK, Registry, moved, registry, simulated, tree, without_figures
+from tests.serving.moved import QUICK, Moved, Registry, moved, registry, simulated, tree, without_figures
 
 pytestmark = pytest.mark.anyio
 
@@ -99,13 +99,22 @@ async def test_an_adapter_moves_under_load_and_back(known: Registry, tmp_path: P
 async def test_what_is_neither_present_nor_the_last_is_unloaded_when_nothing_runs_on_it(
     known: Registry, tmp_path: Path
 ) -> None:
+    """A reload that was refused has loaded one, which counts as neither."""
     for _ in range(3):
         await known.adapter("terse", "demo@1")
+
+    async def refused(here: Moved) -> None:
+        models = {name: {"engine": "base", "adapter": f"registry:{name}@2"} for name in ("terse", "none")}
+        with pytest.raises(ConfigError, match=r"models.none: registry:none@2: "):
+            await here.moving.prepare(Config(**adapted(tmp_path) | {"models": models}))
+
     async with moved(known, adapted(tmp_path)) as here:
         folder = next((home() / "run").glob("*/base-0.adapters"))
         slow = asyncio.create_task(here.ask("terse", stream=True, max_tokens=4000, ignore_eos=True))
         await asyncio.sleep(0.1)
         for number in (2, 3, 4):
+            if number == 4:
+                await refused(here)
             await known.point("terse@production", number)
             await here.until_version(f"terse@{number}", "terse", within_s=2)
         await until(lambda: {file.name for file in folder.iterdir()} == {"terse@1", "terse@3", "terse@4"})
@@ -256,33 +265,6 @@ async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_
         assert "the memory does not suffice" in refused[0]
         await until(lambda: len(engines_of(home())) == 1)
         assert await here.version() == "demo@4"
-
-
-async def test_an_adapter_for_the_base_that_serves_does_not_wait_for_one_that_lacks_memory(
-    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for memory in (str(tmp_path / "memory"), None, str(tmp_path / "memory")):
-        await known.whole(memory=memory, itl_s=0.02)
-    for base in (2, 3, 4, 3):
-        await known.adapter("terse", f"demo@{base}")
-    await known.point("demo@production", 2)
-    await known.point("terse@production", 2)
-    async with moved(known, adapted(tmp_path)) as here:
-        slow = asyncio.create_task(here.ask(stream=True, max_tokens=4000, ignore_eos=True))
-        await asyncio.sleep(0.2)
-        for number in (3, 4):
-            await known.point("terse@production", number)
-            await known.point("demo@production", number)
-            if number == 3:
-                await here.until_version("demo@3")
-        await until(lambda: "too little memory until one of base-0 has ended" in caplog.text)
-        await known.point("terse@production", 5)
-        await here.until_version("terse@5", "terse")
-        assert not slow.done()
-        assert await here.version() == "demo@3"
-        assert metrics.alias_refused.values == {("engines.base",): 1, ("models.terse",): 0}
-        slow.cancel()
-        await asyncio.wait([slow])
 
 
 async def test_what_cannot_be_an_engines_model_is_refused_while_it_runs(known: Registry, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from penstock import metrics
 from penstock.config import Config
 from penstock.errors import ConfigError
-from penstock.home import home
 from serving import loaded, replacing
 from tests.reliability.conftest import until
 from tests.serving.moved import Moved, Registry, moved
@@ -134,21 +133,3 @@ async def test_a_reload_waits_for_the_replicas_that_take_over_while_it_loads(
         held.go_on.set()
         await reloading
         assert await here.version("brief") == "terse@2"
-
-
-async def test_a_reload_that_is_refused_keeps_no_adapter_from_staying_loaded_for_the_way_back(
-    known: Registry, tmp_path: Path
-) -> None:
-    for _ in range(2):
-        await known.adapter("terse", "demo@1")
-    first = adapted(tmp_path)
-    async with moved(known, first) as here:
-        await until(lambda: ("base", "terse@1") in here.moving.loaded.warm)
-        fixed = {"engine": "base", "adapter": "registry:terse@2"}
-        with pytest.raises(ConfigError, match=r"models.two: registry:terse@9: "):
-            await reload(here, first, terse=fixed, two=fixed | {"adapter": "registry:terse@9"})
-        await known.point("terse@production", 3)
-        await here.until_version("terse@3", "terse")
-        folder = next((home() / "run").glob("*/base-0.adapters"))
-        await until(lambda: len(list(folder.iterdir())) < 3)
-        assert {file.name for file in folder.iterdir()} == {"terse@1", "terse@3"}

@@ -106,6 +106,7 @@ async def test_what_a_reload_has_loaded_before_its_engine_was_replaced_is_looked
     first = with_another(tmp_path)
     later = SHARP | {"engine": "other"}
     async with moved(known, first) as here:
+        await until(lambda: ("base", "terse@1") in here.moving.loaded.warm)
         held = Held(monkeypatch, loaded, "other")
         reloading = asyncio.create_task(reload(here, first, sharp=SHARP, later=later))
         await until(held.there.is_set)

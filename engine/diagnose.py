@@ -70,10 +70,9 @@ SIGNALS = {
 
 def not_started(name: str, returncode: int | None, lines: Sequence[str]) -> StartError:
     """`explain`, as what its caller raises: NoMemory where that was the cause."""
-    said = explain(name, returncode, lines)
-    pattern = next((pattern for pattern, _ in CAUSES if re.search(pattern, "\n".join(lines))), None)
-    killed = pattern is None and returncode == -signal.SIGKILL
-    return NoMemory(said) if killed or pattern == MEMORY else StartError(said)
+    said, cause = explain(name, returncode, lines), cause_in("\n".join(lines))
+    short = cause[0].re.pattern == MEMORY if cause else returncode == -signal.SIGKILL
+    return NoMemory(said) if short else StartError(said)
 
 
 def explain(name: str, returncode: int | None, lines: Sequence[str]) -> str:
@@ -100,11 +99,14 @@ def how_it_ended(returncode: int | None) -> str:
     return f"it ended with exit status {returncode}"
 
 
+def cause_in(text: str) -> tuple[re.Match[str], str] | None:
+    """The first of CAUSES that matches, and its advice."""
+    return next(((found, advice) for pattern, advice in CAUSES if (found := re.search(pattern, text))), None)
+
+
 def remedy(returncode: int | None, text: str) -> str:
-    for pattern, advice in CAUSES:
-        found = re.search(pattern, text)
-        if found:
-            return advice.format(**found.groupdict())
+    if cause := cause_in(text):
+        return cause[1].format(**cause[0].groupdict())
     if returncode is not None and returncode < 0 and -returncode in SIGNALS:
         return SIGNALS[signal.Signals(-returncode)]
     return "`penstock doctor` checks the machine; the engine's lines below say the rest"

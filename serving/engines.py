@@ -176,10 +176,12 @@ class Engines:
         for task in generation.tasks:
             task.add_done_callback(lambda task: report(task, self.failed))
 
-    async def next(self, config: Config, name: str, base: Placed, lora: Lora | None) -> Generation:
+    async def next(
+        self, config: Config, name: str, base: Placed, lora: Lora | None, waits: Callable[[str], None]
+    ) -> Generation:
         """The engine once more, with another version of its model: ready, and nobody goes there yet. One that finds too
-        little memory while others come or go is started again when one of those has ended. Raises StartError; then
-        nothing is left of it."""
+        little memory while others come or go is started again when one of those has ended, however long that takes;
+        `waits` is told so. Raises StartError; then nothing is left of it."""
         turn: AbstractAsyncContextManager[Any] = nullcontext()
         while True:
             async with turn:
@@ -190,7 +192,7 @@ class Engines:
                     if not (others := others | self._passing()):
                         raise
             names = ", ".join(sorted(replica.name for each in others for replica in each.replicas))
-            log.warning("engines.%s: too little memory; started again when one of %s has ended", name, names)
+            waits(f"too little memory until one of {names} has ended")
             while others <= self._passing():
                 await asyncio.sleep(READY_POLL_S)
             turn = self._scarce  # one at a time: two that took each other's memory would do so again

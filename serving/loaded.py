@@ -9,6 +9,7 @@ from penstock.errors import BadRequest, StateUnavailable
 from registry.adapters import misfit, withdraw
 from registry.resolve import placed
 from registry.versions import Version
+from serving.engines import Generation
 from serving.served import Served, is_adapted
 from serving.warming import unload, warm_elsewhere, warm_here
 
@@ -16,7 +17,10 @@ READY_POLL_S = 0.1
 LINGER_S = 2.5
 KEPT = 2
 """How many of a model's adapters stay loaded: the present one, and the one before."""
-REPLACED = "its engine's replicas are others now"
+
+
+class Replaced(StateUnavailable):
+    """The engine's replicas are others than those that an adapter was for."""
 
 
 class Loaded:
@@ -33,8 +37,8 @@ class Loaded:
 
     async def load(self, engine: str, version: Version) -> None:
         """Into every replica that can be used, where nobody unloads it meanwhile. Raises BadRequest for what cannot be,
-        FOR_NOW for what may yet be."""
-        served = self.served
+        FOR_NOW for what may yet be, of that Replaced."""
+        served, generation = self.served, self.served.engines.current.get(engine)
         if why := await misfit(served.store, version, served.bases.get(engine)):
             raise BadRequest(why)
         here = (engine, version.reference)
@@ -45,16 +49,21 @@ class Loaded:
                 await asyncio.wait([unloading])
             adapter = await placed(served.artifacts, version)
             replicas = await self._usable(engine)
+            self._check(engine, generation)
             self._given.add(here)
-            if generation := served.engines.current.get(engine):
+            if generation:
                 await warm_here(generation, adapter, replicas)
             else:
                 await warm_elsewhere(engine, Path(served.config.registry.adapters or ""), adapter, replicas)
-            if served.engines.current.get(engine) is not generation:
-                raise StateUnavailable(REPLACED)
+            self._check(engine, generation)
             self.warm.add(here)
         finally:
             self.loading.remove(here)
+
+    def _check(self, engine: str, generation: Generation | None) -> None:
+        """It may fit those that are there now no more."""
+        if self.served.engines.current.get(engine) is not generation:
+            raise Replaced(f"the replicas of {engine} are others now")
 
     async def _usable(self, engine: str) -> list[Replica]:
         """Waits for one. Others that are not, now, load an adapter when it is first asked for."""

@@ -7,15 +7,16 @@ of one base, so that a base and its adapters can move at once, when the last of 
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
-from penstock.config import Config
+from penstock.config import Config, Model
 from penstock.errors import BadRequest, ConfigError, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, Store
 from registry.resolve import found, is_registered
 from registry.versions import Version
 from serving.engines import Engines
-from serving.loaded import Loaded
+from serving.loaded import Loaded, Replaced
 from serving.outcomes import FOR_NOW, Outcomes, said
 from serving.replacing import NotFitting, Replacing
 from serving.served import Hosts, Served, is_adapted, is_the_same
@@ -33,8 +34,8 @@ class Moving:
     def __init__(self, config: Config, store: Store, engines: Engines, hosts: Hosts) -> None:
         self.served = Served(config, store, engines, hosts)
         self.loaded = Loaded(self.served)
-        self.replacing = Replacing(self.served, self.loaded)
         self.outcomes = Outcomes(self.served)
+        self.replacing = Replacing(self.served, self.loaded, self.outcomes)
         self._news: dict[str, asyncio.Event] = {}
         self._prepared: dict[str, str] = {}
 
@@ -55,25 +56,41 @@ class Moving:
         self._news[engine].set()
 
     async def prepare(self, config: Config) -> None:
-        """Before a configuration is served: the adapters of its new models are warm. Raises ConfigError."""
+        """Before a configuration is served: the adapters of its new models are warm, all of them when it returns.
+        Raises ConfigError."""
         self._prepared = {}
-        for name, model in config.models.items():
-            if not model.adapter or is_the_same(self.served.config, config, name):
-                continue
-            try:
-                async with asyncio.timeout(PREPARE_S):
-                    version = await found(self.served.store, model.adapter)
-                    await self.loaded.load(model.engine, version)
-            except TimeoutError as error:
-                why = f"its engine {model.engine} has not taken it within {PREPARE_S:g} s"
-                raise ConfigError(f"models.{name}: {model.adapter}: {why}") from error
-            except (*UNAVAILABLE, PenstockError) as error:
-                raise ConfigError(f"models.{name}: {model.adapter}: {said(error)}") from error
-            self.loaded.remember(model.engine, name, version.reference)
-            self._prepared[name] = version.reference
+        now = self.served.config
+        new = {
+            name: each for name, each in config.models.items() if each.adapter and not is_the_same(now, config, name)
+        }
+        while cold := [name for name, model in new.items() if not self._is_prepared(name, model.engine)]:
+            for name in cold:
+                with suppress(Replaced):
+                    self._prepared[name] = await self._load(name, new[name])
+
+    def _is_prepared(self, name: str, engine: str) -> bool:
+        """Still: the engine's replicas may be others since."""
+        return (engine, self._prepared.get(name, "")) in self.loaded.warm
+
+    async def _load(self, name: str, model: Model) -> str:
+        written = model.adapter or ""
+        try:
+            async with asyncio.timeout(PREPARE_S):
+                version = await found(self.served.store, written)
+                await self.loaded.load(model.engine, version)
+        except Replaced:
+            raise
+        except TimeoutError as error:
+            why = f"its engine {model.engine} has not taken it within {PREPARE_S:g} s"
+            raise ConfigError(f"models.{name}: {written}: {why}") from error
+        except (*UNAVAILABLE, PenstockError) as error:
+            raise ConfigError(f"models.{name}: {written}: {said(error)}") from error
+        return version.reference
 
     def apply(self, config: Config) -> None:
         """What `prepare` was asked about is served now."""
+        for name, version in self._prepared.items():
+            self.loaded.remember(config.models[name].engine, name, version)
         self.served.apply(config, self._prepared)
         self.outcomes.forget_others()
         self.loaded.forget_others()
@@ -139,7 +156,12 @@ class Moving:
         if starting is None or engine not in served.config.engines:
             return False  # an adapter is loaded in a moment, again; and it may be waiting for what will never be
         try:
-            return (await found(served.store, served.config.engines[engine].model or "")).reference == starting
+            version = await found(served.store, served.config.engines[engine].model or "")
+            if version.reference == starting:
+                await self.replacing.fitting(engine, version)
+            return version.reference == starting
+        except NotFitting:
+            return False  # an adapter has moved on to what serves, and need not wait for what can take a long time
         except (*UNAVAILABLE, PenstockError):
             return True
 

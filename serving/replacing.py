@@ -3,16 +3,16 @@ generated a token, and one with each adapter; the replicas before end what they 
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from penstock.errors import BadRequest, NotFound, PenstockError, StateUnavailable
+from penstock.errors import BadRequest, EngineError, NotFound, PenstockError, StateUnavailable
 from registry.adapters import misfit
 from registry.resolve import found, placed
 from registry.versions import Version
 from serving.engines import Generation, lora_for
 from serving.loaded import Loaded
-from serving.outcomes import FOR_NOW
+from serving.outcomes import FOR_NOW, Outcomes
 from serving.served import Served
 from serving.warming import warm_here
 
@@ -29,17 +29,19 @@ class NotFitting(BadRequest):
 class Replacing:
     """`starting` are the versions that are, by engine."""
 
-    def __init__(self, served: Served, loaded: Loaded) -> None:
+    def __init__(self, served: Served, loaded: Loaded, outcomes: Outcomes) -> None:
         self.served = served
         self.loaded = loaded
+        self.outcomes = outcomes
         self.starting: dict[str, str] = {}
 
     async def fitting(self, engine: str, base: Version) -> Mapping[str, Version]:
         """The adapters that its models want. Raises NotFitting where one is not made for this base."""
         served, adapters = self.served, {}
-        for model in served.adapters_at(engine):
+        models = {model: served.config.models[model].adapter for model in served.adapters_at(engine)}
+        for model, written in models.items():
             try:
-                adapters[model] = await found(served.store, served.config.models[model].adapter or "")
+                adapters[model] = await found(served.store, written or "")
             except NotFound as error:
                 raise NotFitting(f"the adapter of the model {model}: {error.message}") from error
             if why := await misfit(served.store, adapters[model], base):
@@ -69,25 +71,23 @@ class Replacing:
 
     async def _ready(self, engine: str, version: Version) -> tuple[Generation, Mapping[str, Version]]:
         """Replicas of that version, and the adapters that they have loaded, by model."""
-        served, engines = self.served, self.served.engines
-        base = await placed(served.artifacts, version)
-        with adapters_at_fault():
-            wanted = await self.fitting(engine, version)
-            adapters = [await placed(served.artifacts, each) for each in wanted.values()]
-            lora = lora_for(served.config, engine, adapters) or engines.current[engine].lora
+        engines = self.served.engines
         tried = engines.tried.get(engine)  # by a canary that has done well
         if tried and tried.version != version.reference:
             tried = None
-        generation = tried or await engines.next(served.config, engine, base, lora)
+
+        def waits(why: str) -> None:
+            written = self.served.config.engines[engine].model or ""
+            self.outcomes.later(f"engines.{engine}", written, version, EngineError(why))
+
+        generation = tried or await self.start(engine, version, waits)
         try:
             while tried and not all(replica.ready for replica in tried.replicas):  # one may have crashed since
                 if engines.tried.get(engine) is not tried:
                     raise StateUnavailable(GIVEN_UP)
+                waits(f"{', '.join(each.name for each in tried.replicas if not each.ready)}: not ready")
                 await asyncio.sleep(READY_POLL_S)
-            with adapters_at_fault():
-                wanted = await self.fitting(engine, version)  # once more: that has taken its time
-                for each in wanted.values():
-                    await warm_here(generation, await placed(served.artifacts, each), generation.replicas)
+            wanted = await self._warmed(generation, version)
         except BaseException:
             if generation is not tried:
                 await engines.end(generation)
@@ -95,6 +95,30 @@ class Replacing:
         if tried and engines.tried.get(engine) is not tried:
             raise StateUnavailable(GIVEN_UP)
         return generation, wanted
+
+    async def start(self, engine: str, version: Version, waits: Callable[[str], None]) -> Generation:
+        """Replicas of that version beside those that serve, with room for the adapters that its models want. Raises as
+        `replace` does."""
+        served = self.served
+        base = await placed(served.artifacts, version)
+        with adapters_at_fault():
+            wanted = await self.fitting(engine, version)
+            adapters = [await placed(served.artifacts, each) for each in wanted.values()]
+            lora = lora_for(served.config, engine, adapters) or served.engines.current[engine].lora
+        return await served.engines.next(served.config, engine, base, lora, waits)
+
+    async def _warmed(self, generation: Generation, version: Version) -> Mapping[str, Version]:
+        """The adapters that the engine's models want now, when a token of each has been generated there; which models
+        those are, a reload may change meanwhile."""
+        served = self.served
+        while True:
+            config = served.config
+            with adapters_at_fault():
+                wanted = await self.fitting(generation.engine, version)
+                for each in wanted.values():
+                    await warm_here(generation, await placed(served.artifacts, each), generation.replicas)
+            if served.config is config:
+                return wanted
 
     def retire(self, generation: Generation) -> None:
         """It ends when its last request has."""

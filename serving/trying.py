@@ -11,14 +11,15 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from penstock import audit, metrics
 from penstock.errors import EngineTimeout, NotFound, PenstockError
 from penstock.references import Reference
 from penstock.store import UNAVAILABLE, reason
 from registry.canaries import Canary, all_canaries, end
-from registry.resolve import found, is_registered, placed
-from serving.engines import Generation, lora_for
+from registry.resolve import found, is_registered
+from serving.engines import Generation
 from serving.moving import Moving
 from serving.outcomes import FOR_NOW, said
 
@@ -80,11 +81,13 @@ class Trying:
         for canary in over:
             del self._running[canary.id]
         self._publish()
-        for preparing in [each for number, each in self._preparing.items() if running.get(number) != each.canary]:
+        given_up = [each for number, each in self._preparing.items() if running.get(number) != each.canary]
+        for preparing in given_up:  # all before any is waited for, else another gets ready meanwhile
             preparing.task.cancel()
-            await asyncio.wait([preparing.task])
-            over.append(preparing.canary)
-        for canary in over:
+        if given_up:
+            await asyncio.wait([each.task for each in given_up])
+        for canary in [*over, *(each.canary for each in given_up)]:
+            self._why.pop(canary.id, None)
             self.loaded.untry(canary.tried)
         await self._sweep()
         for canary in running.values():
@@ -115,9 +118,7 @@ class Trying:
         except FOR_NOW as error:
             if bound.expired():
                 return await self._refuse(canary, self._too_late(canary))
-            if self._why.get(canary.id) != said(error):
-                self._why[canary.id] = said(error)
-                log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, said(error))
+            self._waits(canary, said(error))
             self._later()
         except PenstockError as error:
             await self._refuse(canary, error)
@@ -146,12 +147,14 @@ class Trying:
         while engine in self.engines.tried or not all(each.ready for each in self.engines.current[engine].replicas):
             await asyncio.sleep(READY_POLL_S)
         log.info("engines.%s: starting %s, the canary of %s", engine, canary.tried, canary.subject)
-        config = self.served.config
-        base = await placed(self.served.artifacts, await found(self.store, canary.tried))
-        wanted = await self.replacing.fitting(engine, base.version)
-        adapters = [await placed(self.served.artifacts, each) for each in wanted.values()]
-        lora = lora_for(config, engine, adapters) or self.engines.current[engine].lora
-        self.engines.tried[engine] = await self.engines.next(config, engine, base, lora)
+        version = await found(self.store, canary.tried)
+        self.engines.tried[engine] = await self.replacing.start(engine, version, partial(self._waits, canary))
+
+    def _waits(self, canary: Canary, why: str) -> None:
+        """Said once."""
+        if self._why.get(canary.id) != why:
+            self._why[canary.id] = why
+            log.warning("the canary of %s is not ready, and tried again: %s", canary.subject, why)
 
     async def _refuse(self, canary: Canary, error: BaseException) -> None:
         """It goes back for all: what one gateway cannot serve, the alias must not lead to."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -40,8 +41,8 @@ QUICK = {"interval_s": 0.2, "timeout_s": 2, "failures": 2, "start_timeout_s": 20
 
 def simulated(name: str, engine: Engine, served: Sequence[str], _: Machine, socket: Path, lora: Lora | None) -> Launch:
     """As `engine.launch.plan` does for vLLM. The folder's config.json says how it behaves: `tokens` is the mean length
-    of an answer, so that versions differ; a `broken` one never starts, a `slow` one takes long to; `memory` is a file
-    that only one at a time can have."""
+    of an answer, so that versions differ; a `broken` one never starts, a `slow` one takes long to, and a `stubborn` one
+    ends only when it is killed then; `memory` is a file that only one at a time can have."""
     said = json.loads((Path(engine.model or "") / "config.json").read_text())
     argv = [PENSTOCK, "sim", "--model", served[0], "--uds", str(socket), "--tokens", str(said.get("tokens", 32))]
     argv += ["--root", str(engine.model), "--itl-s", str(said.get("itl_s", 0.001))]
@@ -50,10 +51,11 @@ def simulated(name: str, engine: Engine, served: Sequence[str], _: Machine, sock
     if said.get("broken"):
         argv = [sys.executable, "-m", "tests.engine.pretend", str(socket), "bad-model"]
     if said.get("slow"):
-        argv = ["sh", "-c", f"sleep {said['slow']}; exec {' '.join(argv)}"]
+        trap = "trap '' TERM; " if said.get("stubborn") else ""
+        argv = ["sh", "-c", f"{trap}sleep {said['slow']}; exec {shlex.join(argv)}"]
     if said.get("memory"):
         short = "{ echo 'torch.OutOfMemoryError: CUDA out of memory'; exit 1; }"
-        argv = ["sh", "-c", f"exec 9>{said['memory']}; flock -n 9 || {short}; exec {' '.join(argv)}"]
+        argv = ["sh", "-c", f"exec 9>{said['memory']}; flock -n 9 || {short}; exec {shlex.join(argv)}"]
     body = {"model": served[0], "prompt": "a", "max_tokens": 1, "temperature": 0}
     return Launch(name, argv, {}, socket, "/v1/completions", body, served, str(engine.model), 16 if lora else 0)
 

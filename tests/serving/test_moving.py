@@ -20,7 +20,7 @@ from serving import loaded, stack
 from serving.engines import engines_here
 from tests.conftest import arguments
 from tests.reliability.conftest import until
-from tests.serving.moved import QUICK, Registry, moved, registry, simulated, tree, without_figures
+from tests.serving.moved import QUICK, Moved, Registry, moved, registry, simulated, tree, without_figures
 
 pytestmark = pytest.mark.anyio
 
@@ -99,13 +99,22 @@ async def test_an_adapter_moves_under_load_and_back(known: Registry, tmp_path: P
 async def test_what_is_neither_present_nor_the_last_is_unloaded_when_nothing_runs_on_it(
     known: Registry, tmp_path: Path
 ) -> None:
+    """A reload that was refused has loaded one, which counts as neither."""
     for _ in range(3):
         await known.adapter("terse", "demo@1")
+
+    async def refused(here: Moved) -> None:
+        models = {name: {"engine": "base", "adapter": f"registry:{name}@2"} for name in ("terse", "none")}
+        with pytest.raises(ConfigError, match=r"models.none: registry:none@2: "):
+            await here.moving.prepare(Config(**adapted(tmp_path) | {"models": models}))
+
     async with moved(known, adapted(tmp_path)) as here:
         folder = next((home() / "run").glob("*/base-0.adapters"))
         slow = asyncio.create_task(here.ask("terse", stream=True, max_tokens=4000, ignore_eos=True))
         await asyncio.sleep(0.1)
         for number in (2, 3, 4):
+            if number == 4:
+                await refused(here)
             await known.point("terse@production", number)
             await here.until_version(f"terse@{number}", "terse", within_s=2)
         await until(lambda: {file.name for file in folder.iterdir()} == {"terse@1", "terse@3", "terse@4"})
@@ -241,11 +250,13 @@ async def test_a_version_that_lacks_the_memory_of_one_that_is_ending_is_started_
         await known.point("demo@production", 3)
         await here.until_version("demo@3")
         await known.point("demo@production", 4)
-        await until(lambda: "started again when one of base-0 has ended" in caplog.text)
+        await until(lambda: "demo@4, which will be tried again: too little memory until one of base-0" in caplog.text)
+        assert metrics.alias_refused.values[("engines.base",)] == 1
         assert not slow.done()
         slow.cancel()
         await asyncio.wait([slow])
         await here.until_version("demo@4")
+        assert metrics.alias_refused.values[("engines.base",)] == 0
         assert not await entries(known, "version.refused")
         await known.point("demo@production", 5)  # while it serves, that which has the memory does not end
         async with asyncio.timeout(10):

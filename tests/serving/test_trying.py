@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from penstock import metrics
 from penstock.config import Config
 from penstock.home import home
 from penstock.references import Reference
@@ -267,19 +268,53 @@ async def test_a_model_that_changes_its_engine_is_split_there_when_both_versions
         await until(lambda: not list(folder.iterdir()))
 
 
-async def test_a_canary_that_ends_while_it_starts_leaves_nothing(known: Registry, tmp_path: Path) -> None:
-    await known.whole(slow=30)
-    async with tried(known, tree(tmp_path)) as here:
-        canary = await begun(known, "demo@production", 2, NEVER)
-        await until(lambda: len(here.running.engines._living) == 2)
-        await end(known.store, canary.id, "stopped", "me")
-        await until(lambda: len(here.running.engines._living) == 1)
-        assert len(engines_of(home())) == 1
-        assert await here.running.version() == "demo@1"
+async def test_canaries_that_end_while_they_start_leave_nothing(known: Registry, tmp_path: Path) -> None:
+    """The second would be ready while the first is waited for."""
+    await known.whole(slow=30, stubborn=True)
+    await known.whole("next")
+    await known.point("next@production", 1)
+    await known.whole("next", slow=0.5)
+    two = tree(tmp_path, models={"m": {"engine": "base"}, "n": {"engine": "next"}})
+    two["engines"]["base"]["stop_s"] = 1.5
+    two["engines"]["next"] = two["engines"]["base"] | {"model": "registry:next@production"}
+    async with tried(known, two) as here:
+        engines = here.running.engines
+        canaries = [await begun(known, f"{name}@production", 2, NEVER) for name in ("demo", "next")]
+        await until(lambda: len(engines._living) == 4)
+        for canary in canaries:
+            await end(known.store, canary.id, "stopped", "me")
+        await until(lambda: engines._living == list(engines.current.values()))
+        assert engines.tried == {}
+        assert len(engines_of(home())) == 2
+        assert (await here.running.version(), await here.running.version("n")) == ("demo@1", "next@1")
+
+
+async def test_an_adapter_for_the_base_that_serves_does_not_wait_for_one_that_lacks_a_canarys_memory(
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for slow in (30, 0):
+        await known.whole(memory=str(tmp_path / "memory"), slow=slow)
+    for base in (3, 1):
+        await known.adapter("terse", f"demo@{base}")
+    await known.point("demo@staging", 1)
+    two = adapted(tmp_path)
+    two["engines"]["next"] = two["engines"]["base"] | {"model": "registry:demo@staging"}
+    two["models"]["n"] = {"engine": "next"}
+    async with moved(known, two) as here:
+        await begun(known, "demo@staging", 2, NEVER)
+        await until(lambda: len(here.engines.living) == 3)
+        await known.point("terse@production", 2)
+        await known.point("demo@production", 3)
+        await until(lambda: "demo@3, which will be tried again: too little memory until one of next-1" in caplog.text)
+        await known.point("terse@production", 3)
+        await here.until_version("terse@3", "terse")
+        assert await here.version() == "demo@1"
+        assert "the adapter of the model terse does not fit demo@3" in caplog.text
+        assert (metrics.alias_refused.values[("engines.base",)], len(here.engines.living)) == (1, 3)
 
 
 async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_its_replicas(
-    known: Registry, tmp_path: Path
+    known: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known.whole(tokens=20)
     await known.whole(tokens=20)
@@ -292,6 +327,7 @@ async def test_a_canary_waits_until_the_one_before_has_taken_over_and_leaves_it_
         first.supervisors[0].process.kill()
         await until(lambda: not first.replicas[0].ready)
         await known.point("demo@production", 2)
+        await until(lambda: "leads to demo@2, which will be tried again: base-1: not ready" in caplog.text)
         await begun(known, "demo@production", 3, NEVER)
         await until(lambda: engines.tried["base"].version == "demo@3" if "base" in engines.tried else False, 15)
         assert engines.current["base"] is first

@@ -120,7 +120,6 @@ class Reload:
             raise ConfigError(f"{self.source.path}: {error.message}") from error
         for url in (url for engine in config.engines.values() for url in engine.urls if is_discovered(url)):
             discovery.check(url)
-        check_shared(config)
         return config, changes
 
     @property

@@ -124,7 +124,8 @@ class Steps:
         said = " ".join(["penstock" if command == (PENSTOCK,) else "python", *words])
         self.seconds[said] = round(time.monotonic() - began, 1)
         print(f"{self.seconds[said]:6.1f} s  {said}", file=sys.stderr, flush=True)
-        (self.out / "steps.log").open("a").write(f"$ {said}\n{done.stdout}\n")
+        with (self.out / "steps.log").open("a") as log:
+            log.write(f"$ {said}\n{done.stdout}\n")
         if done.returncode != code:
             raise SystemExit(f"{said} ended with {done.returncode}, not {code}:\n{done.stdout}")
         return done.stdout
@@ -135,8 +136,8 @@ class Steps:
     @contextmanager
     def serving(self) -> Iterator[str]:
         """The address of the service, which answers. On leaving it has ended well."""
-        log = (self.out / "serve.log").open("wb")
-        process = subprocess.Popen([PENSTOCK, "serve"], cwd=self.out, env=self.env, stdout=log, stderr=log)
+        with (self.out / "serve.log").open("wb") as log:
+            process = subprocess.Popen([PENSTOCK, "serve"], cwd=self.out, env=self.env, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{self.port}"
         try:
             wait_for(lambda: process.poll() is not None or is_ready(url), self.out / "serve.log")

@@ -179,7 +179,8 @@ def test_strided_windows_are_transformers_own_recipe(local: Local) -> None:
 
 
 def test_more_context_never_hurt_here(local: Local) -> None:
-    short, long = (asyncio.run(perplexity(TEXT, local, length, 32)) for length in (64, 512))
+    text = TEXT[: len(TEXT) // 2]
+    short, long = (asyncio.run(perplexity(text, local, length, 32)) for length in (64, 512))
     assert (short.tokens, short.bytes) == (long.tokens, long.bytes)
     assert long.bits_per_byte < short.bits_per_byte
 

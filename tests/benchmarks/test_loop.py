@@ -1,11 +1,17 @@
 """From generated data to a live model and back, once around, with the real training, gate, gateway and engine."""
 
 import asyncio
+import os
 from pathlib import Path
+
+import pytest
 
 from benchmarks.loop import around
 
 
+@pytest.mark.skipif(
+    "PENSTOCK_TEST_LOOP" not in os.environ, reason="PENSTOCK_TEST_LOOP=1: it takes five minutes and more"
+)
 def test_nothing_fails_while_versions_come_and_go_and_a_bad_one_is_stopped(tmp_path: Path) -> None:
     report = asyncio.run(around(tmp_path / "loop"))
 

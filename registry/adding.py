@@ -62,7 +62,7 @@ async def add(store: Store, artifacts: Artifacts, folder: Path, about: About, by
             if added := await written_down(store, version, claimant):
                 await note(artifacts, added)
                 return added
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: what is not added claims nothing
         with suppress(*UNAVAILABLE):
             async with store.begin() as connection:
                 await drop(connection, claimant)

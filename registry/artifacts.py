@@ -201,7 +201,7 @@ def write_out(source: BinaryIO, target: Path, file: File) -> None:
                 size += len(chunk)
                 writing.write(chunk)
         check(File(digest.hexdigest(), size), file)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: no half of a file stays
         target.unlink(missing_ok=True)
         raise
 

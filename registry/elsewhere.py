@@ -80,7 +80,7 @@ class Elsewhere:
         try:
             with self.system.open(draft, "wb") as writing:
                 copied(source, writing, file)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: no draft stays
             if self.system.exists(draft):
                 self.system.rm_file(draft)
             raise

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
@@ -41,9 +41,31 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: list[Message]
+    _plain: bool = PrivateAttr(False)
+
+    @classmethod
+    def completing(cls, prompt: str, **fields: Any) -> "ChatRequest":
+        """A prompt to be gone on with as it stands, as of /v1/completions: no chat template is laid around it."""
+        request = cls(messages=[Message(role="user", content=prompt)], **fields)
+        request._plain = True
+        return request
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the one message is a prompt to be gone on with as it stands."""
+        return self._plain
 
     def with_messages(self, messages: Sequence[Message]) -> "ChatRequest":
         return self.model_copy(update={"messages": list(messages)})
+
+    def but(self, **fields: Any) -> "ChatRequest":
+        """The same with other fields; None takes one away: `request.but(n=3, stream_options=None)`."""
+        without = {name for name, value in fields.items() if value is None}
+        kept = {name: value for name, value in self.to_wire().items() if name not in without}
+        given = {name: value for name, value in fields.items() if value is not None}
+        request = ChatRequest(**{**kept, "messages": self.messages, **given})
+        request._plain = self._plain
+        return request
 
     def to_wire(self) -> dict[str, Any]:
         """The body to send: exactly the fields that were given, known and unknown."""
@@ -52,11 +74,16 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the engine counted them. `cached_tokens` are those of the prompt found in the prefix cache."""
+    """Tokens, as the engine counted them. `cached_tokens` are those of the prompt found in the prefix cache.
+
+    `calls` says what they were used for where an answer took more than one call: each a step's name and its share,
+    which has no calls of its own. What is in no call is the last one's.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    calls: tuple[tuple[str, "Usage"], ...] = ()
 
     @property
     def total_tokens(self) -> int:
@@ -67,27 +94,68 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.calls + other.calls,
+        )
+
+    def of(self, step: str) -> "Usage":
+        """The same, used for `step`: `reply.usage.of("self_refine.critique")`."""
+        own = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        named = [(f"{step}/{name}", usage) for name, usage in self.calls]
+        for _, usage in named:
+            own = own.less(usage)
+        rest = [(step, own)] if own != Usage() or not named else []
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, (*named, *rest))
+
+    def less(self, other: "Usage") -> "Usage":
+        """What is left without `other`, of no call in particular."""
+        return Usage(
+            self.prompt_tokens - other.prompt_tokens,
+            self.completion_tokens - other.completion_tokens,
+            self.cached_tokens - other.cached_tokens,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer as it streams. `tool_calls` and `logprobs` have OpenAI's streaming shape."""
+    """A piece of an answer as it streams, of the choice with this index where a request has asked for several.
+    `tool_calls` and `logprobs` have OpenAI's streaming shape."""
 
     content: str = ""
     reasoning: str = ""
     tool_calls: Sequence[dict[str, Any]] = ()
     logprobs: dict[str, Any] | None = None
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to a request: the assistant's message, and why it ended."""
+
+    message: Message
+    finish_reason: FinishReason = "stop"
+    logprobs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The whole answer: the assistant's message, why it ended, what it cost."""
+    """The whole answer: the assistant's message, why it ended, what it cost; `others` are the choices beside the first
+    one, as many as the request's `n` asks for."""
 
     message: Message
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
     logprobs: dict[str, Any] | None = None
+    others: Sequence[Choice] = ()
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice], usage: Usage = Usage()) -> "Reply":
+        """`choices`: at least one."""
+        first = choices[0]
+        return cls(first.message, first.finish_reason, usage, first.logprobs, choices[1:])
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [Choice(self.message, self.finish_reason, self.logprobs), *self.others]
 
 
 Emit = Callable[[Delta], Awaitable[None]]

@@ -1,0 +1,64 @@
+"""What a served model is composed of: a step is options that wrap a `Chat`.
+
+A package of steps keeps them in one table, name -> class. Written as `{NAME: {OPTION: VALUE}}`, in the order in which
+a request passes them: the first is the outermost.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from penstock.callers import LOCAL, Caller
+from penstock.chat import Chat
+
+Around = Callable[[Chat], Chat]
+
+
+class Parts(Protocol):
+    """What a step may use beside the `Chat` that it wraps."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are that options name by relative paths: the configuration's own directory."""
+
+    def chat(self, model: str) -> Chat:
+        """Another served model, by its name. Raises StartError if there is none."""
+
+    async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the engine of a served model answers on one of its own routes, such as /v1/embeddings or /classify; the
+        body needs no `model`. Raises PenstockError."""
+
+
+class Step(BaseModel):
+    """Its fields are its options, each with a default where there is a sensible one, and a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def around(self, parts: Parts) -> Around:
+        """Made once, when the configuration is taken; what it returns wraps every request's `Chat`. Whatever belongs
+        to one request is kept by that `Chat`'s call. Raises StartError for options that cannot be used."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """Of the request that runs: for what steps log and count, never for what they answer."""
+
+    request_id: str = ""
+    model: str = ""
+    """The served model's name."""
+    surface: str = ""
+    """The route: /v1/chat/completions."""
+    caller: Caller = LOCAL
+
+
+NONE_KNOWN = Circumstances()
+circumstances: ContextVar[Circumstances] = ContextVar("circumstances", default=NONE_KNOWN)
+
+Table = Mapping[str, type[Step]]
+Written = Mapping[str, Mapping[str, Any]]
+Listed = Sequence[Written]

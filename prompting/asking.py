@@ -2,17 +2,24 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Usage, silent
-from penstock.errors import BadRequest
+from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Role, Usage, silent
+from penstock.errors import BadRequest, BudgetSpent, ContextLengthExceeded
 
 CONSTRAINTS = ("response_format", "structured_outputs", "tools", "tool_choice", "parallel_tool_calls")
 """Fields that bind the visible answer, and not what is written on the way to it."""
-OF_THE_ANSWER = ("n", "stream_options", "logprobs", "top_logprobs", "stop", "max_tokens", "max_completion_tokens")
+OF_THE_ANSWER = tuple(
+    """n stream_options logprobs top_logprobs prompt_logprobs logprob_token_ids echo stop stop_token_ids
+    include_stop_str_in_output max_tokens max_completion_tokens min_tokens ignore_eos logit_bias bad_words
+    allowed_token_ids prediction""".split()
+)
 """Fields about the visible answer alone."""
+NO_ROOM = (BudgetSpent, ContextLengthExceeded)
+"""Why there may be no call after a draft, which is the answer then."""
 
 Once = Callable[[ChatRequest, Emit], Awaitable[Reply]]
+Result = TypeVar("Result")
 
 
 async def each_choice(request: ChatRequest, emit: Emit, once: Once) -> Reply:
@@ -28,15 +35,23 @@ async def each_choice(request: ChatRequest, emit: Emit, once: Once) -> Reply:
 
         return emit_there
 
-    tasks = [asyncio.ensure_future(once(single, into(index))) for index in range(count)]
+    replies = await side_by_side([once(single, into(index)) for index in range(count)])
+    choices = [Choice(reply.message, reply.finish_reason, reply.logprobs) for reply in replies]
+    return Reply.of(choices, sum((reply.usage for reply in replies), Usage()))
+
+
+async def side_by_side(calls: Sequence[Awaitable[Result]]) -> list[Result]:
+    """What each comes to, in their order. The first that fails ends the others, and its error is raised; whatever the
+    end, none is left running."""
+    if not calls:
+        return []
+    tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        replies = await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    choices = [Choice(reply.message, reply.finish_reason, reply.logprobs) for reply in replies]
-    return Reply.of(choices, sum((reply.usage for reply in replies), Usage()))
 
 
 def as_reasoning(emit: Emit) -> Emit:
@@ -51,8 +66,11 @@ def as_reasoning(emit: Emit) -> Emit:
 
 def aside(request: ChatRequest, turns: Sequence[Message], **fields: Any) -> ChatRequest:
     """A call on the way to the answer: the request's own turns first, byte for byte, so that the engine's prefix cache
-    has them, then `turns`. It is free in what it writes: nothing binds it that is meant for the visible answer."""
+    has them, then `turns`. It is free in what it writes: nothing binds it that is meant for the visible answer. Tools
+    stay in the prompt, which begins with them, and cannot be called."""
     free: dict[str, Any] = dict.fromkeys((*CONSTRAINTS, *OF_THE_ANSWER))
+    if tools := getattr(request, "tools", None):
+        free |= {"tools": tools, "tool_choice": "none"}
     return request.with_messages([*request.messages, *turns]).but(**{**free, **fields})
 
 
@@ -62,12 +80,34 @@ async def ask(chat: Chat, request: ChatRequest, step: str, emit: Emit | None = N
     return Reply.of(reply.choices, reply.usage.of(step))
 
 
+def to_judge(request: ChatRequest, judge: str, turns: Sequence[Message], **fields: Any) -> ChatRequest:
+    """The same for another served model, whose prompts begin otherwise."""
+    return aside(request, turns, **{"model": judge, "tools": None, "tool_choice": None, **fields})
+
+
 def chats_only(request: ChatRequest, step: str) -> None:
     """Raises BadRequest for a prompt that is to be gone on with as it stands: there are no turns to work with."""
     if request.is_plain:
         raise BadRequest(
             f"this model has the step {step}, which needs a conversation: POST /v1/chat/completions", param="prompt"
         )
+
+
+def from_the_start(request: ChatRequest, step: str) -> None:
+    """Raises BadRequest for a request with a begun answer: what is written on the way would go on with it."""
+    if getattr(request, "continue_final_message", None):
+        raise BadRequest(
+            f"this model has the step {step}, which cannot go on with a begun answer", param="continue_final_message"
+        )
+
+
+def is_settled(reply: Reply) -> bool:
+    """Whether an answer is to be passed on as it is: it calls a tool, or has been blocked."""
+    return bool(reply.message.tool_calls) or reply.finish_reason in ("tool_calls", "content_filter")
+
+
+def turn(role: Role, text: str) -> Message:
+    return Message(role=role, content=text)
 
 
 def without_tools(request: ChatRequest, step: str) -> None:

@@ -6,6 +6,7 @@ PenstockError                     500 server_error
     NoMemory
   BadRequest                      400 invalid_request_error
     ContextLengthExceeded             context_length_exceeded
+    BudgetSpent                       budget_spent
     BodyTooLarge                  413 body_too_large
     BodyTooSlow                   408 body_too_slow
     KeyReused                     422 idempotency_key_reused
@@ -68,6 +69,12 @@ class BadRequest(PenstockError):
 
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
+
+
+class BudgetSpent(BadRequest):
+    """All tokens that a composed model may use for one answer are used."""
+
+    code = "budget_spent"
 
 
 class BodyTooLarge(BadRequest):

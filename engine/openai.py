@@ -1,6 +1,7 @@
 """Any OpenAI-compatible server as a `Chat`: the stream is decoded once, into deltas."""
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,39 +12,52 @@ from engine.affinity import hint_of
 from engine.asked import Asked, Limits, Source
 from engine.dispatch import Dispatch
 from engine.pool import Pool
-from engine.reading import CHAT
-from penstock.chat import ChatRequest, Delta, Emit, FinishReason, Message, Reply, Usage
-from penstock.errors import BadRequest, EngineError, StreamInterrupted
+from engine.reading import CHAT, TEXT
+from penstock.chat import ChatRequest, Choice, Delta, Emit, FinishReason, Message, Reply, Usage
+from penstock.errors import EngineError, StreamInterrupted
 
 PAUSE_AT = 64
 RESUME_AT = 8
 
 
 class OpenAIChat:
-    """Answers through whichever replica of the pool is free. One answer a request: n > 1 is a BadRequest.
+    """Answers through whichever replica of the pool is free, with as many choices as the request's `n` asks for.
+
+    `name`: every replica knows the model by it; `headers`: whole lines that go with each call; `deadline`: when nobody
+    wants the answer any more, by the loop's clock; `session`: the caller's own key for where its requests go.
 
     Raises what the engine says as a PenstockError, StreamInterrupted when its stream ends too soon and nobody can go
     on with it, EngineTimeout when it is silent for longer than the limits allow.
     """
 
-    def __init__(self, pool: Pool, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        limits: Limits | None = None,
+        *,
+        name: str | None = None,
+        headers: bytes = b"",
+        deadline: float = math.inf,
+        session: bytes | None = None,
+    ) -> None:
         self.pool = pool
         self.limits = limits or Limits()
+        self._name = name
+        self._headers = headers
+        self._deadline = deadline
+        self._session = session
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
-        body = request.to_wire() | {"stream": True, "stream_options": {"include_usage": True}}
-        if (body.get("n") or 1) != 1:
-            raise BadRequest("one answer at a time: n must be 1", param="n")
+        asked = self._asked(request)
         taken = Taken()
-        dispatch = Dispatch(self.pool, Asked(CHAT, body, hint=hint_of(body)), taken, self.limits, body["model"])
+        dispatch = Dispatch(self.pool, asked, taken, self.limits, request.model)
         running = asyncio.ensure_future(dispatch.run())
         running.add_done_callback(lambda _: taken.close())
         answer = Answer()
         try:
             while (data := await taken.next()) is not None:
                 for chunk in chunks(data):
-                    delta = answer.add(chunk)
-                    if delta:
+                    for delta in answer.add(chunk):
                         await emit(delta)
             if await running is not None:
                 raise EngineError("the engine answered a stream with a whole answer")
@@ -51,6 +65,14 @@ class OpenAIChat:
             running.cancel()
             await asyncio.wait([running])
         return answer.reply()
+
+    def _asked(self, request: ChatRequest) -> Asked:
+        body = request.to_wire() | {"stream": True, "stream_options": {"include_usage": True}}
+        if request.is_plain:
+            body["prompt"] = body.pop("messages")[0]["content"]
+        hint = hint_of(body, self._session)
+        path = TEXT if request.is_plain else CHAT
+        return Asked(path, body, self._headers, hint, self._deadline, name=self._name)
 
 
 class Taken:
@@ -97,38 +119,65 @@ def chunks(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 class Answer:
-    """The whole message, put together from chunks."""
+    """The whole answer, put together from chunks."""
+
+    def __init__(self) -> None:
+        self.choices: dict[int, Heard] = {}
+        self.usage = Usage()
+
+    def add(self, chunk: Mapping[str, Any]) -> list[Delta]:
+        """Takes a chunk in; returns what of it is worth streaming."""
+        if chunk.get("usage"):
+            self.usage = usage_of(chunk["usage"])
+        pieces = []
+        for choice in chunk.get("choices") or ():
+            index = choice.get("index") or 0
+            heard = self.choices.get(index)
+            if heard is None:
+                heard = self.choices[index] = Heard()
+            piece = heard.add(choice, index)
+            if piece.content or piece.reasoning or piece.tool_calls:
+                pieces.append(piece)
+        return pieces
+
+    def reply(self) -> Reply:
+        """Raises StreamInterrupted where a choice has no finish reason: it is not whole."""
+        if not self.choices:
+            raise StreamInterrupted("the engine's stream ended without an answer")
+        return Reply.of([self.choices[index].choice() for index in sorted(self.choices)], self.usage)
+
+
+class Heard:
+    """What has come of one choice."""
 
     def __init__(self) -> None:
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.tool_calls: dict[int, dict[str, Any]] = {}
-        self.logprobs: list[Any] = []
+        self.logprobs: dict[str, Any] | None = None
         self.finish_reason: FinishReason | None = None
-        self.usage = Usage()
 
-    def add(self, chunk: dict[str, Any]) -> Delta | None:
-        """Takes a chunk in; returns what of it is worth streaming, if anything."""
-        if chunk.get("usage"):
-            self.usage = usage_of(chunk["usage"])
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            logprobs = choice.get("logprobs")
-            piece = Delta(
-                content=delta.get("content") or "",
-                reasoning=delta.get("reasoning") or delta.get("reasoning_content") or "",
-                tool_calls=delta.get("tool_calls") or (),
-                logprobs=logprobs,
-            )
+    def add(self, choice: Mapping[str, Any], index: int) -> Delta:
+        """A chat's piece, or in `text` one of a plain completion."""
+        delta = choice.get("delta") or {}
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        logprobs = choice.get("logprobs")
+        if logprobs:
+            self.logprobs = logprobs if self.logprobs is None else joined(self.logprobs, logprobs)
+        piece = Delta(
+            delta.get("content") or choice.get("text") or "",
+            delta.get("reasoning") or delta.get("reasoning_content") or "",
+            delta.get("tool_calls") or (),
+            logprobs,
+            index,
+        )
+        if piece.content:
             self.content.append(piece.content)
+        if piece.reasoning:
             self.reasoning.append(piece.reasoning)
-            for call in piece.tool_calls:
-                self._add_call(call)
-            self.logprobs += (logprobs or {}).get("content") or []
-            if piece.content or piece.reasoning or piece.tool_calls:
-                return piece
-        return None
+        for call in piece.tool_calls:
+            self._add_call(call)
+        return piece
 
     def _add_call(self, call: dict[str, Any]) -> None:
         whole = self.tool_calls.setdefault(
@@ -139,17 +188,24 @@ class Answer:
         whole["function"]["name"] += function.get("name") or ""
         whole["function"]["arguments"] += function.get("arguments") or ""
 
-    def reply(self) -> Reply:
-        """Raises StreamInterrupted if no finish reason came: the answer is not whole."""
+    def choice(self) -> Choice:
+        """Raises StreamInterrupted if no finish reason came."""
         if self.finish_reason is None:
             raise StreamInterrupted("the engine's stream ended without a finish reason")
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.content) or None}
-        if any(self.reasoning):
+        if self.reasoning:
             message["reasoning"] = "".join(self.reasoning)
         if self.tool_calls:
             message["tool_calls"] = [self.tool_calls[index] for index in sorted(self.tool_calls)]
-        logprobs = {"content": self.logprobs} if self.logprobs else None
-        return Reply(Message(**message), self.finish_reason, self.usage, logprobs)
+        return Choice(Message(**message), self.finish_reason, self.logprobs)
+
+
+def joined(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of two pieces: each of their lists goes on."""
+    result = dict(before)
+    for name, values in more.items():
+        result[name] = [*(result.get(name) or ()), *values] if isinstance(values, list) else values
+    return result
 
 
 def usage_of(usage: dict[str, Any]) -> Usage:

@@ -277,11 +277,21 @@ class Model(Section):
     engine: str
     adapter: str | None = Field(None, description="registry:NAME@ALIAS of a LoRA adapter made for the engine's model")
     fallback: str | None = Field(None, description="the served model that answers what this one's engine cannot")
+    steps: list[dict[str, dict[str, Any]]] = Field(
+        [], description="what a request passes before the engine, in this order: `penstock steps` lists them"
+    )
+    guards: str | None = Field(None, description="the list in `guards` that every request to it passes first")
+    budget_tokens: int | None = Field(None, ge=1, description="generated for one answer, by all calls of its steps")
     rpm: int | None = Field(None, ge=1, description="requests a minute, of all callers together")
     tpm: int | None = Field(None, ge=1, description="tokens a minute, prompts and answers, of all callers together")
     concurrent: int | None = Field(None, ge=1, description="how many requests run at once; more wait in a queue")
     queue: int = Field(256, ge=0, description="how many may wait; more are refused (503)")
     queue_s: float = Field(30, gt=0, description="how long one may wait")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def steps_are_listed(cls, steps: Any) -> Any:
+        return listed(steps)
 
     @field_validator("adapter")
     @classmethod
@@ -291,6 +301,22 @@ class Model(Section):
                 raise ValueError(f"{adapter[:240]!r} is no registered adapter: {FORM}")
             Reference.of(adapter)
         return adapter
+
+
+def listed(steps: Any) -> Any:
+    """[pii, {self_refine: {rounds: 1}}, {instruct: null}] -> each as {NAME: OPTIONS}. Raises ValueError."""
+    if not isinstance(steps, list):
+        raise ValueError("a list, such as [{self_refine: {rounds: 1}}]")
+    return [step_of(step) for step in steps]
+
+
+def step_of(step: Any) -> dict[str, Any]:
+    if isinstance(step, str):
+        return {step: {}}
+    if not isinstance(step, dict) or len(step) != 1:
+        raise ValueError(f"a step is NAME or {{NAME: {{OPTION: VALUE}}}}, not {str(step)[:80]}")
+    ((name, options),) = step.items()
+    return {str(name): {} if options is None else options}
 
 
 class Log(Section):
@@ -313,6 +339,12 @@ class Config(BaseSettings):
     response_cache: ResponseCache = ResponseCache()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
+    guards: dict[str, list[dict[str, dict[str, Any]]]] = Field(
+        {}, description="policies by name: what models and keys that name one have their requests and answers pass"
+    )
+    files: str | None = Field(
+        None, description="the directory of the files that steps name [default: the configuration's own]"
+    )
     gates: dict[str, Gate] = Field(
         {}, description="by MODEL@ALIAS, MODEL or `default`: what a version must show before the alias moves there"
     )
@@ -334,6 +366,11 @@ class Config(BaseSettings):
         tree: dict[str, Any] = uncovered(self.model_dump())
         return tree
 
+    @field_validator("guards", mode="before")
+    @classmethod
+    def guards_are_listed(cls, guards: Any) -> Any:
+        return {name: listed(steps) for name, steps in guards.items()} if isinstance(guards, dict) else guards
+
     @model_validator(mode="after")
     def models_name_engines(self) -> Self:
         if not self.models:
@@ -348,6 +385,9 @@ class Config(BaseSettings):
                 self._fallbacks_end(name)
             if model.adapter is not None:
                 self._can_have_adapters(name, self.engines[model.engine])
+            if model.guards is not None and model.guards not in self.guards:
+                unknown = f"unknown guards {model.guards!r}{nearest(model.guards, self.guards)}"
+                raise WrongAt(("models", name, "guards"), unknown)
         return self
 
     def _can_have_adapters(self, name: str, engine: Engine) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from penstock.config import DEMO, ENV_PREFIX, Config, nearest
+from penstock.config import DEMO, ENV_PREFIX, Config, WrongAt, nearest
 from penstock.errors import ConfigError
 from penstock.home import home
 
@@ -47,6 +47,15 @@ class Source:
         if self.path is None or not self.path.is_file():
             raise ConfigError(f"{self.path} is not there, or no file that can be read again")
         return load(self.path, self.overrides)
+
+    def wrong(self, error: WrongAt) -> ConfigError:
+        """The same, told with the file and the line where it stands."""
+        try:
+            tree = yaml.compose(read(self.path)) if self.path else None
+        except (ConfigError, yaml.YAMLError):
+            tree = None
+        line = line_of(tree, error.loc, whole=False)
+        return ConfigError(f"{self.path}:{line}: {error}" if line else f"{'.'.join(error.loc)}: {error}")
 
     @property
     def is_empty(self) -> bool:
@@ -85,6 +94,8 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         from_env = environment()
         if not {"engines", "models"} & (data.keys() | overrides.keys()) and "models" not in from_env:
             data = DEMO | data
+        if path is not None:
+            data = {"files": str(path.resolve().parent)} | data
         return Config(**merged(merged(data, from_env), overrides))
     except SettingsError as error:
         raise ConfigError(f"from the environment: {error}") from error
@@ -184,8 +195,8 @@ def line_of(node: yaml.Node | None, loc: tuple[int | str, ...], *, whole: bool) 
             if pair is None:
                 return None if whole else line
             line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
+        elif isinstance(node, yaml.SequenceNode) and str(part).isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
             line = node.start_mark.line + 1
     return line
 

@@ -4,11 +4,11 @@ A package of steps keeps them in one table, name -> class. Written as `{NAME: {O
 a request passes them: the first is the outermost.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +16,8 @@ from penstock.callers import LOCAL, Caller
 from penstock.chat import Chat
 
 Around = Callable[[Chat], Chat]
+OnInput = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
+"""Texts of a request that generates nothing, such as those to be embedded: as they may go on, one for each."""
 
 
 class Parts(Protocol):
@@ -37,11 +39,18 @@ class Step(BaseModel):
     """Its fields are its options, each with a default where there is a sensible one, and a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    operators: ClassVar[frozenset[str]] = frozenset()
+    """Options that reach beyond the request, such as files and addresses: only the configuration may set them, and no
+    caller who chooses a request's steps."""
 
     def around(self, parts: Parts) -> Around:
         """Made once, when the configuration is taken; what it returns wraps every request's `Chat`. Whatever belongs
         to one request is kept by that `Chat`'s call. Raises StartError for options that cannot be used."""
         raise NotImplementedError
+
+    def on_input(self, parts: Parts) -> OnInput | None:
+        """What the step has to say to requests that generate nothing; None for nothing. Made once, too."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

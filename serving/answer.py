@@ -1,103 +1,129 @@
-"""A composed model's answers: a `Chat` behind /v1/chat/completions and /v1/completions."""
+"""A composed model: steps around an engine's `Chat`, behind every route that it can answer."""
 
-import time
+import asyncio
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from penstock.chat import Chat, ChatRequest, Delta, Message, Reply, Usage
+from penstock.callers import LOCAL
+from penstock.chat import Chat, ChatRequest, Delta
 from penstock.errors import BadRequest
-from serving.exchange import Exchange
+from penstock.steps import Circumstances, circumstances
+from serving.composing import PLAIN, Composition
+from serving.exchange import Exchange, Headers
+from serving.inputs import changed
 from serving.ledger import Cost
-from serving.wire import DONE_EVENT, EVENT_STREAM, JSON, ChatShape, Dialect, TextShape, data_event, usage
+from serving.meter import Meter
+from serving.relay import Relay
+from serving.surfaces import SURFACES, Shape
+from serving.wire import EVENT_STREAM, JSON, Dialect
 
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
+SILENCE_S = 10.0
+"""After so long without an event a stream says that it is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The request that runs, for whatever a step asks beside its own `Chat`."""
+
+    exchange: Exchange
+    body: Mapping[str, Any]
+    meter: Meter
+
+
+asking: ContextVar[Asking] = ContextVar("asking")
 
 
 class Answer:
-    """A served model that is a `Chat` rather than an engine's own routes."""
+    """`base` is what the steps stand around: an engine's relay, or any `Chat`."""
 
-    def __init__(self, name: str, chat: Chat) -> None:
+    def __init__(
+        self, name: str, base: Chat | Relay, composition: Composition = PLAIN, budget: int | None = None
+    ) -> None:
         self.name = name
-        self.chat = chat
+        self.base = base
+        self.composition = composition
+        self.budget = budget
+
+    @property
+    def version(self) -> str | None:
+        return self.base.version if isinstance(self.base, Relay) else None
+
+    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter) -> Chat:
+        """For one request."""
+        base = self.base
+        chat = base.chat(exchange, body, meter) if isinstance(base, Relay) else meter.around(base)
+        return self.composition.around(chat)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
-        request, shape = self._asked(exchange, body)
+        surface = SURFACES.get(exchange.path)
+        if surface is None:
+            return await self._pass_on(exchange, body, dialect)
+        request, shape = surface(body, self.name, exchange.request_id)
+        meter = Meter(self.budget)
+        exchange.cost = Cost(meter=meter)
+        asking.set(Asking(exchange, body, meter))
+        circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
+        chat = self.chat(exchange, body, meter)
+        headers = dialect.headers(exchange.request_id)
         if body.get("stream"):
-            await self._stream(exchange, request, shape, Heard(exchange, body), usage_wanted(body))
+            await Streaming(exchange, shape, [*EVENT_STREAM, *headers]).run(chat, request)
         else:
-            heard = Heard(exchange, body)
-            reply = await self.chat(request, heard)
-            heard.told(reply)
-            exchange.send(200, JSON, orjson.dumps(shape.whole(reply)))
+            reply = await chat(request, unheard)
+            exchange.send(200, [*JSON, *headers], orjson.dumps(shape.whole(reply)))
 
-    def _asked(self, exchange: Exchange, body: Mapping[str, Any]) -> tuple[ChatRequest, ChatShape | TextShape]:
-        created = int(time.time())
-        if exchange.path == CHAT:
-            return ChatRequest(**body), ChatShape(f"chatcmpl-{exchange.request_id}", self.name, created)
-        if exchange.path == TEXT:
-            prompt = body.get("prompt")
-            if not isinstance(prompt, str):
-                raise BadRequest(f"the model {self.name!r} takes one prompt, as a string", param="prompt")
-            rest = {key: value for key, value in body.items() if key not in ("prompt", "messages")}
-            request = ChatRequest(**rest, messages=[Message(role="user", content=prompt)])
-            return request, TextShape(f"cmpl-{exchange.request_id}", self.name, created)
-        raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
-
-    async def _stream(
-        self,
-        exchange: Exchange,
-        request: ChatRequest,
-        shape: ChatShape | TextShape,
-        heard: "Heard",
-        with_usage: bool,
-    ) -> None:
-        def begin() -> None:
-            if exchange.status is None:
-                exchange.start(200, EVENT_STREAM)
-                first = shape.first()
-                if first:
-                    exchange.write(data_event(first))
-
-        async def emit(delta: Delta) -> None:
-            await heard(delta)
-            begin()
-            exchange.write(data_event(shape.piece(delta)))
-            await exchange.drained()
-
-        reply = await self.chat(request, emit)
-        heard.told(reply)
-        begin()
-        tail = data_event(shape.last(reply)) + (data_event(shape.usage_chunk(reply)) if with_usage else b"")
-        exchange.end(tail + DONE_EVENT)
+    async def _pass_on(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
+        """What generates nothing is the engine's, once its texts have passed the steps that look at them."""
+        if not isinstance(self.base, Relay):
+            raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
+        if self.composition.inputs:
+            circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
+            body = await changed(exchange.path, body, self.composition.inputs)
+        await self.base(exchange, body, dialect)
 
 
-class Heard:
-    """An `Emit` that keeps what the answer costs, also if nobody is left to take it to its end: the pieces that came,
-    until the reply tells the sum of all calls that it has taken."""
+class Streaming:
+    """An answer as the events of a stream, which begins with the first of them: until then an error is a status."""
 
-    def __init__(self, exchange: Exchange, body: Mapping[str, Any]) -> None:
-        self._text: list[str] = []
-        exchange.cost = self._cost = Cost(texts=[self._text], body=body)
+    def __init__(self, exchange: Exchange, shape: Shape, headers: Headers) -> None:
+        self.exchange = exchange
+        self.shape = shape
+        self.headers = headers
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
 
-    async def __call__(self, delta: Delta) -> None:
-        self._text.append(text_of(delta))
+    async def run(self, chat: Chat, request: ChatRequest) -> None:
+        self._timer = self._loop.call_later(SILENCE_S, self._look)
+        try:
+            reply = await chat(request, self.emit)
+        finally:
+            self._timer.cancel()
+        self._begin()
+        self.exchange.end(self.shape.last(reply))
 
-    def told(self, reply: Reply) -> None:
-        if reply.usage != Usage():
-            self._cost.usage = usage(reply.usage)
+    async def emit(self, delta: Delta) -> None:
+        self._begin()
+        self.exchange.write(self.shape.piece(delta))
+        self._last = self._loop.time()
+        await self.exchange.drained()
+
+    def _begin(self) -> None:
+        if self.exchange.status is None:
+            self.exchange.start(200, self.headers)
+            if first := self.shape.first():
+                self.exchange.write(first)
+
+    def _look(self) -> None:
+        silent_s = self._loop.time() - self._last
+        if silent_s >= SILENCE_S:
+            self._begin()
+            self.exchange.write(self.shape.alive())
+            self._last, silent_s = self._loop.time(), 0.0
+        self._timer = self._loop.call_later(SILENCE_S - silent_s, self._look)
 
 
-def text_of(delta: Delta) -> str:
-    """All that was generated for it."""
-    if not delta.tool_calls:
-        return delta.content + delta.reasoning
-    functions = [call.get("function") or {} for call in delta.tool_calls]
-    calls = [function.get(name) or "" for function in functions for name in ("name", "arguments")]
-    return "".join([delta.content, delta.reasoning, *calls])
-
-
-def usage_wanted(body: Mapping[str, Any]) -> bool:
-    return bool((body.get("stream_options") or {}).get("include_usage"))
+async def unheard(delta: Delta) -> None:
+    """The whole answer is sent at its end."""

@@ -37,12 +37,14 @@ from serving import bodies
 from serving.access import access
 from serving.admission import Admission, Ticket, sharing
 from serving.call import Call, id_of
+from serving.composing import PLAIN
 from serving.estimates import Estimate, estimate
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
+from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
 from serving.policy import Policy, Unfetched
-from serving.relay import DEADLINE, Relay, Relayed, as_json, deadline_of
+from serving.relay import Relay, Relayed, as_json
 from serving.replays import Replays
 from serving.routes import HOT_PATHS, MODEL_PREFIX, ONE_MODEL, ROUTES, Route, dialect_of, route_name
 from serving.stack import Served, Stack
@@ -152,11 +154,12 @@ class Gateway:
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect
     ) -> Coroutine[Any, Any, None]:
         """By what was answered before, where the caller or the configuration wants that."""
-        if not self.replays.concern(call.exchange, body):
+        cached = isinstance(served, Relay) or served.composition is PLAIN
+        if not self.replays.concern(call.exchange, body, cached=cached):
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
         version = served.route(call.exchange, body).version if isinstance(served, Relay) else None
-        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version)
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version, cached=cached)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
@@ -164,7 +167,7 @@ class Gateway:
         """For all who wait for it, on `exchange`: it has a place of its own, and costs who asked first."""
         if exchange is call.exchange:  # nobody else may have this answer
             return await self._served(call, served, body, dialect)
-        exchange.tenant = call.exchange.tenant
+        exchange.tenant, exchange.caller = call.exchange.tenant, call.exchange.caller
         apart = Call(self, exchange, call.name, call.caller, call.model)
         cut = True
         try:
@@ -291,6 +294,7 @@ class Gateway:
         served = self.model(body["model"], call.caller)
         call.model = served.name
         call.exchange.tenant = call.caller.tenant
+        call.exchange.caller = call.caller
         return served, body
 
     def _route(self, exchange: Exchange) -> Route:
@@ -315,8 +319,7 @@ class Gateway:
     def version(self, name: str) -> str | None:
         """The registered one that a served model has now."""
         assert self.stack is not None
-        served = self.stack.models[name]
-        return served.current.version if isinstance(served, Relay) else None
+        return self.stack.models[name].version
 
     def models_for(self, caller: Caller) -> list[str]:
         assert self.stack is not None

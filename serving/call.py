@@ -44,7 +44,9 @@ class Call:
     def came(self) -> int:
         """How many pieces of the answer have come."""
         source, cost = self.exchange.source, self.exchange.cost
-        return source.came if source else sum(map(len, cost.texts)) if cost else 0
+        if source:
+            return source.came
+        return 0 if cost is None else cost.meter.came if cost.meter else sum(map(len, cost.texts))
 
 
 def id_of(headers: Mapping[bytes, bytes]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.asked import Source
+from penstock.callers import Caller
 from penstock.errors import BodyTooLarge, BodyTooSlow
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Exchange:
     response_complete = False
     tenant = ""
     """Whose request it is, once that is known."""
+    caller: Caller | None = None
+    """Who asks, once that is known."""
     version: str | None = None
     """The registered version that answers, once it does."""
     cost: "Cost | None" = None

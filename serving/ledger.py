@@ -1,8 +1,8 @@
 """What every key has used, by model and day: noted in memory as requests end, written in batches by a task.
 
 The numbers are the engine's own. Where it never told them, as of a stream that was cut or whose client left, it is
-asked to count: the prompt and all that came, as tokens. Only where nobody can be asked, as of a composed model's
-answer that did not come to its end, they are estimated, and counted as such. A kill -9 loses what was noted since the
+asked to count: the prompt and all that came, as tokens. Only where nobody can be asked, as for a call of a composed
+model that did not come to its end, they are estimated, and counted as such. A kill -9 loses what was noted since the
 last batch; an ordinary end loses nothing.
 """
 
@@ -16,7 +16,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
-from engine.affinity import CHARS_PER_TOKEN
 from engine.asked import Asked
 from engine.pool import Pool
 from engine.reading import STREAMING, choices_wanted
@@ -26,7 +25,7 @@ from penstock import batches, metrics
 from penstock.callers import Caller
 from penstock.errors import EngineError, PenstockError
 from penstock.store import UNAVAILABLE, Store, reason
-from serving.media import characters
+from serving.meter import Meter, tokens_in_piece
 
 if TYPE_CHECKING:
     from serving.tally import Tally
@@ -43,20 +42,18 @@ ADD_EVERY_S = 10.0
 """Who reads the usage adds it up before."""
 MOST_TOKENS = 2**40
 """Of one request: far more than any engine could, and far less than a database's integers hold."""
-LONGEST_TOKEN_CHARS = 16
-PROMPT = ("messages", "prompt", "tools", "functions")
 Where = tuple[str, str, str]  # key, model, day
 
 
 @dataclass(slots=True)
 class Cost:
-    """What is known of a request that an engine was asked, while it runs and when it is over. `body` is a composed
-    model's, of which nobody knows here what its engines were asked."""
+    """What is known of a request that an engine was asked, while it runs and when it is over. A composed model, which
+    asks as often as it has to, has a `meter` instead."""
 
     asked: Asked | None = None
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
-    body: Mapping[str, Any] | None = None
+    meter: Meter | None = None
     texts: Sequence[Sequence[str]] = ()
     """The pieces of all that was generated: each choice's text, reasoning and calls of tools in lists of their own."""
     tally: "Tally | None" = None
@@ -223,9 +220,11 @@ def used_of(cost: Cost) -> Used | None:
     said = cost.usage
     if cost.incredible:
         return None
+    if cost.meter is not None:
+        usage, estimated = cost.meter.told()
+        return Used(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, estimated=int(estimated))
     if said is None:
-        generated = cost.body is not None or (cost.asked is not None and cost.asked.path in STREAMING)
-        return None if generated else Used()
+        return None if cost.asked is not None and cost.asked.path in STREAMING else Used()
     prompt = said.get("prompt_tokens", said.get("input_tokens"))
     completion = said.get("completion_tokens", said.get("output_tokens", 0))
     details = said.get("prompt_tokens_details") or said.get("input_tokens_details") or {}
@@ -288,14 +287,5 @@ async def one_usable(pool: Pool) -> Replica:
 
 def estimated(cost: Cost) -> Used:
     """Four characters a token for the prompt; a piece of a stream is a token, most often."""
-    if cost.asked:
-        prompt = cost.asked.hint.prompt_tokens
-    else:
-        body = cost.body or {}
-        prompt = sum(characters(body.get(name)) for name in PROMPT) // CHARS_PER_TOKEN
+    prompt = cost.asked.hint.prompt_tokens if cost.asked else 0
     return Used(prompt, 0, sum(tokens_in_piece(piece) for pieces in cost.texts for piece in pieces), estimated=1)
-
-
-def tokens_in_piece(piece: str) -> int:
-    """More than one where a guard has held a sentence back, or an engine sends several at once."""
-    return 1 if len(piece) <= LONGEST_TOKEN_CHARS else len(piece) // CHARS_PER_TOKEN

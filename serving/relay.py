@@ -5,7 +5,6 @@ status. A stream that breaks later is continued by another replica where that is
 event: never silently, never with a `[DONE]` it did not earn.
 """
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,19 +20,21 @@ from engine.reading import CHAT, TEXT
 from engine.route import Route
 from engine.tokens import tokens_of
 from penstock import metrics
+from penstock.chat import Chat
 from penstock.errors import BadRequest, EngineError, PenstockError
-from serving.answer import usage_wanted
 from serving.exchange import Exchange, Headers
+from serving.forwarded import DEADLINE, deadline_of, forwarded
 from serving.ledger import Cost
+from serving.meter import Meter
 from serving.split import SESSION
+from serving.surfaces import usage_wanted
 from serving.trial import Trial
+from serving.upstream import Upstream
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
 if TYPE_CHECKING:
     from serving.stack import Served
 
-FORWARDED = (b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate")
-DEADLINE = b"x-request-timeout-s"
 OPENAI_STREAMS = frozenset({CHAT, TEXT})
 CONTINUABLE = (b"x-penstock-continuable", b"1")
 
@@ -55,6 +56,15 @@ class Relay:
         """The one for this request: the same whenever it is asked for, until the routes are others."""
         trial = self.trial
         return self.current if trial is None else trial.route(self.current, exchange, body)
+
+    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter) -> Chat:
+        """The same engine for the steps of a composed model, which ask it in turns, for one request."""
+        return Upstream(self, exchange, body, meter)
+
+    @property
+    def version(self) -> str | None:
+        """The registered one that new requests go to."""
+        return self.current.version
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         await Relayed(self, exchange, body, dialect).run()
@@ -194,17 +204,6 @@ class Passing:
         self.cost.usage, self.cost.texts = usage, texts
 
 
-def forwarded(exchange: Exchange) -> bytes:
-    """The header lines that the engine gets: the caller's key, cookies and the rest are not among them."""
-    lines = b"x-request-id: %b\r\n" % exchange.request_id.encode()
-    headers = exchange.headers
-    for name in FORWARDED:
-        value = headers.get(name)
-        if value is not None:
-            lines += b"%b: %b\r\n" % (name, value)
-    return lines
-
-
 def as_json(body: Mapping[str, Any], option: int | None = None) -> bytes:
     """What was checked, written anew; `option` is orjson's. Raises BadRequest for what can be read but is too deep to
     be written."""
@@ -212,19 +211,3 @@ def as_json(body: Mapping[str, Any], option: int | None = None) -> bytes:
         return orjson.dumps(body, option=option)
     except TypeError as error:
         raise BadRequest("the body is nested too deeply: 254 levels at most") from error
-
-
-def deadline_of(exchange: Exchange) -> float:
-    """When the caller, who has said so, no longer wants the answer, by the loop's clock: the same for a fallback.
-    Raises BadRequest."""
-    given = exchange.headers[DEADLINE]
-    if exchange.deadline is not None:
-        return exchange.deadline
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise BadRequest(f"{DEADLINE.decode()} must be a number of seconds, not {given.decode('latin-1')!r}")
-    exchange.deadline = asyncio.get_running_loop().time() + seconds
-    return exchange.deadline

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 from engine import discovery
 from penstock import metrics
 from penstock.addresses import is_discovered
-from penstock.config import Config
+from penstock.config import Config, WrongAt
 from penstock.errors import ConfigError, StartError
 from penstock.hangup import Hangup
 from penstock.source import Source
 from serving.admission import check_shared
+from serving.compositions import check
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,10 @@ class Reload:
             raise ConfigError(f"{self.source.path} is empty")
         if fixed := needing_a_restart(changes, self.config, config):
             raise ConfigError(f"{self.source.path}: only a restart can change {', '.join(fixed)}")
+        try:
+            check(config)
+        except WrongAt as error:
+            raise self.source.wrong(error) from error
         try:
             check_shared(config)
         except StartError as error:

@@ -28,8 +28,9 @@ from penstock.callers import Caller
 from penstock.config import Config
 from penstock.errors import BadRequest, KeyReused, Overloaded, RateLimited
 from serving.exchange import Exchange, Headers
+from serving.forwarded import DEADLINE, deadline_of
 from serving.recording import Recording
-from serving.relay import DEADLINE, as_json, deadline_of
+from serving.relay import as_json
 from serving.shelf import Key, Shelf
 from serving.wire import Dialect
 
@@ -144,10 +145,11 @@ class Replays:
         if any(getattr(before, part) != getattr(after, part) for part in ("response_cache", "engines", "models")):
             self._cache = cache_of(after)
 
-    def concern(self, exchange: Exchange, body: Mapping[str, Any]) -> bool:
+    def concern(self, exchange: Exchange, body: Mapping[str, Any], *, cached: bool = True) -> bool:
+        """`cached`: of a model whose answers depend on the request alone, as far as its engine is deterministic."""
         if IDEMPOTENCY_KEY in exchange.headers:
             return True
-        return self._cache is not None and is_deterministic(exchange.path, body)
+        return cached and self._cache is not None and is_deterministic(exchange.path, body)
 
     async def serve(
         self,
@@ -157,10 +159,12 @@ class Replays:
         dialect: Dialect,
         work: Work,
         version: str | None = None,
+        *,
+        cached: bool = True,
     ) -> None:
         """`work` generates, on an exchange that is for all who ask the same. `version` is to answer now: the cache
         gives none of another one's answers, a key is a promise of one answer. Raises PenstockError."""
-        cache = self._cache
+        cache = self._cache if cached else None
         if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body, version)):
             key, generate = (caller.tenant, name), work
             fits = lambda recording: recording.version == version  # noqa: E731

@@ -8,11 +8,12 @@ from functools import partial
 
 import uvloop
 
-from penstock.config import Config
+from penstock.config import Config, WrongAt
 from penstock.source import Source
 from serving import workers
 from serving.admission import check_shared
 from serving.app import Gateway
+from serving.compositions import check
 from serving.engines import engines_here
 from serving.hosts import Alone, followed
 from serving.keys import Keys
@@ -29,6 +30,10 @@ def run(config: Config, source: Source, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. `config` is what `source` was found to say, and is followed there; `say` prints
     for a person. Raises StartError."""
     check_shared(config)
+    try:
+        check(config)
+    except WrongAt as error:
+        raise source.wrong(error) from error
     host, port = config.gateway.host, config.gateway.port
     if config.gateway.workers > 1:
         with workers.hold(host, port) as holder:

@@ -13,13 +13,18 @@ from engine.replica import Replica
 from engine.room import Room
 from engine.route import Route
 from engine.scripted import Scripted
+from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, Engine, Gateway, Script
+from penstock.errors import BadRequest
 from registry.canaries import Canary
 from registry.canary_figures import Both
-from serving.answer import Answer
+from serving.answer import Answer, asking
+from serving.composing import PLAIN
+from serving.compositions import Compositions
 from serving.engines import READY_POLL_S, ended, engines_here, served_by, watched
 from serving.relay import Relay
 from serving.trial import Trial
+from serving.upstream import whole
 from serving.versions import Versions
 
 Served = Relay | Answer
@@ -41,6 +46,8 @@ class Stack:
         versions: Versions = Versions(),
     ) -> None:
         self.models: dict[str, Served] = {}
+        self.relays: dict[str, Relay] = {}
+        """Those of the models that an engine is under, whether steps stand around them or not."""
         self.pools: dict[str, Pool] = {}
         self.failed = failed
         self.room = Room()
@@ -58,6 +65,7 @@ class Stack:
         self.count: Callable[[Canary], Both] = lambda canary: Both()
         self._tried: dict[str, Pool] = {}
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
+        self.compositions = Compositions(self.other, self.ask)
 
     @property
     def ready(self) -> bool:
@@ -102,9 +110,8 @@ class Stack:
             for name, pool in before.items()
         }
         self._move_tried(tried or {})
-        for name, relay in self.models.items():
-            if isinstance(relay, Relay):
-                relay.current = self._route(name, relay.current)
+        for name, relay in self.relays.items():
+            relay.current = self._route(name, relay.current)
         self._try()
 
     def _move_tried(self, tried: Mapping[str, Sequence[Replica]]) -> None:
@@ -126,10 +133,9 @@ class Stack:
         """Models that have a canary have a trial. It is the same as before where nothing has changed."""
         canaries = {name: Canary.of(said) for name, said in self.versions.canaries.items()}
         self._over &= {canary.id for canary in canaries.values()}
-        for name, relay in self.models.items():
-            if isinstance(relay, Relay):
-                canary = canaries.get(name)
-                relay.trial = self._trial(name, relay.trial, canary) if canary else None
+        for name, relay in self.relays.items():
+            canary = canaries.get(name)
+            relay.trial = self._trial(name, relay.trial, canary) if canary else None
 
     def _trial(self, name: str, before: Trial | None, canary: Canary) -> Trial | None:
         assert self._config is not None
@@ -144,6 +150,22 @@ class Stack:
             return before
         return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
 
+    def other(self, name: str) -> Chat:
+        """A served model as a step asks it, whichever one has the name by then, for the request that runs."""
+
+        async def asked(request: ChatRequest, emit: Emit) -> Reply:
+            now = asking.get()
+            return await self.models[name].chat(now.exchange, now.body, now.meter)(request, emit)
+
+        return asked
+
+    async def ask(self, name: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The whole answer of a served model's engine on one of its own routes. Raises PenstockError."""
+        relay = self.relays.get(name)
+        if relay is None:
+            raise BadRequest(f"the model {name!r} has no engine that answers {path}")
+        return await whole(relay, path, body)
+
     def leaving(self) -> set[str]:
         """What requests run on that new ones do not come to: replicas by their names, adapters as ENGINE/NAME@VERSION.
         Other replicas and adapters than the present ones that are not among them are nobody's."""
@@ -155,7 +177,7 @@ class Stack:
         return adapters | {replica.name for pool in self._leaving for replica in pool.replicas}
 
     def _routes(self) -> list[Route]:
-        relays = [relay for relay in self.models.values() if isinstance(relay, Relay)]
+        relays = self.relays.values()
         return [relay.current for relay in relays] + [relay.trial.other for relay in relays if relay.trial]
 
     def _route(self, name: str, before: Route | None) -> Route:
@@ -170,20 +192,22 @@ class Stack:
         return before if before and same else route
 
     def _served(self, config: Config) -> dict[str, Served]:
-        models: dict[str, Served] = {}
         limits = limits_of(config.gateway, self.room)
-        before, self._config = self.models, config
+        before, self.relays, self._config = self.relays, {}, config
+        models: dict[str, Served] = {}
+        composed = self.compositions.change(config)
         for name, model in config.models.items():
             if config.engines[model.engine].kind == "scripted":
-                models[name] = Answer(name, scripted(Script(**config.engines[model.engine].options)))
-            else:
-                relay = before.get(name)
-                route = self._route(name, relay.current if isinstance(relay, Relay) else None)
-                models[name] = Relay(name, route, limits)
+                chat = scripted(Script(**config.engines[model.engine].options))
+                models[name] = Answer(name, chat, composed[name], model.budget_tokens)
+                continue
+            route = self._route(name, before[name].current if name in before else None)
+            relay = self.relays[name] = Relay(name, route, limits)
+            plain = composed[name] is PLAIN and model.budget_tokens is None
+            models[name] = relay if plain else Answer(name, relay, composed[name], model.budget_tokens)
         for name, model in config.models.items():
-            relay = models[name]
-            if model.fallback and isinstance(relay, Relay):
-                relay.fallback = models[model.fallback]
+            if model.fallback and name in self.relays:
+                self.relays[name].fallback = models[model.fallback]
         return models
 
     def _pool(self, name: str, engine: Engine, config: Config) -> Pool:

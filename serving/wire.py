@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from penstock.chat import Delta, Reply, Usage
+from penstock.chat import Delta, Message, Reply, Usage
 from penstock.errors import PenstockError
 from serving.exchange import Headers
 
@@ -21,6 +21,7 @@ EVENT_STREAM: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 DONE_EVENT = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": there is more to come\n\n"
 
 
 class Dialect(Protocol):
@@ -93,33 +94,53 @@ class ChatShape:
     id: str
     model: str
     created: int
+    with_usage: bool = False
+    """Whether a stream ends with what it has cost."""
 
     def whole(self, reply: Reply) -> dict[str, Any]:
-        message = {"content": None, "refusal": None, **reply.message.model_dump(exclude_none=True)}
-        choice = {"index": 0, "message": message, "logprobs": reply.logprobs, "finish_reason": reply.finish_reason}
-        return self._document("chat.completion", [choice]) | {"usage": usage(reply.usage)}
+        choices = [
+            {
+                "index": index,
+                "message": {"content": None, "refusal": None, **message_of(choice.message)},
+                "logprobs": choice.logprobs,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(reply.choices)
+        ]
+        return self._document("chat.completion", choices) | {"usage": usage(reply.usage)}
 
-    def first(self) -> dict[str, Any]:
+    def first(self) -> bytes:
         return self._chunk({"role": "assistant", "content": ""}, None)
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
+    def piece(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.content} if delta.content else {}
-        content |= {"reasoning": delta.reasoning} if delta.reasoning else {}
-        content |= {"tool_calls": list(delta.tool_calls)} if delta.tool_calls else {}
-        return self._chunk(content, None, delta.logprobs)
+        if delta.reasoning:
+            content |= {"reasoning": delta.reasoning, "reasoning_content": delta.reasoning}
+        if delta.tool_calls:
+            content |= {"tool_calls": list(delta.tool_calls)}
+        return self._chunk(content, None, delta.logprobs, delta.choice)
 
-    def last(self, reply: Reply) -> dict[str, Any]:
-        return self._chunk({}, reply.finish_reason)
+    def last(self, reply: Reply) -> bytes:
+        ends = [self._chunk({}, choice.finish_reason, None, index) for index, choice in enumerate(reply.choices)]
+        if self.with_usage:
+            ends.append(data_event(self._document("chat.completion.chunk", []) | {"usage": usage(reply.usage)}))
+        return b"".join([*ends, DONE_EVENT])
 
-    def usage_chunk(self, reply: Reply) -> dict[str, Any]:
-        return self._document("chat.completion.chunk", []) | {"usage": usage(reply.usage)}
+    def alive(self) -> bytes:
+        return KEEP_ALIVE
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None, logprobs: Any = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._document("chat.completion.chunk", [choice])
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None, logprobs: Any = None, index: int = 0) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return data_event(self._document("chat.completion.chunk", [choice]))
 
     def _document(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def message_of(message: Message) -> dict[str, Any]:
+    """As it goes out: reasoning under both names that clients look for."""
+    said = message.model_dump(exclude_none=True)
+    return {**said, "reasoning_content": said["reasoning"]} if "reasoning" in said else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +150,33 @@ class TextShape:
     id: str
     model: str
     created: int
+    with_usage: bool = False
 
     def whole(self, reply: Reply) -> dict[str, Any]:
-        return self._document([self._choice(reply.message.text, reply.finish_reason)]) | {"usage": usage(reply.usage)}
+        choices = [
+            self._choice(choice.message.text, choice.finish_reason, choice.logprobs, index)
+            for index, choice in enumerate(reply.choices)
+        ]
+        return self._document(choices) | {"usage": usage(reply.usage)}
 
-    def first(self) -> None:
-        return None
+    def first(self) -> bytes:
+        return b""
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
-        return self._document([self._choice(delta.content, None)])
+    def piece(self, delta: Delta) -> bytes:
+        return data_event(self._document([self._choice(delta.content, None, delta.logprobs, delta.choice)]))
 
-    def last(self, reply: Reply) -> dict[str, Any]:
-        return self._document([self._choice("", reply.finish_reason)])
+    def last(self, reply: Reply) -> bytes:
+        ends = [self._choice("", choice.finish_reason, None, index) for index, choice in enumerate(reply.choices)]
+        events = [data_event(self._document([end])) for end in ends]
+        if self.with_usage:
+            events.append(data_event(self._document([]) | {"usage": usage(reply.usage)}))
+        return b"".join([*events, DONE_EVENT])
 
-    def usage_chunk(self, reply: Reply) -> dict[str, Any]:
-        return self._document([]) | {"usage": usage(reply.usage)}
+    def alive(self) -> bytes:
+        return KEEP_ALIVE
 
-    def _choice(self, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def _choice(self, text: str, finish: str | None, logprobs: Any, index: int) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def _document(self, choices: list[Any]) -> dict[str, Any]:
         kind = "text_completion"
@@ -154,11 +184,29 @@ class TextShape:
 
 
 def usage(used: Usage) -> dict[str, Any]:
+    """OpenAI's, and under `penstock` what each of several calls has taken of it."""
+    said = counts(used) | {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
+    return said | {"penstock": breakdown(used)} if used.calls else said
+
+
+def breakdown(used: Usage) -> dict[str, Any]:
+    """Calls of one step are told together."""
+    by_step: dict[str, Usage] = {}
+    rest = used
+    calls: dict[str, int] = {}
+    for step, usage in used.calls:
+        by_step[step] = by_step.get(step, Usage()) + usage
+        calls[step] = calls.get(step, 0) + 1
+        rest = rest.less(usage)
+    told = {step: {"calls": calls[step], **counts(usage)} for step, usage in by_step.items()}
+    return {"steps": told | ({"answer": counts(rest)} if rest != Usage() else {})}
+
+
+def counts(used: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
     }
 
 

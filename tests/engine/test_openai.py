@@ -86,9 +86,36 @@ async def test_what_goes_wrong_is_raised_and_never_a_short_answer(say: Say, kind
         await ask(say)
 
 
-async def test_several_answers_at_once_are_refused() -> None:
-    with pytest.raises(BadRequest, match="n must be 1"):
-        await ask(streams(DONE), n=2)
+async def test_several_choices_come_each_by_its_index() -> None:
+    def of(index: int, text: str, finish: str | None = None) -> bytes:
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    reply, deltas, sent = await ask(streams(of(1, "b"), of(0, "a", "stop"), of(1, "c", "length"), DONE), n=2)
+    assert [(choice.message.text, choice.finish_reason) for choice in reply.choices] == [
+        ("a", "stop"),
+        ("bc", "length"),
+    ]
+    assert [(delta.choice, delta.content) for delta in deltas] == [(1, "b"), (0, "a"), (1, "c")]
+    assert sent["n"] == 2
+
+
+async def test_a_plain_prompt_is_gone_on_with_as_it_stands() -> None:
+    def text(piece: str, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "text": piece, "finish_reason": finish, "logprobs": {"tokens": [piece]}}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    async with upstream(streams(text(" upon"), text(" a time", "length"), DONE)) as server:
+        replica = Replica.at("r", server.url)
+        replica.set_ready(True)
+        request = ChatRequest.completing("Once", model="m", logprobs=1)
+        reply = await OpenAIChat(Pool("e", [replica], 0))(request, _ignored)
+        replica.close()
+    sent = json.loads(server.bodies[0])
+    assert b"POST /v1/completions " in server.heads[0]
+    assert (sent["prompt"], "messages" in sent) == ("Once", False)
+    assert reply.message.text == " upon a time"
+    assert reply.logprobs == {"tokens": [" upon", " a time"]}
 
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:

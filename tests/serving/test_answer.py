@@ -11,13 +11,14 @@ import pytest
 
 from engine.affinity import DEFAULT_OUTPUT_TOKENS
 from engine.scripted import Scripted
-from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, Usage
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, Usage, silent
 from penstock.errors import EngineError
 from penstock.keyring import Keyring, wanted
 from penstock.store import Store, opened
 from penstock.used import used
 from serving.admission import EVERY_S
-from serving.ledger import LONGEST_TOKEN_CHARS, Cost, Ledger, estimated
+from serving.ledger import Ledger
+from serving.meter import LONGEST_TOKEN_CHARS, Meter
 from tests.serving.conftest import Running, run_gateway
 
 pytestmark = pytest.mark.anyio
@@ -171,5 +172,13 @@ async def test_a_stream_counts_in_the_limits_while_it_runs(tmp_path: Path) -> No
     ("text", "tokens"),
     [([], 0), (["a", "b", ""], 3), (["x" * LONGEST_TOKEN_CHARS], 1), (["A whole sentence, held back. " * 4], 29)],
 )
-def test_a_long_piece_is_more_than_a_token(text: list[str], tokens: int) -> None:
-    assert estimated(Cost(texts=[text], body=BODY)).completion_tokens == tokens
+async def test_a_long_piece_is_more_than_a_token(text: list[str], tokens: int) -> None:
+    async def mute(request: ChatRequest, emit: Emit) -> Reply:
+        for piece in text:
+            await emit(Delta(piece))
+        return Reply(Message(role="assistant", content="".join(text)))
+
+    meter = Meter()
+    await meter.around(mute)(ChatRequest(**BODY), silent)
+    usage, estimated = meter.told()
+    assert (usage.completion_tokens, estimated) == (tokens, True)

@@ -13,18 +13,16 @@ from hypothesis import strategies as st
 
 from engine.affinity import hint_of
 from engine.continuation import is_exact
-from engine.scripted import Scripted
 from engine.sim import simulator
 from penstock.callers import LOCAL, SCOPES, Caller
 from penstock.config import Config
 from penstock.errors import BadRequest, Forbidden, PenstockError
 from serving import bodies, fields
-from serving.answer import Answer
-from serving.exchange import Exchange
 from serving.openapi import document
 from serving.policy import Policy, Unfetched
 from serving.relay import as_json
 from serving.routes import ROUTES
+from serving.surfaces import SURFACES
 from tests.reliability.client import Caller as Client
 from tests.reliability.client import post
 from tests.serving.conftest import Running
@@ -152,9 +150,9 @@ def test_no_mutated_body_raises_anything_but_a_refusal(path: str, seed: int) -> 
     random = Random(seed)
     raw = json.dumps(odd_body(random, path)).encode()
     body = checked(path, raw, random.choice(POLICIES), random.choice(CALLERS))
-    if body and path in (fields.CHAT, fields.TEXT) and not isinstance(body, Unfetched):
+    if body and path in SURFACES and not isinstance(body, Unfetched):
         try:
-            Answer("sim", Scripted())._asked(Exchange("POST", path, {}), body)
+            SURFACES[path](body, "sim", "id")
         except BadRequest as error:
             short(error)
 

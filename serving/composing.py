@@ -1,0 +1,128 @@
+"""Steps as they are written become what wraps a served model's `Chat`.
+
+They are found in one table, by exact names. What is wrong with one is told with the place where it stands.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import prompting
+from penstock.chat import Chat
+from penstock.config import Config, WrongAt, nearest
+from penstock.errors import StartError
+from penstock.steps import Around, OnInput, Parts, Step, Table, Written
+
+STEPS: Table = {**prompting.STEPS}
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """`arounds`: the outermost first. `inputs`: what requests that generate nothing pass."""
+
+    arounds: Sequence[Around] = ()
+    inputs: Sequence[OnInput] = ()
+
+    def around(self, chat: Chat) -> Chat:
+        for around in reversed(self.arounds):
+            chat = around(chat)
+        return chat
+
+
+PLAIN = Composition()
+
+
+def parsed(written: Written, place: Place) -> Step:
+    """{self_refine: {rounds: 1}} -> the step. Raises WrongAt for a name or an option that does not exist."""
+    ((name, options),) = written.items()
+    kind = STEPS.get(name)
+    if kind is None:
+        raise WrongAt(tuple(map(str, place)), f"unknown step {name!r}{nearest(name, list(STEPS))} (`penstock steps`)")
+    try:
+        return kind(**options)
+    except ValidationError as error:
+        raise WrongAt((*map(str, place), name), said(error, kind, name)) from None
+
+
+def said(error: ValidationError, kind: type[Step], name: str) -> str:
+    """The first thing that is wrong with a step's options, as a person would say it."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    option = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        known = list(kind.model_fields)
+        near = nearest(str(detail["loc"][-1]), known)
+        return f"{name} has no option {option!r}{near}: it has {', '.join(known) or 'none'}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{name}.{option}: {message}" if option else f"{name}: {message}"
+
+
+def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
+    """Raises WrongAt for what cannot be used."""
+    arounds, inputs = [], []
+    for step, place in steps:
+        try:
+            arounds.append(step.around(parts))
+            on_input = step.on_input(parts)
+        except StartError as error:
+            raise WrongAt(tuple(map(str, place)), error.message) from error
+        if on_input:
+            inputs.append(on_input)
+    return Composition(arounds, inputs)
+
+
+def steps_of(config: Config, name: str) -> list[tuple[Step, Place]]:
+    """Those of a served model, each with its place in the configuration. Raises WrongAt."""
+    return [
+        (parsed(written, place), place)
+        for number, written in enumerate(config.models[name].steps)
+        for place in [("models", name, "steps", number)]
+    ]
+
+
+Reached = Callable[[str], Chat]
+Asked = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class ServingParts:
+    """`Parts` of a gateway: other served models are those of `names`, and `reached` when a request needs them."""
+
+    def __init__(self, folder: Path, names: Collection[str], reached: Reached, asked: Asked) -> None:
+        self.folder = folder
+        self.named: set[str] = set()
+        """The served models that steps have asked for."""
+        self._names = names
+        self._reached = reached
+        self._asked = asked
+
+    def chat(self, model: str) -> Chat:
+        self._check(model)
+        return self._reached(model)
+
+    async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self._check(model)
+        return await self._asked(model, path, body)
+
+    def _check(self, model: str) -> None:
+        if model not in self._names:
+            raise StartError(f"no model {model!r} is served here{nearest(model, list(self._names))}")
+        self.named.add(model)
+
+
+def no_circle(edges: Mapping[str, Collection[str]]) -> None:
+    """`edges`: the served models that each one asks. Raises WrongAt where one would ask itself."""
+    for start in edges:
+        path, seen = [(start, iter(edges[start]))], {start}
+        while path:
+            after = next(path[-1][1], None)
+            if after is None:
+                path.pop()
+            elif after == start:
+                round_ = " -> ".join([*(name for name, _ in path), start])
+                raise WrongAt(("models", start, "steps"), f"models ask one another in a circle: {round_}")
+            elif after not in seen:
+                seen.add(after)
+                path.append((after, iter(edges.get(after, ()))))

@@ -1,0 +1,108 @@
+"""What an answer of a composed model costs, call by call, and how much it may.
+
+Every call of an engine that its steps make goes through the meter, whatever becomes of what it says: drafts, samples
+that lost, calls that were cut short.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.affinity import CHARS_PER_TOKEN
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
+from penstock.errors import BudgetSpent, PenstockError
+from serving.media import characters
+
+LONGEST_TOKEN_CHARS = 16
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """A call of which the engine has not told yet what it cost."""
+
+    request: ChatRequest
+    pieces: list[str] = field(default_factory=list)
+
+    def estimated(self) -> Usage:
+        """Four characters a token for the prompt; a piece of a stream is a token, most often."""
+        wire = self.request.to_wire()
+        prompt = sum(characters(wire.get(name)) for name in ("messages", "tools", "functions"))
+        return Usage(prompt // CHARS_PER_TOKEN, sum(map(tokens_in_piece, self.pieces)))
+
+
+class Meter:
+    """`budget`: the tokens that all calls of one answer may generate together; None is without limit."""
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.came = 0
+        """How many pieces have, of all calls."""
+        self._ended = Usage()
+        self._estimated = False
+        self._running: set[Running] = set()
+
+    def told(self) -> tuple[Usage, bool]:
+        """What all calls have cost until now, and whether some of it is an estimate."""
+        total, estimated = self._ended, self._estimated
+        for running in self._running:
+            total, estimated = total + running.estimated(), True
+        return total, estimated
+
+    def around(self, chat: Chat) -> Chat:
+        """An engine's `Chat`, whose calls are counted. Raises BudgetSpent."""
+
+        async def metered(request: ChatRequest, emit: Emit) -> Reply:
+            running = Running(self._within(request))
+            pieces = running.pieces
+            self._running.add(running)
+
+            async def heard(delta: Delta) -> None:
+                self.came += 1
+                pieces.append(text_of(delta))
+                if self.budget is not None and self.came > self.budget:
+                    raise spent(self.budget)  # calls side by side
+                await emit(delta)
+
+            told = False
+            try:
+                reply = await chat(running.request, heard)
+                if reply.usage != Usage():
+                    told = True
+                    self._ended += reply.usage
+                return reply
+            except PenstockError:
+                told = not pieces  # refused, and not begun
+                raise
+            finally:
+                self._running.discard(running)
+                if not told:
+                    self._estimated = True
+                    self._ended += running.estimated()
+
+        return metered
+
+    def _within(self, request: ChatRequest) -> ChatRequest:
+        if self.budget is None:
+            return request
+        left = self.budget - self.told()[0].completion_tokens
+        each = left // (getattr(request, "n", None) or 1)
+        if each < 1:
+            raise spent(self.budget)
+        limits = [getattr(request, name, None) for name in ("max_completion_tokens", "max_tokens")]
+        return request.but(max_tokens=min([each, *(limit for limit in limits if limit)]), max_completion_tokens=None)
+
+
+def spent(budget: int) -> BudgetSpent:
+    return BudgetSpent(f"this model may use {budget} tokens for an answer, and has used them: ask for less at once")
+
+
+def text_of(delta: Delta) -> str:
+    """All that was generated for it."""
+    if not delta.tool_calls:
+        return delta.content + delta.reasoning
+    functions = [call.get("function") or {} for call in delta.tool_calls]
+    calls = [function.get(name) or "" for function in functions for name in ("name", "arguments")]
+    return "".join([delta.content, delta.reasoning, *calls])
+
+
+def tokens_in_piece(piece: str) -> int:
+    """More than one where a guard has held a sentence back, or an engine sends several at once."""
+    return 1 if len(piece) <= LONGEST_TOKEN_CHARS else len(piece) // CHARS_PER_TOKEN

@@ -42,6 +42,8 @@ class CritiqueRevise(Step):
     tokens or the context of another call are not there.
     """
 
+    operators = frozenset({"principles"})
+
     principles: str | None = Field(
         None, description="a YAML file of `principles`, each with id, critique, revision [default: eight of our own]"
     )

@@ -22,6 +22,8 @@ class SelfRefine(Step):
     one when the critique has nothing to mend, or when the tokens or the context of another call are not there.
     """
 
+    operators = frozenset({"judge"})
+
     rounds: int = Field(1, ge=1, le=8, description="how often the answer is criticized and written again")
     stop_when: str | None = Field(
         None, min_length=1, description="words in a critique by which nothing is left to mend; it is told to use them"

@@ -40,6 +40,8 @@ class TreeOfThoughts(Step):
     that is asked for. Calls of a level run side by side. Tools and formats are for the answer itself.
     """
 
+    operators = frozenset({"judge"})
+
     breadth: int = Field(2, ge=1, description="how many branches are gone on with")
     depth: int = Field(2, ge=1, description="how many steps a branch has")
     candidates: int = Field(3, ge=1, description="how many next steps each branch gets")

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, silent
-from prompting.asking import chats_only, each_choice, from_the_start
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, silent
+from prompting.asking import chats_only, each_choice, not_begun, reasoning_of
 
 GAP = "\n\n"
 
@@ -67,17 +67,18 @@ class Aloud:
         """The answer, its message with the reasoning that has been streamed before it."""
         if not self._thought:
             return reply
-        own = getattr(reply.message, "reasoning", None)
+        own = reasoning_of(reply.message)
         thought = "".join(self._thought) + (GAP + own if own else "")
         return replace(reply, message=reply.message.model_copy(update={"reasoning": thought}))
 
     async def give(self, draft: Reply) -> Reply:
         """A reply that came as a call on the way, as the answer."""
         message = draft.message
-        own = getattr(message, "reasoning", None)
+        own = reasoning_of(message)
         if self._show:  # then that has been seen
-            message, own = message.model_copy(update={"reasoning": None}) if own else message, None
-        if own:
+            kept = message.model_dump(exclude_unset=True, exclude={"reasoning", "reasoning_content"})
+            message = Message(**kept)
+        elif own:
             await self.answer(Delta(reasoning=own))
         calls = [{"index": index, **call} for index, call in enumerate(message.tool_calls or ())]
         if message.text or calls:
@@ -90,7 +91,7 @@ def thought_through(step: str, show: bool, once: Callable[[ChatRequest, Aloud], 
 
     async def answered(request: ChatRequest, emit: Emit) -> Reply:
         chats_only(request, step)
-        from_the_start(request, step)
+        not_begun(request, step)
         return await each_choice(request, emit, lambda single, emit: once(single, Aloud(emit, show=show)))
 
     return answered

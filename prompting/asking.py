@@ -1,7 +1,7 @@
 """What the strategies share: calls beside the answer, several choices, what a request must not have."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Role, Usage, silent
@@ -9,17 +9,19 @@ from penstock.errors import BadRequest, BudgetSpent, ContextLengthExceeded
 
 CONSTRAINTS = ("response_format", "structured_outputs", "tools", "tool_choice", "parallel_tool_calls")
 """Fields that bind the visible answer, and not what is written on the way to it."""
-OF_THE_ANSWER = tuple(
-    """n stream_options logprobs top_logprobs prompt_logprobs logprob_token_ids echo stop stop_token_ids
-    include_stop_str_in_output max_tokens max_completion_tokens min_tokens ignore_eos logit_bias bad_words
-    allowed_token_ids prediction""".split()
+OF_THE_ANSWER = (
+    *("n", "stream_options", "logprobs", "top_logprobs", "logprob_token_ids", "prompt_logprobs", "prediction"),
+    *("stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos"),
+    *("max_tokens", "max_completion_tokens", "min_tokens"),
+    *("allowed_token_ids", "bad_words", "logit_bias"),
+    *("continue_final_message", "add_generation_prompt", "echo"),
 )
 """Fields about the visible answer alone."""
 NO_ROOM = (BudgetSpent, ContextLengthExceeded)
 """Why there may be no call after a draft, which is the answer then."""
 
 Once = Callable[[ChatRequest, Emit], Awaitable[Reply]]
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 async def each_choice(request: ChatRequest, emit: Emit, once: Once) -> Reply:
@@ -29,20 +31,25 @@ async def each_choice(request: ChatRequest, emit: Emit, once: Once) -> Reply:
     if count == 1:
         return await once(single, emit)
 
-    def into(index: int) -> Emit:
-        async def emit_there(delta: Delta) -> None:
-            await emit(Delta(delta.content, delta.reasoning, delta.tool_calls, delta.logprobs, index))
+    async def of(index: int) -> Reply:
+        return await once(single, into(emit, index))
 
-        return emit_there
-
-    replies = await side_by_side([once(single, into(index)) for index in range(count)])
+    replies = await together([of(index) for index in range(count)])
     choices = [Choice(reply.message, reply.finish_reason, reply.logprobs) for reply in replies]
     return Reply.of(choices, sum((reply.usage for reply in replies), Usage()))
 
 
-async def side_by_side(calls: Sequence[Awaitable[Result]]) -> list[Result]:
-    """What each comes to, in their order. The first that fails ends the others, and its error is raised; whatever the
-    end, none is left running."""
+def into(emit: Emit, index: int) -> Emit:
+    """What streams there is of the choice with this index."""
+
+    async def emit_there(delta: Delta) -> None:
+        await emit(Delta(delta.content, delta.reasoning, delta.tool_calls, delta.logprobs, index))
+
+    return emit_there
+
+
+async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What they return, run side by side. The first failure ends all, as does cancellation: none is left running."""
     if not calls:
         return []
     tasks = [asyncio.ensure_future(call) for call in calls]
@@ -62,6 +69,10 @@ def as_reasoning(emit: Emit) -> Emit:
             await emit(Delta(reasoning=delta.reasoning + delta.content, choice=delta.choice))
 
     return think
+
+
+def reasoning_of(message: Message) -> str:
+    return str(getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or "")
 
 
 def aside(request: ChatRequest, turns: Sequence[Message], **fields: Any) -> ChatRequest:
@@ -93,8 +104,8 @@ def chats_only(request: ChatRequest, step: str) -> None:
         )
 
 
-def from_the_start(request: ChatRequest, step: str) -> None:
-    """Raises BadRequest for a request with a begun answer: what is written on the way would go on with it."""
+def not_begun(request: ChatRequest, step: str) -> None:
+    """Raises BadRequest for a request whose last turn is to be gone on with, for a step that adds turns after it."""
     if getattr(request, "continue_final_message", None):
         raise BadRequest(
             f"this model has the step {step}, which cannot go on with a begun answer", param="continue_final_message"

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from penstock.chat import Chat, ChatRequest, Message, Reply, Usage
 from penstock.steps import Around, Parts, Step
 from prompting.aloud import Aloud, thought_through
-from prompting.asking import aside, ask, side_by_side, to_judge, turn
+from prompting.asking import aside, ask, to_judge, together, turn
 
 MOST_CALLS = 64
 BEGIN = "I will think step by step before I answer."
@@ -95,9 +95,9 @@ class TreeOfThoughts(Step):
     ) -> tuple[list[Branch], Usage]:
         """The best branches of those that go on from `level`, the best first, and what they cost."""
         asked = [[*branch.turns, turn("user", question)] for branch in level]
-        grown = await side_by_side([self._grow(chat, request, turns) for turns in asked])
+        grown = await together([self._grow(chat, request, turns) for turns in asked])
         ends = [turns for more, _ in grown for turns in more]
-        graded = await side_by_side([self._grade(judge, request, turns) for turns in ends])
+        graded = await together([self._grade(judge, request, turns) for turns in ends])
         branches = sorted((branch for branch, _ in graded), key=lambda branch: branch.grade, reverse=True)
         return branches[: self.breadth], sum((usage for _, usage in [*grown, *graded]), Usage())
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from penstock import canary_cli, eval_cli, keys_cli, promote_cli, registry_cli
+from penstock import canary_cli, eval_cli, keys_cli, promote_cli, registry_cli, steps_cli
 from penstock.references import Reference, is_reference
 from penstock.shell import ConfigFile, explained, fail, loaded
 
@@ -31,6 +31,7 @@ app.add_typer(canary_cli.canary, name="canary")
 app.command("promote")(promote_cli.promote)
 app.command("gate")(promote_cli.ask_gate)
 app.command("rollback")(promote_cli.rollback)
+app.command("steps")(steps_cli.steps)
 
 Url = Annotated[str, typer.Option(envvar="PENSTOCK_URL", help="The gateway")]
 Key = Annotated[

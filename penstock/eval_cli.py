@@ -42,7 +42,12 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @evals.command("task")
 def run_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A family of the demo's items, or a file of JSON lines")],
-    model: Annotated[str, typer.Option(help="Its name at the server, or registry:NAME@VERSION, started here")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Its name at the server, or registry:NAME@VERSION, started here; repeated, to compare several"
+        ),
+    ],
     base_url: BaseUrl = DEFAULT_URL,
     api_key: ApiKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first items alone")] = None,
@@ -50,44 +55,49 @@ def run_task(
         str | None, typer.Option(help="verbatim, exact, f1, number or contains [default: the task's]")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer [default: the task's]")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Of the sampling [default: the task's, 0]")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Items asked at once")] = 8,
     out: Annotated[
-        Path | None, typer.Option(help="The run: every answer as a JSON line; gone on with if begun")
+        Path | None,
+        typer.Option(
+            help="The run: every answer as a JSON line; gone on with if begun. Of several models, their folder"
+        ),
     ] = None,
     config: ConfigFile = None,
     json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a page, against the first model")] = False,
 ) -> None:
     """Put a task's items to a model (the word `task` may be left out); exit with 1 if any has no answer."""
-    import asyncio
     from dataclasses import replace
 
-    from evals.harness import head
-    from evals.runs import Run
-    from evals.served import rooted, what_is_served
     from penstock.task import named
 
+    if json and markdown:
+        fail("--json or --markdown, not both")
     with explained():
         chosen = named(task, metric, limit)
-        if max_tokens:
-            chosen = replace(chosen, sampling={**chosen.sampling, "max_tokens": max_tokens})
-        registered = version_of(model, config)
-        if registered:
-            begun = head(chosen, str(registered))
-        else:
-            begun = head(chosen, model, rooted(base_url), asyncio.run(what_is_served(base_url, model, api_key)))
-        run = Run.begin(begun, out)
-        try:
-            if registered:
-                asyncio.run(asked_here(chosen, run, registered, config, concurrency))
-            else:
-                asyncio.run(asked(chosen, run, base_url, api_key, concurrency))
-        finally:
-            run.close()
-    as_json(run.result.described()) if json else table([run.result])
-    if errors := [record for record in run.records if record.error]:
-        again = "run it again to ask them again" if out else "with --out FILE a second run asks these alone"
-        first = errors[0]
-        fail(f"{len(errors)} of {len(run.records)} items have no answer; {again}. {first.id}: {first.error}")
+        given = {"max_tokens": max_tokens, "temperature": temperature}
+        asked_for = {name: value for name, value in given.items() if value is not None}
+        chosen = replace(chosen, sampling={**chosen.sampling, **asked_for})
+        files = files_of(model, out)
+        runs = [run_of(chosen, one, files[one], base_url, api_key, config, concurrency) for one in model]
+    if markdown:
+        from evals.beside import beside
+
+        typer.echo(beside(runs))
+    elif json:
+        found = [run.result.described() for run in runs]
+        as_json(found if len(found) > 1 else found[0])
+    else:
+        table([run.result for run in runs])
+    for run in runs:
+        if errors := [record for record in run.records if record.error]:
+            again = "run it again to ask them again" if out else "with --out FILE a second run asks these alone"
+            whose = f" of {run.head.model}" if len(runs) > 1 else ""
+            first = errors[0]
+            fail(f"{len(errors)} of {len(run.records)} items{whose} have no answer; {again}. {first.id}: {first.error}")
 
 
 @evals.command("perplexity")
@@ -126,6 +136,55 @@ def run_compare(before: Sample, after: Sample, json: Json = False) -> None:
     as_json(found.described()) if json else show(found)
     if found.verdict == "regression":
         raise typer.Exit(EXIT_REGRESSION)
+
+
+def files_of(models: list[str], out: Path | None) -> "dict[str, Path | None]":
+    """Where each model's run is kept: in `out`, of several models in a file for each there. Raises BadRequest."""
+    from urllib.parse import quote
+
+    from penstock.errors import BadRequest
+
+    if len(set(models)) < len(models):
+        raise BadRequest("--model: each name once")
+    if out is None or len(models) == 1:
+        return dict.fromkeys(models, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"--out {out}: of several models it is a folder, and {error.strerror or error}") from error
+    return {model: out / f"{quote(model, safe=' @')}.jsonl" for model in models}
+
+
+def run_of(
+    task: "Task",
+    model: str,
+    out: Path | None,
+    base_url: str,
+    api_key: str | None,
+    config: Path | None,
+    concurrency: int,
+) -> "Run":
+    """All of it asked, or gone on with. Raises PenstockError."""
+    import asyncio
+
+    from evals.harness import head
+    from evals.runs import Run
+    from evals.served import rooted, what_is_served
+
+    registered = version_of(model, config)
+    if registered:
+        begun = head(task, str(registered))
+    else:
+        begun = head(task, model, rooted(base_url), asyncio.run(what_is_served(base_url, model, api_key)))
+    run = Run.begin(begun, out)
+    try:
+        if registered:
+            asyncio.run(asked_here(task, run, registered, config, concurrency))
+        else:
+            asyncio.run(asked(task, run, base_url, api_key, concurrency))
+    finally:
+        run.close()
+    return run
 
 
 def version_of(model: str, config: Path | None) -> "Reference | None":

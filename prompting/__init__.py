@@ -1,8 +1,16 @@
 """Prompt strategies: each a small file, a step that is a `Chat -> Chat`."""
 
 from penstock.steps import Table
+from prompting.critique_revise import CritiqueRevise
 from prompting.instruct import Instruct
+from prompting.least_to_most import LeastToMost
+from prompting.self_refine import SelfRefine
+from prompting.tree_of_thoughts import TreeOfThoughts
 
 STEPS: Table = {
+    "critique_revise": CritiqueRevise,
     "instruct": Instruct,
+    "least_to_most": LeastToMost,
+    "self_refine": SelfRefine,
+    "tree_of_thoughts": TreeOfThoughts,
 }

@@ -5,7 +5,7 @@ import pytest
 from engine.scripted import Scripted
 from penstock.chat import ChatRequest, Emit, Message, Reply, Usage
 from penstock.errors import PenstockError
-from prompting.asking import aside, ask, each_choice
+from prompting.asking import aside, ask, each_choice, to_judge
 from tests.prompting.conftest import asking, told
 
 pytestmark = pytest.mark.anyio
@@ -42,11 +42,19 @@ async def test_one_choice_that_fails_ends_the_others() -> None:
 
 
 async def test_a_call_aside_begins_as_the_request_and_is_bound_by_nothing() -> None:
-    request = asking(temperature=0.5, tools=[{"type": "function"}], max_tokens=5, n=2, response_format={"type": "text"})
+    request = asking(temperature=0.5, stop=["."], max_tokens=5, n=2, response_format={"type": "text"}, min_tokens=3)
     call = aside(request, [Message(role="user", content="Criticize.")], max_tokens=50)
     assert call.messages[:-1] == request.messages
     assert call.to_wire().keys() == {"model", "messages", "temperature", "max_tokens"}
     assert call.to_wire()["max_tokens"] == 50
+
+
+async def test_a_call_aside_has_the_tools_in_its_prompt_and_cannot_call_them() -> None:
+    request = asking(tools=[{"type": "function"}], tool_choice="required")
+    own, judged = aside(request, []).to_wire(), to_judge(request, "judge", []).to_wire()
+    assert (own["tools"], own["tool_choice"]) == ([{"type": "function"}], "none")
+    assert judged.keys() == {"model", "messages"}
+    assert judged["model"] == "judge"
 
 
 async def test_what_a_call_cost_bears_the_steps_name() -> None:

@@ -1,6 +1,7 @@
 """Prompt strategies: each a small file, a step that is a `Chat -> Chat`."""
 
 from penstock.steps import Table
+from prompting.chain_of_thought import ChainOfThought
 from prompting.critique_revise import CritiqueRevise
 from prompting.instruct import Instruct
 from prompting.least_to_most import LeastToMost
@@ -8,6 +9,7 @@ from prompting.self_refine import SelfRefine
 from prompting.tree_of_thoughts import TreeOfThoughts
 
 STEPS: Table = {
+    "chain_of_thought": ChainOfThought,
     "critique_revise": CritiqueRevise,
     "instruct": Instruct,
     "least_to_most": LeastToMost,

@@ -3,6 +3,7 @@
 from penstock.steps import Table
 from prompting.chain_of_thought import ChainOfThought
 from prompting.critique_revise import CritiqueRevise
+from prompting.few_shot import FewShot
 from prompting.instruct import Instruct
 from prompting.least_to_most import LeastToMost
 from prompting.self_refine import SelfRefine
@@ -11,6 +12,7 @@ from prompting.tree_of_thoughts import TreeOfThoughts
 STEPS: Table = {
     "chain_of_thought": ChainOfThought,
     "critique_revise": CritiqueRevise,
+    "few_shot": FewShot,
     "instruct": Instruct,
     "least_to_most": LeastToMost,
     "self_refine": SelfRefine,

@@ -6,6 +6,7 @@ from prompting.critique_revise import CritiqueRevise
 from prompting.few_shot import FewShot
 from prompting.instruct import Instruct
 from prompting.least_to_most import LeastToMost
+from prompting.self_consistency import SelfConsistency
 from prompting.self_refine import SelfRefine
 from prompting.tree_of_thoughts import TreeOfThoughts
 
@@ -15,6 +16,7 @@ STEPS: Table = {
     "few_shot": FewShot,
     "instruct": Instruct,
     "least_to_most": LeastToMost,
+    "self_consistency": SelfConsistency,
     "self_refine": SelfRefine,
     "tree_of_thoughts": TreeOfThoughts,
 }

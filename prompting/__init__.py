@@ -1,6 +1,7 @@
 """Prompt strategies: each a small file, a step that is a `Chat -> Chat`."""
 
 from penstock.steps import Table
+from prompting.best_of_n import BestOfN
 from prompting.chain_of_thought import ChainOfThought
 from prompting.critique_revise import CritiqueRevise
 from prompting.few_shot import FewShot
@@ -11,6 +12,7 @@ from prompting.self_refine import SelfRefine
 from prompting.tree_of_thoughts import TreeOfThoughts
 
 STEPS: Table = {
+    "best_of_n": BestOfN,
     "chain_of_thought": ChainOfThought,
     "critique_revise": CritiqueRevise,
     "few_shot": FewShot,

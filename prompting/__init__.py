@@ -9,6 +9,7 @@ from prompting.instruct import Instruct
 from prompting.least_to_most import LeastToMost
 from prompting.self_consistency import SelfConsistency
 from prompting.self_refine import SelfRefine
+from prompting.stored import StoredPrompt
 from prompting.tree_of_thoughts import TreeOfThoughts
 
 STEPS: Table = {
@@ -18,6 +19,7 @@ STEPS: Table = {
     "few_shot": FewShot,
     "instruct": Instruct,
     "least_to_most": LeastToMost,
+    "prompt": StoredPrompt,
     "self_consistency": SelfConsistency,
     "self_refine": SelfRefine,
     "tree_of_thoughts": TreeOfThoughts,

@@ -1,6 +1,7 @@
 """`penstock steps`: what a served model can be composed of, with every option."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +41,7 @@ def described(name: str, kind: "type[Step]") -> dict[str, Any]:
     options = [
         {
             "name": option,
-            "type": typed(said),
+            "type": typed(said, schema.get("$defs", {})),
             "required": option in required,
             "default": said.get("default"),
             "description": said.get("description", ""),
@@ -52,18 +53,20 @@ def described(name: str, kind: "type[Step]") -> dict[str, Any]:
     return {"name": name, "package": kind.__module__.partition(".")[0], "does": does, "options": options}
 
 
-def typed(schema: Mapping[str, Any]) -> str:
-    """{"type": "integer", "minimum": 1} -> `integer >= 1`; choices and alternatives with a bar between them."""
+def typed(schema: Mapping[str, Any], named: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """{"type": "integer", "minimum": 1} -> `integer >= 1`; alternatives with a bar between them, and of options within
+    an option their names: `{model, rubric}`. `named`: what `$ref` leads to."""
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        found = named[schema["$ref"].rpartition("/")[2]]
+        return f"{{{', '.join(found['properties'])}}}" if "properties" in found else typed(found, named)
     if "anyOf" in schema:
-        return " | ".join(typed(one) for one in schema["anyOf"])
+        return " | ".join(typed(one, named) for one in schema["anyOf"])
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
         return str(schema["const"])
     if schema.get("type") == "array":
-        return f"list of {typed(schema.get('items', {}))}"
+        return f"list of {typed(schema.get('items', {}), named)}"
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in BOUNDS.items() if bound in schema]
     return " ".join([schema.get("type", "anything"), ", ".join(bounds)]).strip()
 

@@ -109,7 +109,7 @@ class TreeOfThoughts(Step):
         asked = aside(request, turns, temperature=self.temperature, max_tokens=self.max_tokens, **count)
         reply = await ask(chat, asked, "tree_of_thoughts.step")
         steps = dict.fromkeys(choice.message.text.strip() for choice in reply.choices)
-        return [[*turns, turn("assistant", step)] for step in steps], reply.usage
+        return [[*turns, turn("assistant", step)] for step in steps if step or len(steps) == 1], reply.usage
 
     async def _grade(self, judge: Chat, request: ChatRequest, turns: Sequence[Message]) -> tuple[Branch, Usage]:
         asked = [*turns, turn("user", self.value)]
@@ -118,7 +118,8 @@ class TreeOfThoughts(Step):
         else:
             call = aside(request, asked, max_tokens=self.max_tokens)
         reply = await ask(judge, call, "tree_of_thoughts.grade")
-        return Branch(turns, grade_in(reply.message.text)), reply.usage
+        is_cut = reply.finish_reason == "length"  # then its last number is no grade
+        return Branch(turns, 0 if is_cut else grade_in(reply.message.text)), reply.usage
 
 
 async def shown(level: Sequence[Branch], aloud: Aloud) -> None:

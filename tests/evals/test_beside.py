@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks.strategies import compared
 from evals.beside import beside
 from evals.runs import Head, Record, Run
 from penstock.cli import app
@@ -64,6 +65,15 @@ def test_a_strategy_is_put_beside_the_plain_model(served: Served, task: str, tmp
         ("plain", 0, None),
         ("a|b", 1, 24),
     ]
+
+
+def test_the_benchmark_prints_the_command_and_its_table(served: Served, task: str, tmp_path: Path) -> None:
+    shown = compared(task, ["plain", "a|b"], served.url, ["--limit", "6"], tmp_path / "kept")
+    command, _, head, _, _, refined = shown.splitlines()
+    assert command == f"$ penstock eval {task} --model plain --model 'a|b' --limit 6 --markdown"
+    assert head.startswith("| model | right |")
+    assert cells(refined)[1] == "1.000 of 6"
+    assert (tmp_path / "kept" / "sums" / "plain.jsonl").is_file()
 
 
 def test_the_temperature_is_another_sampling(served: Served, task: str, tmp_path: Path) -> None:

@@ -74,6 +74,13 @@ async def test_another_model_grades(composed: Compose, bench: Bench) -> None:
     assert {call.model for call in judge.calls} == {"judge"}
 
 
+async def test_a_grade_that_was_cut_is_none_and_so_is_an_empty_step(composed: Compose) -> None:
+    engine = Scripted(["", "a", "", "b", "9 of ten parts", "6", "a or b"])
+    reply, streamed = await told(composed(engine, searching(depth=1, max_tokens=2)), asking())
+    assert streamed.reasoning() == "b (6/10)\n\na (0/10)"
+    assert reply.message.content == "a or b"
+
+
 @pytest.mark.parametrize(
     ("text", "grade"),
     [

@@ -38,6 +38,6 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.places(torch.arange(tokens.size(1)))
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.size(1), device=tokens.device))
         logits = self.head(self.last(self.blocks(x)))
         return cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())

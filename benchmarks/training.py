@@ -1,16 +1,19 @@
 """What pre-training costs beside code that does nothing else:
 
     python -m benchmarks.training [--style gpt2|qwen3|llama] [--precision float32] [--rounds 7] [--json FILE]
+    python -m benchmarks.training --device cuda --width 768 --layers 12 --inner 3072 --rows 16 --length 1024 --steps 40
 
 Contestants, taking turns in one process, each for some steps on rows of equal shape with equal optimizers:
 
 - penstock: `training.pretrain.advance`, the whole of a step: rows made of generated conversations, loss by weight,
-  metrics, a checkpoint every 50 steps;
+  metrics; on a GPU rows are made ahead, as in a run (`--steps` must be many more than are waiting, two a maker);
+- in turn: the same with rows made between the steps, on a GPU;
 - bare: the same model and optimizers over rows that are made beforehand, and nothing else;
 - plain: GPT code written in an afternoon (`benchmarks/plain_gpt.py`), of the same size; for the style gpt2;
 - transformers: Hugging Face's class, with the weights of ours.
 
-Tokens per CPU-second are of this process alone and count; tokens per second of the clock depend on who else is at work.
+On a CPU tokens per CPU-second are of this process alone and count; tokens per second of the clock depend on who else is
+at work. On a GPU the clock counts, read when the GPU is through.
 The rate of matrix multiplication is measured in each round at the model's own shapes, each as forward and backward use
 it; the share of it is what a contestant's multiplications, attention among them, come to in its time. Ratios are
 medians over rounds, each against the neighbour of its own round.
@@ -22,6 +25,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +36,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from benchmarks.plain_gpt import PlainGPT
+from training.ahead import ahead, makers_for
 from training.hardware import resolved
 from training.model import Model, build, export
 from training.packing import batch
-from training.pretrain import Optimizers, Rows, advance, in_precision
+from training.pretrain import Optimizers, advance, in_precision, rows_of
 from training.pretrain_recipe import Recipe, load_recipe
 from training.run import Run
 from training.tokenizer import tokenizer_of
@@ -62,10 +68,11 @@ def recipe_for(arguments: argparse.Namespace, folder: Path) -> Recipe:
             | {"steps": 100_000, "rows": arguments.rows, "length": arguments.length, "random_sequences": 0}
         ],
         "threads": arguments.threads,
-        "device": "cpu",
+        "device": arguments.device,
         "precision": arguments.precision,
         "validation": None,
         "accumulation": 1,
+        "checkpoint_every": 100_000,
         "separate_documents": False,
     }
     if arguments.style != "qwen3":
@@ -73,16 +80,17 @@ def recipe_for(arguments: argparse.Namespace, folder: Path) -> Recipe:
     return resolved(Recipe.model_validate(demo.model_dump() | change), folder, resume=False)
 
 
-def penstock(recipe: Recipe, folder: Path) -> Steps:
-    run = Run(folder / "run", recipe.model_dump(mode="json"), recipe.steps)
-    read = Rows(tokenizer_of(recipe), [{}], [])
-    model = build(recipe.model, len(read.tokenizer), recipe.seed)
+def penstock(recipe: Recipe, folder: Path, makers: int, stack: ExitStack) -> Steps:
+    run = Run(folder, recipe.model_dump(mode="json"), recipe.steps)
+    tokenizer = tokenizer_of(recipe)
+    rows = stack.enter_context(ahead(partial(rows_of, recipe, tokenizer, [{}]), range(recipe.steps), makers))
+    model = build(recipe.model, len(tokenizer), recipe.seed).to(recipe.device)
     optimizers = Optimizers.of(model, recipe.optimizer)
     done = iter(range(recipe.steps))
 
     def go(steps: int) -> None:
         for _ in range(steps):
-            advance(run, next(done), recipe, read, model, optimizers)
+            advance(run, next(done), recipe, next(rows), [], model, optimizers)
 
     return go
 
@@ -105,14 +113,18 @@ def alone(
     return go
 
 
-def contestants(recipe: Recipe, folder: Path) -> dict[str, Steps]:
+def contestants(recipe: Recipe, folder: Path, stack: ExitStack) -> dict[str, Steps]:
     tokenizer = tokenizer_of(recipe)
-    rows = [batch(tokenizer, recipe.stages[0], recipe.seed, step).tokens for step in range(8)]
-    bare = build(recipe.model, len(tokenizer), recipe.seed)
+    makers = makers_for(recipe.device)
+    found = {"penstock": penstock(recipe, folder / "run", makers, stack)}
+    if makers:
+        found["in turn"] = penstock(recipe, folder / "in turn", 0, stack)
+    rows = [batch(tokenizer, recipe.stages[0], recipe.seed, step).tokens.to(recipe.device) for step in range(8)]
+    bare = build(recipe.model, len(tokenizer), recipe.seed).to(recipe.device)
     (folder / "theirs").mkdir()
     export(bare, recipe.model, tokenizer, folder / "theirs", dtype=torch.float32)
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder / "theirs", dtype=torch.float32)
-    theirs.train()
+    theirs.to(recipe.device).train()
 
     def mean_loss(tokens: Tensor) -> Tensor:
         return cross_entropy(bare(tokens)[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -120,8 +132,7 @@ def contestants(recipe: Recipe, folder: Path) -> dict[str, Steps]:
     def optimizers(model: nn.Module) -> Optimizers:
         return Optimizers.of(model, recipe.optimizer)
 
-    found = {
-        "penstock": penstock(recipe, folder),
+    found |= {
         "bare": alone(recipe, bare, mean_loss, rows, optimizers(bare)),
         "transformers": alone(
             recipe, theirs, lambda tokens: theirs(input_ids=tokens, labels=tokens).loss, rows, optimizers(theirs)
@@ -130,6 +141,7 @@ def contestants(recipe: Recipe, folder: Path) -> dict[str, Steps]:
     if recipe.model.style == "gpt2":
         shape = recipe.model
         plain = PlainGPT(len(tokenizer), shape.hidden_size, shape.layers, shape.heads, shape.ffn_size, shape.max_length)
+        plain.to(recipe.device)
         adamw = torch.optim.AdamW(plain.parameters(), lr=recipe.optimizer.adamw_lr, betas=(0.9, 0.95), fused=True)
         found["plain"] = alone(recipe, plain, plain, rows, Optimizers([(adamw, recipe.optimizer.adamw_lr)]))
     return found
@@ -148,18 +160,23 @@ def model_length(model: Model) -> int:
     return places[0] if places else -1
 
 
-def multiplied(shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
+def multiplied(
+    shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str
+) -> Iterator[Callable[[], Tensor]]:
     """Forward, and backward to the input and to the weight."""
     for inward, outward in shapes:
-        x, w, y = (torch.randn(a, b).to(dtype) for a, b in ((tokens, inward), (inward, outward), (tokens, outward)))
+        sizes = ((tokens, inward), (inward, outward), (tokens, outward))
+        x, w, y = (torch.randn(a, b, device=device).to(dtype) for a, b in sizes)
         yield lambda x=x, w=w: x @ w  # type: ignore[misc]
         yield lambda y=y, w=w: y @ w.T  # type: ignore[misc]
         yield lambda x=x, y=y: x.T @ y  # type: ignore[misc]
 
 
-def timed(work: Callable[[], object]) -> Cost:
+def timed(work: Callable[[], object], device: str) -> Cost:
     cpu, wall = time.process_time(), time.perf_counter()
     work()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
@@ -167,11 +184,11 @@ def measured(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
     """Costs of each contestant in each round, and of the bare multiplications of as many steps."""
     stage, shape = recipe.stages[0], recipe.model
     tokens = stage.rows * stage.length
-    with tempfile.TemporaryDirectory() as folder:
-        racing = contestants(recipe, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        racing = contestants(recipe, Path(folder), stack)
         shapes = matrices(build(shape, len(tokenizer_of(recipe)), 1))
         dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-        products = list(multiplied(shapes, tokens, dtype))
+        products = list(multiplied(shapes, tokens, dtype, recipe.device))
 
         def multiplications(count: int) -> None:
             for product in products * count:
@@ -179,35 +196,41 @@ def measured(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
 
         racing["multiplications"] = multiplications
         for go in racing.values():
-            go(3)
+            timed(partial(go, 3), recipe.device)
         costs: dict[str, list[Cost]] = {name: [] for name in racing}
         names = list(racing)
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                costs[name].append(timed(lambda name=name: racing[name](steps)))  # type: ignore[misc]
+                costs[name].append(timed(lambda name=name: racing[name](steps), recipe.device))  # type: ignore[misc]
     flops = 6 * tokens * sum(a * b for a, b in shapes)
     attention = 6 * tokens * shape.layers * stage.length * shape.hidden_size
-    return {"costs": costs, "tokens": tokens * steps, "flops": flops * steps, "attention": attention * steps}
+    return {
+        "costs": costs,
+        "tokens": tokens * steps,
+        "flops": flops * steps,
+        "attention": attention * steps,
+        "by": "wall_s" if recipe.device == "cuda" else "cpu_s",
+    }
 
 
 def report(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Of each contestant: tokens per second, how it compares with the faster of bare and plain, the share reached."""
     costs = found["costs"]
+    counted = {name: [getattr(cost, found["by"]) for cost in rounds] for name, rounds in costs.items()}
     bases = [name for name in ("bare", "plain") if name in costs]
-    best = min(bases, key=lambda name: statistics.median(cost.cpu_s for cost in costs[name]))
-    rate = [found["flops"] / cost.cpu_s for cost in costs["multiplications"]]
+    best = min(bases, key=lambda name: statistics.median(counted[name]))
+    rate = [found["flops"] / seconds for seconds in counted["multiplications"]]
     lines = {}
     for name, rounds in costs.items():
         cpu, wall = (statistics.median(values) for values in zip(*rounds, strict=True))
+        own = counted[name]
         work = found["flops"] + (0 if name == "multiplications" else found["attention"])
         lines[name] = {
             "tokens_per_cpu_s": found["tokens"] / cpu,
             "tokens_per_s": found["tokens"] / wall,
-            f"of_{best}": statistics.median(
-                base.cpu_s / own.cpu_s for own, base in zip(rounds, costs[best], strict=True)
-            ),
-            "gflops": work / cpu / 1e9,
-            "share": statistics.median(work / own.cpu_s / one for own, one in zip(rounds, rate, strict=True)),
+            f"of_{best}": statistics.median(base / one for one, base in zip(own, counted[best], strict=True)),
+            "gflops": work / statistics.median(own) / 1e9,
+            "share": statistics.median(work / one / reached for one, reached in zip(own, rate, strict=True)),
         }
     return lines
 
@@ -215,6 +238,7 @@ def report(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What pre-training costs beside code that does nothing else.")
     parser.add_argument("--style", choices=["gpt2", "qwen3", "llama"], default="gpt2")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="float32")
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -225,7 +249,8 @@ def main() -> None:
         recipe = recipe_for(arguments, Path(folder))
     lines = report(measured(recipe, arguments.rounds, arguments.steps))
     names = list(next(iter(lines.values())))
-    print(f"{recipe.model.style}, {recipe.precision}, {arguments.threads} threads, {arguments.rounds} rounds")
+    device = torch.cuda.get_device_name() if recipe.device == "cuda" else f"{arguments.threads} threads"
+    print(f"{recipe.model.style}, {recipe.precision}, {device}, {arguments.rounds} rounds")
     print("".join([f"{'':16}", *(f"{name:>18}" for name in names)]))
     for contestant, figures in lines.items():
         print("".join([f"{contestant:16}", *(f"{value:18,.2f}" for value in figures.values())]))

@@ -1,5 +1,7 @@
 """Zero-shot: standing instructions, before everything that the caller says."""
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from penstock.chat import Chat, ChatRequest, Emit, Message, Reply
@@ -33,3 +35,9 @@ def preceded(text: str, turns: list[Message]) -> list[Message]:
     else:
         content = f"{text}\n\n{first.text}"
     return [first.model_copy(update={"content": content}), *turns[1:]]
+
+
+def opened(added: Sequence[Message], turns: Sequence[Message]) -> list[Message]:
+    """`added` before the conversation, which the system turn stays in front of."""
+    first = 1 if turns and turns[0].role in ("system", "developer") else 0
+    return [*turns[:first], *added, *turns[first:]]

@@ -1,7 +1,6 @@
 """Batches of packed documents as a pure function of the step.
 
-Nothing is read ahead or kept between steps, so a resumed run sees exactly what an uninterrupted
-one would have seen.
+Nothing is kept between steps, so a resumed run sees exactly what an uninterrupted one would have seen.
 """
 
 from pathlib import Path

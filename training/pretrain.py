@@ -9,6 +9,7 @@ curve it left (`training/run.py`). The result is a directory that transformers a
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from training import corpus, validation
+from training.ahead import ahead, makers_for
 from training.card import Facts, write_card, write_checksums, write_plain_card
 from training.corpus import Corpus, Document
 from training.evaluate_demo import exact_answers
@@ -139,15 +141,17 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
     documents = {path: corpus.documents(path, tokenizer) for path in recipe.files}
     corpora = [corpus_of(stage, documents, recipe) for stage in recipe.stages]
     held_out = validation.texts(recipe.validation, tokenizer) if recipe.validation else []
-    model = build(recipe.model, len(tokenizer), recipe.seed, checkpointed=recipe.gradient_checkpointing)
-    model.to(recipe.device)
-    optimizers = Optimizers.of(model, recipe.optimizer)
-    if run.saved:
-        model.load_state_dict(run.saved["model"])
-        optimizers.restore(run.saved["optimizers"])
+    steps = range(run.first_step, recipe.steps)
+    with ahead(partial(rows_of, recipe, tokenizer, corpora), steps, makers_for(recipe.device)) as rows:
+        model = build(recipe.model, len(tokenizer), recipe.seed, checkpointed=recipe.gradient_checkpointing)
+        model.to(recipe.device)
+        optimizers = Optimizers.of(model, recipe.optimizer)
+        if run.saved:
+            model.load_state_dict(run.saved["model"])
+            optimizers.restore(run.saved["optimizers"])
 
-    for step in range(run.first_step, recipe.steps):
-        advance(run, step, recipe, Rows(tokenizer, corpora, held_out), model, optimizers)
+        for step in steps:
+            advance(run, step, recipe, next(rows), held_out, model, optimizers)
 
     with run.writing_model() as folder:
         export(model, recipe.model, tokenizer, folder, temperature=recipe.temperature)
@@ -168,26 +172,31 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
         write_checksums(folder)
 
 
-class Rows(NamedTuple):
-    """What is read: trained on, a corpus for each stage, and held out."""
-
-    tokenizer: PreTrainedTokenizerFast
-    corpora: Sequence[Corpus]
-    held_out: Sequence[validation.Text]
-
-
-def advance(run: Run, step: int, recipe: Recipe, read: Rows, model: Model, optimizers: Optimizers) -> None:
-    """One step with all that belongs to it: its rows, its line, and when it is time validation and a checkpoint."""
+def rows_of(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, corpora: Sequence[Corpus], step: int) -> Batch:
+    """A corpus for each stage."""
     stage = recipe.stage_at(step)
-    rows = batch(read.tokenizer, stage, recipe.seed, step, read.corpora[recipe.stages.index(stage)])
-    rows = apart(rows) if recipe.separate_documents else rows
+    rows = batch(tokenizer, stage, recipe.seed, step, corpora[recipe.stages.index(stage)])
+    return apart(rows) if recipe.separate_documents else rows
+
+
+def advance(
+    run: Run,
+    step: int,
+    recipe: Recipe,
+    rows: Batch,
+    held_out: Sequence[validation.Text],
+    model: Model,
+    optimizers: Optimizers,
+) -> None:
+    """One step with all that belongs to it: its line, and when it is time validation and a checkpoint."""
     optimizers.at_share(learning_rate_share(step, recipe.steps, recipe.optimizer))
     losses = learn(model, rows.to(recipe.device), recipe, optimizers)
+    stage = recipe.stage_at(step)
     is_last = step + 1 == recipe.steps
     figures: dict[str, float] = {}
     if recipe.validation and ((step + 1) % recipe.validation.every == 0 or is_last):
         with in_precision(recipe):
-            figures = validation.validate(model, read.held_out, stage.length, stage.rows, recipe.device).figures
+            figures = validation.validate(model, held_out, stage.length, stage.rows, recipe.device).figures
     run.log(step, tokens=rows.tokens.numel(), **losses._asdict(), **figures)
     if (step + 1) % recipe.checkpoint_every == 0 or is_last:
         run.checkpoint(step + 1, {"model": model.state_dict(), "optimizers": optimizers.state()})

@@ -10,7 +10,10 @@ from benchmarks.training import SIZES, Cost, matrices, measured, recipe_for, rep
 from training.model import build
 
 TINY = argparse.Namespace(
-    **{**SIZES, "width": 64, "layers": 2, "inner": 96, "rows": 2, "length": 128}, style="gpt2", precision="float32"
+    **{**SIZES, "width": 64, "layers": 2, "inner": 96, "rows": 2, "length": 128},
+    style="gpt2",
+    precision="float32",
+    device="cpu",
 )
 
 
@@ -37,7 +40,7 @@ def test_ratios_are_medians_against_the_faster_of_the_yardsticks() -> None:
         "plain": [Cost(3.0, 3.0)] * 3,
         "multiplications": [Cost(0.5, 0.5)] * 3,
     }
-    lines = report({"costs": costs, "tokens": 100, "flops": 5e8, "attention": 5e8})
+    lines = report({"costs": costs, "tokens": 100, "flops": 5e8, "attention": 5e8, "by": "cpu_s"})
 
     assert lines["penstock"]["tokens_per_cpu_s"] == 50
     assert lines["penstock"]["of_bare"] == 0.5

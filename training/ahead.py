@@ -1,0 +1,77 @@
+"""Rows made ahead of the steps that learn from them, by other processes.
+
+A GPU is through with a step before one processor has made the rows of the next. Every batch is a function of the seed
+and the step, so who makes it, and when, changes nothing.
+"""
+
+import ctypes
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from engine.machine import cores
+from training.packing import Batch
+
+MOST_MAKERS = 8
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+_make: Callable[[int], Batch]
+"""In a process that makes rows: what it was started with."""
+
+
+def makers_for(device: str) -> int:
+    """How many processes make rows: none beside a CPU that learns, which would be taken from it."""
+    return 0 if device == "cpu" else max(1, min(MOST_MAKERS, cores() - 1))
+
+
+@contextmanager
+def ahead(make: Callable[[int], Batch], steps: range, makers: int) -> Iterator[Iterator[Batch]]:
+    """`make` of each step, in order; with `makers`, that many processes are at the next ones meanwhile, two each.
+
+    They are forks, so nothing is copied of what `make` reads; begin before there is anything on a GPU.
+    """
+    if not makers:
+        yield map(make, steps)
+        return
+    with ProcessPoolExecutor(makers, get_context("fork"), _begin, (make, os.getpid())) as pool:
+        asked = deque(pool.submit(_made, step) for step in steps[: 2 * makers])
+        try:
+            yield _in_order(pool, asked, steps[2 * makers :])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, asked: "deque[Future[list[Any]]]", later: range) -> Iterator[Batch]:
+    for step in later:
+        rows = _batch(asked.popleft())
+        asked.append(pool.submit(_made, step))
+        yield rows
+    while asked:
+        yield _batch(asked.popleft())
+
+
+def _batch(asked: "Future[list[Any]]") -> Batch:
+    return Batch(*(torch.from_numpy(column) for column in asked.result()))
+
+
+def _begin(make: Callable[[int], Batch], parent: int) -> None:
+    """Ends with the parent, however that ends; Ctrl-C is the parent's to answer."""
+    global _make  # noqa: PLW0603
+    _make = make
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if os.getppid() != parent:
+        raise SystemExit("the run is gone")
+
+
+def _made(step: int) -> list[Any]:
+    """As arrays: torch would share a tensor's memory by a file, which costs more than to copy a few rows."""
+    return [column.numpy() for column in _make(step)]

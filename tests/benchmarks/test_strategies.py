@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.strategies import CONFIG
 from penstock.source import load
 from serving.composing import STEPS, ServingParts, composed, steps_of
 
 
-@pytest.mark.skipif("few_shot" not in STEPS, reason="the strategies with samples and examples are not here")
 def test_every_strategy_of_the_recipe_can_be_made_and_the_first_model_is_plain() -> None:
     config = load(CONFIG)
 

@@ -9,11 +9,12 @@ from typing import Any
 import orjson
 
 from penstock.callers import LOCAL
-from penstock.chat import Chat, ChatRequest, Delta
-from penstock.errors import BadRequest
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply
+from penstock.errors import BadRequest, PenstockError
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
+from serving.fields import TEXT
 from serving.inputs import changed
 from serving.ledger import Cost
 from serving.meter import Meter
@@ -56,6 +57,8 @@ class Answer:
         """For one request."""
         base = self.base
         chat = base.chat(exchange, body, meter) if isinstance(base, Relay) else meter.around(base)
+        if body.get("prompt") and exchange.path != TEXT:
+            chat = unprompted(chat)
         return self.composition.around(chat)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
@@ -99,6 +102,10 @@ class Streaming:
         self._timer = self._loop.call_later(SILENCE_S, self._look)
         try:
             reply = await chat(request, self.emit)
+        except PenstockError as error:
+            if self.exchange.status is not None:
+                self._write(self.shape.failed(error))
+            raise
         finally:
             self._timer.cancel()
         self._begin()
@@ -106,23 +113,37 @@ class Streaming:
 
     async def emit(self, delta: Delta) -> None:
         self._begin()
-        self.exchange.write(self.shape.piece(delta))
-        self._last = self._loop.time()
+        self._write(self.shape.piece(delta))
         await self.exchange.drained()
 
     def _begin(self) -> None:
         if self.exchange.status is None:
             self.exchange.start(200, self.headers)
-            if first := self.shape.first():
-                self.exchange.write(first)
+            self._write(self.shape.first())
+
+    def _write(self, events: bytes) -> None:
+        if events:  # nothing, as a chunk, would be the end
+            self.exchange.write(events)
+            self._last = self._loop.time()
 
     def _look(self) -> None:
         silent_s = self._loop.time() - self._last
         if silent_s >= SILENCE_S:
             self._begin()
-            self.exchange.write(self.shape.alive())
-            self._last, silent_s = self._loop.time(), 0.0
+            self._write(self.shape.alive())
+            silent_s = 0.0
         self._timer = self._loop.call_later(SILENCE_S - silent_s, self._look)
+
+
+def unprompted(chat: Chat) -> Chat:
+    """Under the steps: a stored prompt that none of them has laid would be ignored by the engine."""
+
+    async def asked(request: ChatRequest, emit: Emit) -> Reply:
+        if getattr(request, "prompt", None):
+            raise BadRequest("prompt: no step of this model lays stored prompts", param="prompt")
+        return await chat(request, emit)
+
+    return asked
 
 
 async def unheard(delta: Delta) -> None:

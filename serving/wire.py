@@ -52,7 +52,9 @@ class Responses(OpenAI):
     """/v1/responses: named events."""
 
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
-        document = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        document: dict[str, Any] = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        if error.event_number is not None:
+            document["sequence_number"] = error.event_number
         return b"event: error\ndata: " + orjson.dumps(document) + b"\n\n"
 
 
@@ -126,6 +128,9 @@ class ChatShape:
             ends.append(data_event(self._document("chat.completion.chunk", []) | {"usage": usage(reply.usage)}))
         return b"".join([*ends, DONE_EVENT])
 
+    def failed(self, error: PenstockError) -> bytes:
+        return b""
+
     def alive(self) -> bytes:
         return KEEP_ALIVE
 
@@ -172,6 +177,9 @@ class TextShape:
             events.append(data_event(self._document([]) | {"usage": usage(reply.usage)}))
         return b"".join([*events, DONE_EVENT])
 
+    def failed(self, error: PenstockError) -> bytes:
+        return b""
+
     def alive(self) -> bytes:
         return KEEP_ALIVE
 
@@ -186,6 +194,8 @@ class TextShape:
 def usage(used: Usage) -> dict[str, Any]:
     """OpenAI's, and under `penstock` what each of several calls has taken of it."""
     said = counts(used) | {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
+    if used.reasoning_tokens:
+        said["completion_tokens_details"] = {"reasoning_tokens": used.reasoning_tokens}
     return said | {"penstock": breakdown(used)} if used.calls else said
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from engine.reading import AnthropicReading
 from penstock.chat import Chat, Delta, Usage
 from penstock.errors import EngineError
-from tests.serving.conftest import Running
+from tests.serving.conftest import run_gateway
 from tests.serving.telling import CALLED, THOUGHT, WEATHER, Telling
 
 pytestmark = pytest.mark.anyio
@@ -27,9 +27,9 @@ EVERYTHING = (THOUGHT, Delta("Let me "), Delta("look."), *CALLED)
 
 
 @asynccontextmanager
-async def asking(gateway: Running, chat: Chat) -> AsyncIterator[AsyncAnthropic]:
+async def asking(chat: Chat) -> AsyncIterator[AsyncAnthropic]:
     async with (
-        gateway({"m": chat}) as client,
+        run_gateway({"m": chat}, hot=True) as client,
         AsyncAnthropic(
             base_url=str(client.base_url), api_key="any", max_retries=0, _strict_response_validation=True
         ) as caller,
@@ -41,9 +41,9 @@ def told(message: Message) -> list[Any]:
     return [block.to_dict() for block in message.content]
 
 
-async def test_a_whole_message_has_a_block_for_each_thing(gateway: Running) -> None:
+async def test_a_whole_message_has_a_block_for_each_thing() -> None:
     chat = Telling(EVERYTHING, "tool_calls", usage=Usage(9, 5, 4, (("draft", Usage(3, 2)),)))
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         message = await caller.messages.create(**HELLO, **ADAPTIVE, tools=[TOOL])
     thought, said, *calls = message.content
     assert isinstance(thought, ThinkingBlock)
@@ -60,8 +60,8 @@ async def test_a_whole_message_has_a_block_for_each_thing(gateway: Running) -> N
     assert breakdown["steps"]["draft"]["total_tokens"] == 5
 
 
-async def test_a_streams_events_come_in_anthropics_order(gateway: Running) -> None:
-    async with asking(gateway, Telling(EVERYTHING, "tool_calls")) as caller:
+async def test_a_streams_events_come_in_anthropics_order() -> None:
+    async with asking(Telling(EVERYTHING, "tool_calls")) as caller:
         events: list[Any] = [event async for event in await caller.messages.create(**HELLO, **ADAPTIVE, stream=True)]
     assert [event.type.removeprefix("content_block_") for event in events] == [
         "message_start",
@@ -78,8 +78,8 @@ async def test_a_streams_events_come_in_anthropics_order(gateway: Running) -> No
     assert (events[-2].usage.input_tokens, events[-2].usage.output_tokens) == (5, 5)
 
 
-async def test_a_stream_tells_what_the_whole_answer_does(gateway: Running) -> None:
-    async with asking(gateway, Telling(EVERYTHING, "tool_calls")) as caller:
+async def test_a_stream_tells_what_the_whole_answer_does() -> None:
+    async with asking(Telling(EVERYTHING, "tool_calls")) as caller:
         whole = await caller.messages.create(**HELLO, **ADAPTIVE)
         async with caller.messages.stream(**HELLO, **ADAPTIVE) as stream:
             final = await stream.get_final_message()
@@ -90,8 +90,8 @@ async def test_a_stream_tells_what_the_whole_answer_does(gateway: Running) -> No
 @pytest.mark.parametrize(
     "thinking", [{}, {"thinking": {"type": "disabled"}}, {"thinking": {"type": "adaptive", "display": "omitted"}}]
 )
-async def test_who_has_not_asked_for_the_reasoning_has_the_answer_first(gateway: Running, thinking: Any) -> None:
-    async with asking(gateway, Telling([THOUGHT, Delta("Yes.")])) as caller:
+async def test_who_has_not_asked_for_the_reasoning_has_the_answer_first(thinking: Any) -> None:
+    async with asking(Telling([THOUGHT, Delta("Yes.")])) as caller:
         whole = await caller.messages.create(**HELLO, **thinking)
         async with caller.messages.stream(**HELLO, **thinking) as stream:
             final = await stream.get_final_message()
@@ -102,9 +102,9 @@ class Weather(BaseModel):
     city: str
 
 
-async def test_all_that_chats_have_too_reaches_the_model_as_theirs(gateway: Running) -> None:
+async def test_all_that_chats_have_too_reaches_the_model_as_theirs() -> None:
     chat = Telling([Delta('{"city": "Oslo"}')])
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         message = await caller.messages.parse(
             **HELLO,
             system=[{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
@@ -139,14 +139,14 @@ async def test_all_that_chats_have_too_reaches_the_model_as_theirs(gateway: Runn
 
 
 @pytest.mark.parametrize(("choice", "said"), [("auto", "auto"), ("any", "required"), ("none", "none")])
-async def test_a_choice_of_tools_is_said_in_the_words_of_chats(gateway: Running, choice: Any, said: str) -> None:
+async def test_a_choice_of_tools_is_said_in_the_words_of_chats(choice: Any, said: str) -> None:
     chat = Telling([Delta("Yes.")])
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         await caller.messages.create(**HELLO, tools=[TOOL], tool_choice={"type": choice})
     assert chat.wire["tool_choice"] == said
 
 
-async def test_a_conversation_becomes_turns(gateway: Running) -> None:
+async def test_a_conversation_becomes_turns() -> None:
     chat = Telling([Delta("Fine.")])
     source = {"type": "base64", "media_type": "image/png", "data": PNG}
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
@@ -173,7 +173,7 @@ async def test_a_conversation_becomes_turns(gateway: Running) -> None:
             ],
         },
     ]
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         await caller.messages.create(**HELLO | {"messages": turns})
     call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": '{"city":"Oslo"}'}}
     assert chat.wire["messages"] == [
@@ -195,8 +195,8 @@ async def test_a_conversation_becomes_turns(gateway: Running) -> None:
         (Telling([*CALLED], "length"), "max_tokens", None),
     ],
 )
-async def test_an_answer_says_why_it_ended(gateway: Running, chat: Telling, reason: str, sequence: str | None) -> None:
-    async with asking(gateway, chat) as caller:
+async def test_an_answer_says_why_it_ended(chat: Telling, reason: str, sequence: str | None) -> None:
+    async with asking(chat) as caller:
         whole = await caller.messages.create(**HELLO)
         async with caller.messages.stream(**HELLO) as stream:
             final = await stream.get_final_message()
@@ -204,13 +204,13 @@ async def test_an_answer_says_why_it_ended(gateway: Running, chat: Telling, reas
         assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
 
 
-async def test_an_answer_without_a_word_has_an_empty_text(gateway: Running) -> None:
-    async with asking(gateway, Telling([])) as caller:
+async def test_an_answer_without_a_word_has_an_empty_text() -> None:
+    async with asking(Telling([])) as caller:
         assert told(await caller.messages.create(**HELLO)) == [{"type": "text", "text": ""}]
 
 
-async def test_a_failure_in_mid_stream_is_an_error_event(gateway: Running) -> None:
-    async with asking(gateway, Telling([Delta("Once")], failure=EngineError("it broke"))) as caller:
+async def test_a_failure_in_mid_stream_is_an_error_event() -> None:
+    async with asking(Telling([Delta("Once")], failure=EngineError("it broke"))) as caller:
         with pytest.raises(anthropic.APIStatusError, match="it broke"):
             async for _ in await caller.messages.create(**HELLO, stream=True):
                 pass
@@ -233,21 +233,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), REFUSED, ids=[param for _, param in REFUSED])
-async def test_what_cannot_be_honoured_is_refused_by_its_name(
-    gateway: Running, body: dict[str, Any], param: str
-) -> None:
+async def test_what_cannot_be_honoured_is_refused_by_its_name() -> None:
     chat = Telling([Delta("Hello.")])
-    async with gateway({"m": chat}) as client:
-        answer = await client.post(PATH, json=HELLO | body)
-    error = answer.json()
-    assert (answer.status_code, error["error"]["type"]) == (400, "invalid_request_error"), error
-    assert param in error["error"]["message"]
+    async with run_gateway({"m": chat}, hot=True) as client:
+        for body, param in REFUSED:
+            answer = await client.post(PATH, json=HELLO | body)
+            error = answer.json()
+            assert (answer.status_code, error["error"]["type"]) == (400, "invalid_request_error"), error
+            assert param in error["error"]["message"]
     assert not chat.asked
 
 
-async def test_a_stream_is_what_a_well_formed_one_is_here(gateway: Running) -> None:
-    async with gateway({"m": Telling(EVERYTHING, "tool_calls")}) as client:
+async def test_a_stream_is_what_a_well_formed_one_is_here() -> None:
+    async with run_gateway({"m": Telling(EVERYTHING, "tool_calls")}, hot=True) as client:
         answer = await client.post(PATH, json=HELLO | {"stream": True})
     reading = AnthropicReading()
     assert reading.feed(answer.content) == answer.content

@@ -15,7 +15,7 @@ from engine.scripted import Scripted
 from penstock.chat import Chat, Delta, Usage
 from penstock.errors import EngineError
 from serving.responses import responses
-from tests.serving.conftest import Running
+from tests.serving.conftest import run_gateway
 from tests.serving.telling import CALLED, THOUGHT, WEATHER, Telling
 
 pytestmark = pytest.mark.anyio
@@ -27,9 +27,9 @@ EVERYTHING = (THOUGHT, Delta("Let me "), Delta("look."), *CALLED)
 
 
 @asynccontextmanager
-async def asking(gateway: Running, chat: Chat) -> AsyncIterator[AsyncOpenAI]:
+async def asking(chat: Chat) -> AsyncIterator[AsyncOpenAI]:
     async with (
-        gateway({"m": chat}) as client,
+        run_gateway({"m": chat}, hot=True) as client,
         AsyncOpenAI(
             base_url=f"{client.base_url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
         ) as caller,
@@ -37,9 +37,9 @@ async def asking(gateway: Running, chat: Chat) -> AsyncIterator[AsyncOpenAI]:
         yield caller
 
 
-async def test_a_whole_response_has_an_item_for_each_thing(gateway: Running) -> None:
+async def test_a_whole_response_has_an_item_for_each_thing() -> None:
     chat = Telling(EVERYTHING, "tool_calls", usage=Usage(9, 5, 4, (("draft", Usage(3, 2)),), 2))
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         response = await caller.responses.create(model="m", input="Hello!", instructions="Be brief.", tools=[TOOL])
     thought, said, *calls = response.output
     assert isinstance(thought, ResponseReasoningItem)
@@ -62,8 +62,8 @@ async def test_a_whole_response_has_an_item_for_each_thing(gateway: Running) -> 
     assert usage["penstock"]["steps"]["draft"]["total_tokens"] == 5
 
 
-async def test_a_streams_events_come_in_openais_order(gateway: Running) -> None:
-    async with asking(gateway, Telling(EVERYTHING, "tool_calls")) as caller:
+async def test_a_streams_events_come_in_openais_order() -> None:
+    async with asking(Telling(EVERYTHING, "tool_calls")) as caller:
         events: list[Any] = [
             event async for event in await caller.responses.create(model="m", input="Hello!", stream=True)
         ]
@@ -88,8 +88,8 @@ async def test_a_streams_events_come_in_openais_order(gateway: Running) -> None:
     ]
 
 
-async def test_a_stream_tells_what_the_whole_answer_does(gateway: Running) -> None:
-    async with asking(gateway, Telling(EVERYTHING, "tool_calls")) as caller:
+async def test_a_stream_tells_what_the_whole_answer_does() -> None:
+    async with asking(Telling(EVERYTHING, "tool_calls")) as caller:
         whole = await caller.responses.create(model="m", input="Hello!")
         async with caller.responses.stream(model="m", input="Hello!") as stream:
             final = await stream.get_final_response()
@@ -108,9 +108,9 @@ class Weather(BaseModel):
     city: str
 
 
-async def test_a_schema_and_all_else_that_chats_have_reach_the_model_as_theirs(gateway: Running) -> None:
+async def test_a_schema_and_all_else_that_chats_have_reach_the_model_as_theirs() -> None:
     chat = Telling([Delta('{"city": "Oslo"}')])
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         response = await caller.responses.parse(
             model="m",
             input="Hello!",
@@ -151,7 +151,7 @@ async def test_a_schema_and_all_else_that_chats_have_reach_the_model_as_theirs(g
     }
 
 
-async def test_a_conversation_becomes_turns(gateway: Running) -> None:
+async def test_a_conversation_becomes_turns() -> None:
     chat = Scripted(["Fine."])
     png = f"data:image/png;base64,{PNG}"
     items: list[Any] = [
@@ -176,7 +176,7 @@ async def test_a_conversation_becomes_turns(gateway: Running) -> None:
         {"role": "assistant", "content": "Both."},
         {"role": "user", "content": "Sure?"},
     ]
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         response = await caller.responses.create(model="m", input=items, instructions="Be brief.")
     assert response.output_text == "Fine."
     call = {"type": "function", "function": {"name": "get", "arguments": "{}"}}
@@ -200,9 +200,9 @@ async def test_a_conversation_becomes_turns(gateway: Running) -> None:
     ]
 
 
-async def test_what_a_response_has_told_can_be_sent_again(gateway: Running) -> None:
+async def test_what_a_response_has_told_can_be_sent_again() -> None:
     chat = Telling(EVERYTHING, "tool_calls")
-    async with asking(gateway, chat) as caller:
+    async with asking(chat) as caller:
         first = await caller.responses.create(model="m", input="Hello!")
         again: list[Any] = [item.to_dict() for item in first.output]
         results: list[Any] = [
@@ -215,8 +215,8 @@ async def test_what_a_response_has_told_can_be_sent_again(gateway: Running) -> N
 
 
 @pytest.mark.parametrize(("why", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
-async def test_an_answer_that_was_cut_says_why(gateway: Running, why: Any, reason: str) -> None:
-    async with asking(gateway, Telling([Delta("Once")], why)) as caller:
+async def test_an_answer_that_was_cut_says_why(why: Any, reason: str) -> None:
+    async with asking(Telling([Delta("Once")], why)) as caller:
         whole = await caller.responses.create(model="m", input="Hello!")
         events: list[Any] = [
             event async for event in await caller.responses.create(model="m", input="Hello!", stream=True)
@@ -230,8 +230,8 @@ async def test_an_answer_that_was_cut_says_why(gateway: Running, why: Any, reaso
         assert response.output[-1].status == "incomplete"
 
 
-async def test_a_failure_in_mid_stream_is_told_in_the_response_and_as_an_event(gateway: Running) -> None:
-    async with asking(gateway, Telling([Delta("Once")], failure=EngineError("it broke"))) as caller:
+async def test_a_failure_in_mid_stream_is_told_in_the_response_and_as_an_event() -> None:
+    async with asking(Telling([Delta("Once")], failure=EngineError("it broke"))) as caller:
         events: list[Any] = [
             event async for event in await caller.responses.create(model="m", input="Hello!", stream=True)
         ]
@@ -243,8 +243,8 @@ async def test_a_failure_in_mid_stream_is_told_in_the_response_and_as_an_event(g
     assert [event.sequence_number for event in events] == [*range(len(events))]
 
 
-async def test_a_failure_before_any_event_is_a_status(gateway: Running) -> None:
-    async with asking(gateway, Telling([], failure=EngineError("it broke"))) as caller:
+async def test_a_failure_before_any_event_is_a_status() -> None:
+    async with asking(Telling([], failure=EngineError("it broke"))) as caller:
         for stream in (True, False):
             with pytest.raises(openai.APIStatusError) as raised:
                 await caller.responses.create(model="m", input="Hello!", stream=stream)
@@ -278,19 +278,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), REFUSED, ids=[param for _, param in REFUSED])
-async def test_what_cannot_be_honoured_is_refused_by_its_name(
-    gateway: Running, body: dict[str, Any], param: str
-) -> None:
+async def test_what_cannot_be_honoured_is_refused_by_its_name() -> None:
     chat = Telling([Delta("Hello.")])
-    async with gateway({"m": chat}) as client:
-        answer = await client.post(PATH, json={"model": "m", "input": "Hello!", **body})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.json()
+    async with run_gateway({"m": chat}, hot=True) as client:
+        for body, param in REFUSED:
+            answer = await client.post(PATH, json={"model": "m", "input": "Hello!", **body})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.json()
     assert not chat.asked
 
 
-async def test_a_stream_is_what_a_well_formed_one_is_here(gateway: Running) -> None:
-    async with gateway({"m": Telling(EVERYTHING, "tool_calls")}) as client:
+async def test_a_stream_is_what_a_well_formed_one_is_here() -> None:
+    async with run_gateway({"m": Telling(EVERYTHING, "tool_calls")}, hot=True) as client:
         answer = await client.post(PATH, json={"model": "m", "input": "Hello!", "stream": True})
     reading = ResponsesReading()
     assert reading.feed(answer.content) == answer.content

@@ -39,15 +39,22 @@ asking: ContextVar[Asking] = ContextVar("asking")
 
 
 class Answer:
-    """`base` is what the steps stand around: an engine's relay, or any `Chat`."""
+    """`base` is what the steps stand around: an engine's relay, or any `Chat`. `chosen`: the steps as the caller has
+    written them, where these are not the model's own."""
 
     def __init__(
-        self, name: str, base: Chat | Relay, composition: Composition = PLAIN, budget: int | None = None
+        self,
+        name: str,
+        base: Chat | Relay,
+        composition: Composition = PLAIN,
+        budget: int | None = None,
+        chosen: bytes = b"",
     ) -> None:
         self.name = name
         self.base = base
         self.composition = composition
         self.budget = budget
+        self.chosen = chosen
 
     @property
     def version(self) -> str | None:

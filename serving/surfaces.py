@@ -40,7 +40,7 @@ answer is to look. Raises BadRequest for what no composed model can do."""
 
 
 def chat(body: Mapping[str, Any], model: str, request_id: str) -> Asked:
-    shape = ChatShape(f"chatcmpl-{request_id}", model, int(time.time()), usage_wanted(body))
+    shape = ChatShape(f"chatcmpl-{request_id}", model, int(time.time()), usage_wanted(body), body.get("n") or 1)
     return ChatRequest(**body), shape
 
 

@@ -98,6 +98,7 @@ class ChatShape:
     created: int
     with_usage: bool = False
     """Whether a stream ends with what it has cost."""
+    choices: int = 1
 
     def whole(self, reply: Reply) -> dict[str, Any]:
         choices = [
@@ -112,7 +113,8 @@ class ChatShape:
         return self._document("chat.completion", choices) | {"usage": usage(reply.usage)}
 
     def first(self) -> bytes:
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        begun = {"role": "assistant", "content": ""}
+        return b"".join([self._chunk(begun, None, None, index) for index in range(self.choices)])
 
     def piece(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.content} if delta.content else {}

@@ -176,6 +176,8 @@ async def test_three_choices_come_as_three_on_both_routes() -> None:
             assert whole["usage"]["completion_tokens"] == 12
             streamed = await client.post(path, json=body | {"stream": True})
             said = [choice for chunk in chunks(streamed) for choice in chunk["choices"]]
+            roles = [choice["index"] for choice in said if choice.get("delta", {}).get("role")]
+            assert roles == ([0, 1, 2] if path == CHAT else [])
             ends = [choice["index"] for choice in said if choice["finish_reason"]]
             assert ends == [0, 1, 2]
             for index in range(3):
@@ -206,17 +208,39 @@ async def test_usage_is_the_sum_and_told_by_step(tmp_path: Path) -> None:
 async def test_a_budget_bounds_all_calls_together() -> None:
     async with simulator(mean_tokens=64) as sim:
         async with over_sim(
-            sim, m={"steps": ["draft"], "budget_tokens": 30}, tiny={"steps": ["draft"], "budget_tokens": 1}
+            sim,
+            m={"steps": ["draft"], "budget_tokens": 30},
+            tiny={"steps": ["draft"], "budget_tokens": 1},
+            plain={"budget_tokens": 30},
         ) as client:
             answer = await client.post(CHAT, json=HELLO | {"model": "m", "max_tokens": 20, "ignore_eos": True})
             spent = [
                 await client.post(CHAT, json=HELLO | {"model": "tiny", "stream": stream}) for stream in (True, False)
             ]
-    asked = [request.body for request in sim.requests if request.path == CHAT]
+            await client.post(TEXT, json=BODIES[TEXT] | {"model": "plain"})
+    asked = [request.body for request in sim.requests if request.path in (CHAT, TEXT)]
     assert [body["max_tokens"] for body in asked[:2]] == [20, 10]
     assert answer.json()["usage"]["completion_tokens"] == 30
     assert answer.json()["choices"][0]["finish_reason"] == "length"
+    assert asked[-1]["max_tokens"] == 16  # as plain completions have it, and not all that is left
     assert [(each.status_code, each.json()["error"]["code"]) for each in spent] == [(400, "budget_spent")] * 2
+
+
+async def test_what_is_nested_too_deeply_is_refused_by_every_route() -> None:
+    deep: Any = "x"
+    for _ in range(300):
+        deep = {"a": deep}
+    called = [{"type": "tool_use", "id": "a", "name": "f", "input": deep}]
+    turns = [*HELLO["messages"], {"role": "assistant", "content": called}, *HELLO["messages"]]
+    async with run_gateway(hot=True, **scripted(m={"steps": ["shout"]})) as client:
+        body = HELLO | {"messages": [{"role": "user", "content": "hi", "x": deep}]}
+        answers = [await client.post(path, json=each) for path, each in (
+            (CHAT, body | {"model": "m"}),
+            (RESPONSES, {"input": body["messages"], "model": "m"}),
+            (MESSAGES, {"max_tokens": 4, "messages": turns, "model": "m"}),
+        )]  # fmt: skip
+    assert [answer.status_code for answer in answers] == [400] * 3
+    assert all("nested too deeply" in answer.text for answer in answers)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -292,9 +316,11 @@ async def test_what_generates_nothing_is_relayed_past_the_steps_that_look_at_it(
         refused = await client.post("/v1/embeddings", json={"model": "m", "input": "a secret"})
         ids = await client.post("/v1/embeddings", json={"model": "m", "input": [1, 2, 3]})
         untouched = await client.post("/v1/embeddings", json={"model": "plain", "input": [1, 2, 3]})
+        schema = {"type": "function", "function": {"name": "f", "parameters": {"enum": [1, 2]}}}
+        with_tools = await client.post("/tokenize", json=HELLO | {"model": "m", "tools": [schema]})
         prompt = await client.post(TEXT, json={"model": "m", "prompt": [1, 2, 3]})
-    assert [embedded.status_code, tokens.status_code, untouched.status_code] == [200, 200, 200]
-    bodies = [request.body for request in sim.requests if request.path in ("/v1/embeddings", "/tokenize")]
+    assert [each.status_code for each in (embedded, tokens, untouched, with_tools)] == [200] * 4
+    bodies = [request.body for request in sim.requests if request.path in ("/v1/embeddings", "/tokenize")][:3]
     assert [body.get("input") or body.get("prompt") for body in bodies] == [["QUIET", "WORDS"], "QUIET", [1, 2, 3]]
     assert [(each.status_code, each.json()["error"]["param"]) for each in (ids, prompt)] == [
         (400, "input"),

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ from serving.call import Call, id_of
 from serving.composing import PLAIN
 from serving.estimates import Estimate, estimate
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
+from serving.fields import STEPS
 from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
@@ -159,7 +160,8 @@ class Gateway:
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
         version = served.route(call.exchange, body).version if isinstance(served, Relay) else None
-        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version, cached=cached)
+        chosen = b"" if isinstance(served, Relay) else served.chosen
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version, chosen, cached=cached)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
@@ -292,10 +294,19 @@ class Gateway:
         body = bodies.parse(raw, route.shape)
         body = self.policy.applied(call.exchange.path, body, call.caller)
         served = self.model(body["model"], call.caller)
+        if STEPS in body:
+            served = self._with_steps(served, body.pop(STEPS), call.caller)
         call.model = served.name
         call.exchange.tenant = call.caller.tenant
         call.exchange.caller = call.caller
         return served, body
+
+    def _with_steps(self, served: Served, override: Mapping[str, Any] | None, caller: Caller) -> Served:
+        """With the steps that the request itself has chosen; nothing else ever sees that field."""
+        if not override:
+            return served
+        assert self.stack is not None
+        return self.stack.with_steps(served, override["steps"], caller)
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path

@@ -3,7 +3,7 @@
 They are found in one table, by exact names. What is wrong with one is told with the place where it stands.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 import prompting
 from penstock.chat import Chat
-from penstock.config import Config, WrongAt, nearest
-from penstock.errors import StartError
-from penstock.steps import Around, OnInput, Parts, Step, Table, Written
+from penstock.config import WrongAt, nearest
+from penstock.errors import Forbidden, StartError
+from penstock.steps import Around, Listed, OnInput, Parts, Step, Table, Written
 
 STEPS: Table = {**prompting.STEPS}
 Place = tuple[str | int, ...]
@@ -74,13 +74,23 @@ def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
     return Composition(arounds, inputs)
 
 
-def steps_of(config: Config, name: str) -> list[tuple[Step, Place]]:
-    """Those of a served model, each with its place in the configuration. Raises WrongAt."""
-    return [
-        (parsed(written, place), place)
-        for number, written in enumerate(config.models[name].steps)
-        for place in [("models", name, "steps", number)]
-    ]
+def steps_of(listed: Listed, place: Place) -> list[tuple[Step, Place]]:
+    """Each with its place, in the configuration or in a request. Raises WrongAt."""
+    places = [(*place, number) for number in range(len(listed))]
+    return [(parsed(written, place), place) for written, place in zip(listed, places, strict=True)]
+
+
+def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
+    """Raises Forbidden for options that only the configuration may set."""
+    for step, place in steps:
+        if reserved := sorted(type(step).operators & step.model_fields_set):
+            param = param_of(map(str, place))
+            raise Forbidden(f"{param}: the option {reserved[0]} is the configuration's alone", param=param)
+
+
+def param_of(place: Iterable[str]) -> str:
+    """("penstock", "steps", "0", "guard") -> penstock.steps[0].guard."""
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in place).lstrip(".")
 
 
 Reached = Callable[[str], Chat]
@@ -88,13 +98,22 @@ Asked = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class ServingParts:
-    """`Parts` of a gateway: other served models are those of `names`, and `reached` when a request needs them."""
+    """`Parts` of a gateway: other served models are those of `names`, and `reached` when a request needs them; a
+    caller who has chosen the steps may use those of `allowed`, where that is not all."""
 
-    def __init__(self, folder: Path, names: Collection[str], reached: Reached, asked: Asked) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Collection[str],
+        reached: Reached,
+        asked: Asked,
+        allowed: Collection[str] | None = None,
+    ) -> None:
         self.folder = folder
         self.named: set[str] = set()
         """The served models that steps have asked for."""
         self._names = names
+        self._allowed = allowed
         self._reached = reached
         self._asked = asked
 
@@ -107,6 +126,8 @@ class ServingParts:
         return await self._asked(model, path, body)
 
     def _check(self, model: str) -> None:
+        if self._allowed is not None and model not in self._allowed:
+            raise Forbidden(f"this key may not use {model!r}, which its steps ask", param="penstock.steps")
         if model not in self._names:
             raise StartError(f"no model {model!r} is served here{nearest(model, list(self._names))}")
         self.named.add(model)

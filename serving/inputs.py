@@ -34,7 +34,7 @@ def texts_in(body: dict[str, Any], path: str) -> Iterator[tuple[Any, Any]]:
         if isinstance(value, str):
             yield holder, key
         elif isinstance(value, list):
-            if any(type(item) is int for item in value):
+            if name != "tools" and any(type(item) is int for item in value):
                 raise BadRequest(f"{name}: a guarded model takes text, and no tokens, at {path}", param=name)
             stack += [(value, index, name) for index in range(len(value) - 1, -1, -1)]
         elif isinstance(value, dict):

@@ -28,6 +28,7 @@ OF_A_GENERATION: Kinds = (
     *OF_A_NAME,
     errors.BadRequest,
     errors.ContextLengthExceeded,
+    errors.BudgetSpent,
     errors.NotFound,
     errors.BodyTooSlow,
     errors.BodyTooLarge,

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
+
 from engine.asked import Limits
 from engine.elsewhere import Elsewhere
 from engine.holdings import keep_holdings
@@ -13,6 +15,7 @@ from engine.replica import Replica
 from engine.room import Room
 from engine.route import Route
 from engine.scripted import Scripted
+from penstock.callers import Caller
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, Engine, Gateway, Script
 from penstock.errors import BadRequest
@@ -149,6 +152,14 @@ class Stack:
         if before and (before.canary, before.other.pool, before.other.name) == (canary, pool, adapter):
             return before
         return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
+
+    def with_steps(self, served: Served, written: Sequence[Any], caller: Caller) -> Answer:
+        """The model with steps of the caller's choice in place of its own. Raises BadRequest, Forbidden."""
+        composition = self.compositions.chosen(served.name, written, caller)
+        said = orjson.dumps(written)
+        if isinstance(served, Answer):
+            return Answer(served.name, served.base, composition, served.budget, said)
+        return Answer(served.name, served, composition, None, said)
 
     def other(self, name: str) -> Chat:
         """A served model as a step asks it, whichever one has the name by then, for the request that runs."""

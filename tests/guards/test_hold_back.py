@@ -1,0 +1,119 @@
+"""The filter on streams, beside a naive one that has the whole text."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guards.hold_back import HoldBack, found
+from guards.spans import Detector, Span
+
+
+class Words:
+    """Finds these words. What may still become one is found by trying every end of the text."""
+
+    def __init__(self, kind: str, *words: str, tail: str = "") -> None:
+        self.kinds = (kind,)
+        self.words = words
+        self.tail = tail
+        self.longest = max(map(len, words))
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        spans = [
+            Span(at, at + len(word), self.kinds[0], tail=self.tail)
+            for word in self.words
+            if (at := text.find(word, start)) >= 0
+        ]
+        return min(spans, key=lambda span: (span.start, -span.end), default=None)
+
+    def alive(self, text: str) -> int:
+        ends = (at for at in range(len(text)) if any(word.startswith(text[at:]) for word in self.words))
+        return next(ends, len(text))
+
+
+def whole(detectors: Sequence[Detector], text: str) -> str:
+    """The contract, with all of the text at hand."""
+    out, at = "", 0
+    while spans := [span for detector in detectors if (span := detector.search(text, at))]:
+        span = min(spans, key=lambda span: (span.start, -span.end))
+        end = len(text) - len(text[span.end :].lstrip(span.tail)) if span.tail else span.end
+        out += text[at : span.start] + f"<{span.kind}>"
+        at = end
+    return out + text[at:]
+
+
+def streamed(detectors: Sequence[Detector], pieces: Sequence[str]) -> str:
+    filtered = HoldBack(detectors, lambda span, _: f"<{span.kind}>")
+    return "".join(map(filtered.feed, pieces)) + filtered.flush()
+
+
+def pieces_of(text: str, cuts: Sequence[int]) -> list[str]:
+    edges = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+WORD = st.text("ab", min_size=1, max_size=4)
+DETECTORS = st.lists(
+    st.builds(
+        lambda kind, words, tail: Words(kind, *words, tail=tail),
+        st.sampled_from("xyz"),
+        st.lists(WORD, min_size=1, max_size=3),
+        st.sampled_from(["", "", "a", "ab"]),
+    ),
+    max_size=3,
+)
+
+
+@given(DETECTORS, st.text("abc", max_size=24), st.lists(st.integers(0, 100), max_size=8))
+def test_every_split_gives_what_the_whole_text_gives(detectors: list[Words], text: str, cuts: list[int]) -> None:
+    assert streamed(detectors, pieces_of(text, cuts)) == whole(detectors, text)
+
+
+@given(DETECTORS, st.text("abc", max_size=24))
+def test_nothing_is_held_that_cannot_become_a_match_and_nothing_else_is_sent(detectors: list[Words], text: str) -> None:
+    filtered = HoldBack(detectors, lambda span, _: "")
+    for character in text:
+        filtered.feed(character)
+        if not filtered._swallowing:
+            assert filtered.held <= filtered.longest
+
+
+def test_a_match_goes_on_as_long_as_its_tail_does() -> None:
+    seen: list[tuple[Span, str]] = []
+
+    def star(span: Span, text: str) -> str:
+        seen.append((span, text))
+        return "*"
+
+    filtered = HoldBack([Words("key", "sk-", tail="0123456789")], star)
+    assert [filtered.feed(piece) for piece in ("my s", "k-", "12", "345", "6, 7")] == ["my ", "", "", "", "*, 7"]
+    assert seen == [(Span(3, 12, "key"), "sk-123456")]
+
+
+def test_what_is_replaced_by_none_stays() -> None:
+    filtered = HoldBack([Words("w", "bad")], lambda span, _: None)
+    assert filtered.feed("a bad b") + filtered.flush() == "a bad b"
+
+
+@pytest.mark.parametrize("pieces", [["so bad it is"], list("so bad it is"), ["so b", "ad it", " is"]])
+def test_an_answer_that_is_ended_keeps_what_stood_before(pieces: list[str]) -> None:
+    class Blocked(Exception):
+        pass
+
+    def end(span: Span, text: str) -> str:
+        raise Blocked
+
+    filtered = HoldBack([Words("w", "bad")], end)
+    out: list[str] = []
+    with pytest.raises(Blocked):
+        out.extend(map(filtered.feed, pieces))
+    assert filtered.feed("more") == ""
+    assert "".join(out) + filtered.flush() == "so "
+    assert filtered.feed("next ") + filtered.flush() == "next "
+
+
+def test_everything_found_in_a_long_text_has_its_place() -> None:
+    text = "x" * 5000 + "bad" + "y" * 3000 + "bad"
+    assert found([Words("w", "bad")], text) == [Span(5000, 5003, "w"), Span(8003, 8006, "w")]

@@ -1,8 +1,8 @@
 """A filter for streams: text goes out as soon as nothing that is looked for can begin in it, and no sooner.
 
 What comes out is that of the whole text, however it was cut into pieces: from left to right the leftmost match of all
-detectors, then the longest, is replaced, and the search goes on behind it. It is held back, not looked back at: nothing
-is sent that could still turn out to be the beginning of a match.
+detectors, then the longest, then that of the first of them, is replaced, and the search goes on behind it. It is held
+back, not looked back at: nothing is sent that could still turn out to be the beginning of a match.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ Replace = Callable[[Span, str], str | None]
 
 class HoldBack:
     """One text, piece by piece. `replace(span, text)` says what is to stand for a match, None for itself; its offsets
-    are those of the whole text. It may raise to end the answer: `flush` then gives what stood before the match and had
-    not come out, and nothing else comes. After `flush` another text may begin."""
+    are those of the whole text. It may raise to end the answer: `flush` (again, if that raised) then gives what stood before
+    the match and had not come out, and nothing else comes. After `flush` another text may begin."""
 
     def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
         self._detectors = detectors
@@ -77,12 +77,24 @@ class HoldBack:
             if limit <= self._context:
                 return
             span = self._leftmost(alive)
-            if span is None or span.start >= self._before + limit:
+            if span is None or span.begins >= self._before + limit:
                 self._out.append(self._taken(self._before + limit))
                 return
-            self._out.append(self._taken(span.start))
+            self._out.append(self._taken(span.begins))
+            if span.begins < span.start:
+                self._pass_evidence(self._taken(span.start), span.begins)
             self._swallowed = [self._taken(span.end)]
             self._swallowing = span
+
+    def _pass_evidence(self, text: str, at: int) -> None:
+        """What shows that a match is one but is not to be replaced with it: a text of its own, as it ends here."""
+        inner = HoldBack(self._detectors, lambda span, matched: self._replace(span.moved(at), matched))
+        self._stopped = True
+        try:
+            self._out.append(inner.feed(text))
+        finally:
+            self._out.append(inner.flush())
+        self._stopped = False
 
     def _leftmost(self, alive: Sequence[int]) -> Span | None:
         """The next match of those that nothing to come can change."""
@@ -93,7 +105,8 @@ class HoldBack:
             span = detector.search(self._text, self._context)
             if span and span.begins < alive[i]:
                 self._next[i] = span.moved(self._before)
-        return min(self._next.values(), key=lambda span: (span.start, -span.end), default=None)
+        first = min(self._next, key=lambda i: (self._next[i].begins, -self._next[i].end, i), default=None)
+        return None if first is None else self._next[first]
 
     def _swallow(self, span: Span, ended: bool) -> bool:
         """The match's tail as far as it has come; whether that was its end."""

@@ -44,7 +44,7 @@ class Detector(Protocol):
         ...
 
     def search(self, text: str, start: int = 0) -> Span | None:
-        """The leftmost match, then the longest, that begins at or after `start`."""
+        """The match that begins leftmost at or after `start`, evidence included; of these the one that ends last."""
         ...
 
     def alive(self, text: str) -> int:

@@ -1,1 +1,10 @@
-"""What must not be said: found in text, also while it streams, and held back before it is sent."""
+"""What must not be said or asked: guards, found in one table by name, around a `Chat`, on every route alike."""
+
+from collections.abc import Mapping
+
+from guards.guard import Guard
+from guards.places import Pii
+
+GUARDS: Mapping[str, type[Guard]] = {
+    "pii": Pii,
+}

@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from penstock.callers import LOCAL
-from penstock.chat import Chat, ChatRequest, Delta
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
 from penstock.errors import BadRequest
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
+from serving.fields import TOKEN_LIMITS
 from serving.inputs import changed
 from serving.ledger import Cost
 from serving.meter import Meter
@@ -61,13 +62,15 @@ class Answer:
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         surface = SURFACES.get(exchange.path)
         if surface is None:
+            if exchange.path in TOKEN_LIMITS:
+                raise BadRequest(f"the model {self.name!r} is composed of steps, and does not serve {exchange.path}")
             return await self._pass_on(exchange, body, dialect)
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
         exchange.cost = Cost(meter=meter)
         asking.set(Asking(exchange, body, meter))
-        circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
-        chat = self.chat(exchange, body, meter)
+        self._tell(exchange)
+        chat = metered(self.chat(exchange, body, meter), meter)
         headers = dialect.headers(exchange.request_id)
         if body.get("stream"):
             await Streaming(exchange, shape, [*EVENT_STREAM, *headers]).run(chat, request)
@@ -80,9 +83,17 @@ class Answer:
         if not isinstance(self.base, Relay):
             raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
         if self.composition.inputs:
-            circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
+            meter = Meter(self.budget)
+            asking.set(Asking(exchange, body, meter))
+            self._tell(exchange)
             body = await changed(exchange.path, body, self.composition.inputs)
         await self.base(exchange, body, dialect)
+
+    def _tell(self, exchange: Exchange) -> None:
+        """The steps, where they are."""
+        now = Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL)
+        exchange.verdicts = now.verdicts
+        circumstances.set(now)
 
 
 class Streaming:
@@ -123,6 +134,16 @@ class Streaming:
             self.exchange.write(self.shape.alive())
             self._last, silent_s = self._loop.time(), 0.0
         self._timer = self._loop.call_later(SILENCE_S - silent_s, self._look)
+
+
+def metered(chat: Chat, meter: Meter) -> Chat:
+    """An answer that was cut off knows nothing of what it has cost; the meter does."""
+
+    async def answered(request: ChatRequest, emit: Emit) -> Reply:
+        reply = await chat(request, emit)
+        return reply if reply.usage != Usage() else replace(reply, usage=meter.told()[0])
+
+    return answered
 
 
 async def unheard(delta: Delta) -> None:

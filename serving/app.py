@@ -26,6 +26,7 @@ from penstock.errors import (
     EngineError,
     EngineUnavailable,
     Forbidden,
+    GuardFailed,
     MethodNotAllowed,
     ModelNotFound,
     PenstockError,
@@ -295,7 +296,25 @@ class Gateway:
         call.model = served.name
         call.exchange.tenant = call.caller.tenant
         call.exchange.caller = call.caller
+        if call.caller.guards or self.config.gateway.guards:
+            served = self._guarded(served, call.caller)
         return served, body
+
+    def _guarded(self, served: Served, caller: Caller) -> Served:
+        """The same behind the policies of this caller, and of the gateway. Raises GuardFailed for one that the
+        configuration lacks: whose requests are to be looked at is not served without that."""
+        assert self.stack is not None
+        if caller.guards and caller.guards not in self.config.guards:
+            log.error(
+                "the key %s names the guards %r, which are not configured: it is refused", caller.id, caller.guards
+            )
+            raise GuardFailed(
+                f"this key's guards, {caller.guards}, are not configured here: tell whoever runs this gateway"
+            )
+        model = self.config.models.get(served.name)
+        wanted = [name for name in (self.config.gateway.guards, caller.guards) if name]
+        names = tuple(name for name in dict.fromkeys(wanted) if model is None or name != model.guards)
+        return self.stack.guarded(served, names) if names else served
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
@@ -361,6 +380,7 @@ class Gateway:
             exchange.first_byte_at - call.began if exchange.first_byte_at is not None else None,
             call.error.code or call.error.type if call.error else None,
             exchange.gone,
+            exchange.verdicts,
         )
 
     def _settle(self, call: Call, *, cut: bool) -> None:

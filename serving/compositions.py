@@ -7,7 +7,19 @@ from pathlib import Path
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, WrongAt
 from penstock.errors import PenstockError
-from serving.composing import PLAIN, Asked, Composition, Reached, ServingParts, composed, no_circle, steps_of
+from penstock.steps import Step
+from serving.composing import (
+    PLAIN,
+    Asked,
+    Composition,
+    Place,
+    Reached,
+    ServingParts,
+    composed,
+    no_circle,
+    policies_of,
+    steps_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +31,8 @@ class Compositions:
         self._reached = reached
         self._asked = asked
         self._made: dict[str, tuple[str, Composition]] = {}
+        self._policies: dict[tuple[str, ...], Composition] = {}
+        self._config: Config | None = None
 
     def change(self, config: Config) -> Mapping[str, Composition]:
         """By served model. Nothing here fails: of one that cannot be made any more, such as when a file has gone since
@@ -33,33 +47,71 @@ class Compositions:
             try:
                 made[name] = key, made_of(config, name, self._reached, self._asked)[0]
             except WrongAt as error:
-                log.error("%s: %s; its requests are refused", ".".join(error.loc), error)
-                made[name] = "", Composition([refusing])
+                made[name] = "", refused(error)
         self._made = made
+        self._policies = {}
+        self._config = config
         return {name: composition for name, (_, composition) in made.items()}
+
+    def policies(self, names: Sequence[str]) -> Composition:
+        """Those of `guards` that stand around a model for some callers, the first outermost. Made when they are first
+        needed; as above, nothing passes in the place of one that cannot be."""
+        found = self._policies.get(tuple(names))
+        if found is None:
+            assert self._config is not None
+            parts = parts_of(self._config, self._reached, self._asked)
+            try:
+                found = composed(policies_of(self._config, names), parts)
+            except WrongAt as error:
+                found = refused(error)
+            self._policies[tuple(names)] = found
+        return found
 
 
 def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> tuple[Composition, Sequence[str]]:
     """One model's, and the other models that it asks. Raises WrongAt."""
-    steps = steps_of(config, name)
+    model = config.models[name]
+    steps = [*policies_of(config, [model.guards] if model.guards else []), *steps_of(config, name)]
+    return made_from(config, steps, reached, asked)
+
+
+def made_from(
+    config: Config, steps: Sequence[tuple[Step, Place]], reached: Reached, asked: Asked
+) -> tuple[Composition, Sequence[str]]:
     if not steps:
         return PLAIN, ()
-    parts = ServingParts(Path(config.files or "."), config.models, reached, asked)
+    parts = parts_of(config, reached, asked)
     return composed(steps, parts), sorted(parts.named)
 
 
+def parts_of(config: Config, reached: Reached, asked: Asked) -> ServingParts:
+    return ServingParts(Path(config.files or "."), config.models, reached, asked)
+
+
 def check(config: Config) -> None:
-    """Raises WrongAt for steps that cannot be used."""
+    """Raises WrongAt for steps and guards that cannot be used."""
     edges = {name: list(made_of(config, name, unreached, unasked)[1]) for name in config.models}
     for name, model in config.models.items():
         if model.fallback:
             edges[name].append(model.fallback)
+    for name in config.guards:
+        made_from(config, policies_of(config, [name]), unreached, unasked)
     no_circle(edges)
 
 
 def key_of(config: Config, name: str) -> str:
     model = config.models[name]
     return repr((model.steps, config.guards if model.steps or model.guards else None, model.guards, config.files))
+
+
+def refused(error: WrongAt) -> Composition:
+    """What stands in the place of steps that cannot be made: nothing passes."""
+    log.error("%s: %s; requests that need it are refused", ".".join(error.loc), error)
+    return Composition([refusing], [refusing_texts])
+
+
+async def refusing_texts(texts: Sequence[str]) -> Sequence[str]:
+    raise PenstockError("this model's steps cannot be made: the gateway's log says why")
 
 
 def refusing(chat: Chat) -> Chat:

@@ -19,7 +19,7 @@ from penstock.errors import BadRequest
 from registry.canaries import Canary
 from registry.canary_figures import Both
 from serving.answer import Answer, asking
-from serving.composing import PLAIN
+from serving.composing import PLAIN, Composition
 from serving.compositions import Compositions
 from serving.engines import READY_POLL_S, ended, engines_here, served_by, watched
 from serving.relay import Relay
@@ -66,6 +66,7 @@ class Stack:
         self._tried: dict[str, Pool] = {}
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
         self.compositions = Compositions(self.other, self.ask)
+        self._guarded: dict[tuple[Served, tuple[str, ...]], Answer] = {}
 
     @property
     def ready(self) -> bool:
@@ -87,6 +88,7 @@ class Stack:
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.room.most_bytes = config.gateway.max_answers_bytes
         self.models = self._served(config)
+        self._guarded.clear()
         self._coming &= set(self.pools.values())
         self._config = config
         for name, pool in self._tried.items():
@@ -149,6 +151,19 @@ class Stack:
         if before and (before.canary, before.other.pool, before.other.name) == (canary, pool, adapter):
             return before
         return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
+
+    def guarded(self, served: Served, names: tuple[str, ...]) -> Answer:
+        """The same behind these policies, the first outermost, for the callers that they are for. There are as many as
+        models and policies are configured, at most."""
+        found = self._guarded.get((served, names))
+        if found is None:
+            around = self.compositions.policies(names)
+            base, inside, budget = (
+                (served, PLAIN, None) if isinstance(served, Relay) else (served.base, served.composition, served.budget)
+            )
+            both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
+            found = self._guarded[served, names] = Answer(served.name, base, both, budget)
+        return found
 
     def other(self, name: str) -> Chat:
         """A served model as a step asks it, whichever one has the name by then, for the request that runs."""

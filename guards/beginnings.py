@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ASSERTIONS = {"^", "$", r"\A", r"\z", r"\b", r"\B"}
+TOGETHER = 1000
+NESTED = 16
 QUANTIFIERS = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
@@ -108,16 +110,38 @@ def longest(node: Node) -> int | None:
             return max(sum(longest(part) or 0 for part in row) for row in rows)
 
 
+def shortest(node: Node) -> int:
+    match node:
+        case Atom(_, width):
+            return width
+        case Repeat(inner, least):
+            return least * shortest(inner)
+        case Group(rows):
+            return min(sum(map(shortest, row)) for row in rows)
+
+
 def bounded(node: Node, most: int) -> Node:
-    """The same with no repeat beyond `most` times, where it need not be."""
+    """The same with no repeat beyond `most` times, where it need not be. Repeats in repeats are fewer: RE2 takes no more
+    than 1000 of them together."""
     match node:
         case Repeat(inner, least, now, lazy):
-            limit = max(least, most if now is None else min(now, most))
-            return Repeat(bounded(inner, most), least, limit, lazy)
+            limit = NESTED if now is None and _repeats(inner) else most
+            limit = max(least, limit if now is None else min(now, limit))
+            return Repeat(bounded(inner, max(1, min(most, TOGETHER // max(limit, 1)))), least, limit, lazy)
         case Group(rows, opening):
             return Group([[bounded(part, most) for part in row] for row in rows], opening)
         case _:
             return node
+
+
+def _repeats(node: Node) -> bool:
+    match node:
+        case Repeat(inner, _, most):
+            return most is None or most > 1 or _repeats(inner)
+        case Group(rows):
+            return any(_repeats(part) for row in rows for part in row)
+        case _:
+            return False
 
 
 def parse(pattern: str) -> Group:

@@ -56,7 +56,9 @@ def _literal(source: str) -> tuple[frozenset[str], bool]:
     if source.startswith("(?"):
         source = source[source.index(":") + 1 : -1]
     if len(source) == 2 and source[0] == "\\" and not source[1].isalnum():
-        source = source[1]
+        return frozenset([source[1]]), True
+    if len(source) == 4 and source[0] == "[" and source[1].isalpha() and source[1].lower() == source[2].lower():
+        return frozenset([source[1].lower()]), True  # [Aa]
     if len(source) == 1 and source not in METACHARACTERS and source.isascii():
         return frozenset([source.lower()]), True
     return frozenset([""]), False

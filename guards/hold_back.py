@@ -6,7 +6,6 @@ back, not looked back at: nothing is sent that could still turn out to be the be
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace as changed
 
 from guards.spans import Detector, Span
 
@@ -60,6 +59,7 @@ class HoldBack:
         self._last_end = 0  # in the whole text, of the match before
         self._swallowing: Span | None = None  # a match that goes on as long as its tail does
         self._swallowed: list[str] = []
+        self._tail_end = ""  # as much of the tail as `until` could have begun in
         self._out: list[str] = []
         self._stopped = False
 
@@ -111,15 +111,22 @@ class HoldBack:
     def _swallow(self, span: Span, ended: bool) -> bool:
         """The match's tail as far as it has come; whether that was its end."""
         held = self._text[self._context :]
-        tail = len(held) - len(held.lstrip(span.tail)) if span.tail else 0
-        self._swallowed.append(self._taken(self._before + self._context + tail))
-        if span.tail and tail == len(held) and not ended:
+        tail = held[: len(held) - len(held.lstrip(span.tail))] if span.tail else ""
+        goes_on = bool(span.tail) and len(tail) == len(held) and not ended
+        if span.until:
+            tail_so_far = self._tail_end + tail
+            before, found, _ = tail_so_far.partition(span.until)
+            if found:
+                tail, goes_on = (before + found)[len(self._tail_end) :], False
+            self._tail_end = tail_so_far[1 - len(span.until) :] if len(span.until) > 1 else ""
+        self._swallowed.append(self._taken(self._before + self._context + len(tail)))
+        if goes_on:
             return False
         text = "".join(self._swallowed)
         self._last_end = span.start + len(text)
-        self._swallowing, self._swallowed = None, []
+        self._swallowing, self._swallowed, self._tail_end = None, [], ""
         self._stopped = True
-        replaced = self._replace(changed(span, end=self._last_end, tail=""), text)
+        replaced = self._replace(Span(span.start, self._last_end, span.kind, span.since), text)
         self._stopped = False
         self._out.append(text if replaced is None else replaced)
         return True

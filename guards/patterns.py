@@ -14,7 +14,7 @@ from typing import Any
 import ahocorasick
 import re2
 
-from guards.beginnings import Group, beginnings, bounded, longest, parse, written
+from guards.beginnings import Group, beginnings, bounded, longest, parse, shortest, written
 from guards.heads import heads, without_lead
 from guards.seen import ENCODING, seen
 from guards.spans import Detector, Span
@@ -30,8 +30,8 @@ class Pattern:
     """What text of this kind looks like, in RE2's syntax; letters are ASCII, digits and spaces of any script (`seen`).
 
     `check` is given what matched and all of the match, and says how many characters of the former are of this kind, 0
-    for none. `part` is the group that is to be replaced, 0 for all. `tail` are characters over which a match goes on,
-    as does any that is as long as repeats are counted, over TOKEN. Of the matches from one place the longest counts, or
+    for none. `part` is the group that is to be replaced, 0 for all. `tail` are characters over which a match goes on
+    (up to and with `until`), as does any that is as long as repeats are counted, over TOKEN. Of the matches from one place the longest counts, or
     with `greedy` the one that Perl would choose.
     """
 
@@ -40,6 +40,7 @@ class Pattern:
     check: Callable[[str, str], int] | None = None
     part: int = 0
     tail: str = ""
+    until: str = ""
     greedy: bool = False
 
     @cached_property
@@ -62,13 +63,6 @@ class Pattern:
         match = self.compiled.match(raw, begin)
         return self._span(match, raw) if match else None
 
-    def search(self, raw: bytes, start: int) -> Span | None:
-        while match := self.compiled.search(raw, start):
-            if span := self._span(match, raw):
-                return span
-            start = match.start() + 1
-        return None
-
     def _span(self, match: Any, raw: bytes) -> Span | None:
         begin, stop = match.span()
         group = self.part if self.part >= 0 else next((i for i, part in enumerate(match.groups(), 1) if part), 0)
@@ -79,7 +73,9 @@ class Pattern:
         if valid <= 0:
             return None
         tail = self.tail or TOKEN * (stop - begin >= REPEATS)
-        return Span(start, start + valid, self.kind, begin, tail if start + valid == end else "")
+        if start + valid < end:
+            tail = ""
+        return Span(start, start + valid, self.kind, begin, tail, self.until if tail else "")
 
 
 def detectors(patterns: Sequence[Pattern]) -> list[Detector]:
@@ -99,21 +95,20 @@ class Headless:
         self.patterns = patterns
         self.kinds = tuple(dict.fromkeys(pattern.kind for pattern in patterns))
         self.longest = max(longest(pattern.node) or 0 for pattern in patterns)
+        self.shortest = min(shortest(pattern.node) for pattern in patterns)
         self._any = compiled(either(written(pattern.node, captures=False) for pattern in patterns))
-        self._which = re2.Set.SearchSet(options())
-        for pattern in patterns:
-            self._which.Add(written(pattern.node, captures=False).encode(ENCODING))
-        self._which.Compile()
         self._begin = compiled(f"(?:{either(beginnings(pattern.node) for pattern in patterns)})\\z")
 
     def search(self, text: str, start: int = 0) -> Span | None:
-        raw = seen(text)
-        first = self._any.search(raw, start)
-        if first is None:
+        if len(text) - start < self.shortest:
             return None
-        here = first.start()
-        which = sorted(self._which.Match(raw[max(here - 1, 0) :]))
-        return leftmost(span for i in which if (span := self.patterns[i].search(raw, here)))
+        raw = seen(text)
+        while match := self._any.search(raw, start):
+            start = match.start()
+            if span := leftmost(span for pattern in self.patterns if (span := pattern.at(raw, start))):
+                return span
+            start += 1
+        return None
 
     def alive(self, text: str) -> int:
         return int(self._begin.search(seen(text)).start())
@@ -126,6 +121,7 @@ class Headed:
         self.patterns = patterns
         self.kinds = tuple(dict.fromkeys(pattern.kind for pattern in patterns))
         self.longest = max(longest(pattern.node) or 0 for pattern in patterns)
+        self.shortest = min(shortest(pattern.node) for pattern in patterns)
         by_head: dict[str, list[int]] = {}
         for i, pattern in enumerate(patterns):
             for head in heads(pattern.node) or ():
@@ -138,6 +134,8 @@ class Headed:
         self._most = max(map(len, by_head)) - 1
 
     def search(self, text: str, start: int = 0) -> Span | None:
+        if len(text) - start < self.shortest:
+            return None
         raw = seen(text)
         found: list[Span] = []
         for begin, which in self._standing(raw, start):

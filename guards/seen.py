@@ -7,35 +7,38 @@ what is written in another notation (`%40`, `&#64;`, base64, one letter per line
 signal of some of it, and nothing finds all of it.
 """
 
-import sys
+import re
 import unicodedata
 
 ENCODING = "latin-1"
+BEYOND = 0x20000  # no digit, dash or space stands there or further on
 
 
-def _folded() -> dict[int, str]:
+def _folded() -> dict[str, str]:
     fold = {}
-    for code in range(0xA0, sys.maxunicode + 1):
-        character = chr(code)
+    for character in map(chr, range(0xA0, BEYOND)):
         category = unicodedata.category(character)
         if category == "Nd":
-            fold[code] = str(unicodedata.decimal(character))
-        elif category == "Pd" or code == 0x2212:
-            fold[code] = "-"
+            fold[character] = str(unicodedata.decimal(character))
+        elif category == "Pd" or character == "\N{MINUS SIGN}":
+            fold[character] = "-"
         elif category == "Zs":
-            fold[code] = " "
-        elif 0xFF01 <= code <= 0xFF5E:
-            fold[code] = chr(code - 0xFEE0)
+            fold[character] = " "
+        elif "\uff01" <= character <= "\uff5e":
+            fold[character] = chr(ord(character) - 0xFEE0)
     return fold
 
 
-FOLD: dict[int, str] = {}  # made when the first text comes that is not ASCII: it takes a quarter of a second
+FOLD = _folded()
+BEYOND_LATIN = re.compile("[^\x00-\x9f\xa1-\xff]+")
 
 
 def seen(text: str) -> bytes:
-    """`６２ – ６４` -> `62 - 64`; as many bytes as characters."""
+    """`\\uff16\\uff12 \\u2013 \\uff16\\uff14` -> `62 - 64`; as many bytes as characters."""
     if text.isascii():
         return text.encode()
-    if not FOLD:
-        FOLD.update(_folded())
-    return text.translate(FOLD).encode(ENCODING, "replace")
+    return BEYOND_LATIN.sub(_fold, text).encode(ENCODING)
+
+
+def _fold(found: re.Match[str]) -> str:
+    return "".join([FOLD.get(character, "?") for character in found[0]])

@@ -14,7 +14,8 @@ class Span:
     """`text[start:end]` is of this kind, such as `email` or `aws_access_key`. Offsets are characters.
 
     `since`, if given, is where the match began of which this is a part: in `password = hunter2`, the secret begins at
-    11, its evidence at 0. The run of characters of `tail` that follows belongs to it too, however long it is.
+    11, its evidence at 0. The run of characters of `tail` that follows belongs to it too, however long it is, or up to
+    and with `until` if that comes in it.
     """
 
     start: int
@@ -22,6 +23,7 @@ class Span:
     kind: str
     since: int | None = None
     tail: str = ""
+    until: str = ""
 
     @property
     def begins(self) -> int:
@@ -29,7 +31,7 @@ class Span:
 
     def moved(self, by: int) -> "Span":
         since = None if self.since is None else self.since + by
-        return Span(self.start + by, self.end + by, self.kind, since, self.tail)
+        return Span(self.start + by, self.end + by, self.kind, since, self.tail, self.until)
 
 
 class Detector(Protocol):

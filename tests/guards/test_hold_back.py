@@ -1,14 +1,12 @@
 """The filter on streams, beside a naive one that has the whole text."""
 
-import itertools
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.hold_back import HoldBack, found
-from guards.spans import Detector, Span
+from guards.spans import Span
+from tests.guards.streams import pieces_of, streamed, whole
 
 
 class Words:
@@ -31,27 +29,6 @@ class Words:
     def alive(self, text: str) -> int:
         ends = (at for at in range(len(text)) if any(word.startswith(text[at:]) for word in self.words))
         return next(ends, len(text))
-
-
-def whole(detectors: Sequence[Detector], text: str) -> str:
-    """The contract, with all of the text at hand."""
-    out, at = "", 0
-    while spans := [span for detector in detectors if (span := detector.search(text, at))]:
-        span = min(spans, key=lambda span: (span.start, -span.end))
-        end = len(text) - len(text[span.end :].lstrip(span.tail)) if span.tail else span.end
-        out += text[at : span.start] + f"<{span.kind}>"
-        at = end
-    return out + text[at:]
-
-
-def streamed(detectors: Sequence[Detector], pieces: Sequence[str]) -> str:
-    filtered = HoldBack(detectors, lambda span, _: f"<{span.kind}>")
-    return "".join(map(filtered.feed, pieces)) + filtered.flush()
-
-
-def pieces_of(text: str, cuts: Sequence[int]) -> list[str]:
-    edges = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-    return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
 WORD = st.text("ab", min_size=1, max_size=4)

@@ -3,8 +3,14 @@
 from collections.abc import Mapping
 
 from guards.guard import Guard
-from guards.places import Pii
+from guards.places import Pii, Secrets, Terms
+from guards.signals import Injection, Language, Size
 
 GUARDS: Mapping[str, type[Guard]] = {
     "pii": Pii,
+    "secrets": Secrets,
+    "injection": Injection,
+    "terms": Terms,
+    "size": Size,
+    "language": Language,
 }

@@ -1,6 +1,7 @@
 """Guards that look for what has a place in a text, and so can be masked: personal data, secrets, terms."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ class Pii(Masking):
         return kinds
 
     def detectors(self, parts: Parts) -> Sequence[Detector]:
-        return personal(self.kinds)
+        return of_kinds(self.kinds)
 
 
 class Secrets(Masking):
@@ -45,7 +46,8 @@ class Secrets(Masking):
     rules: str | None = Field(None, description="a file of rules, such as gitleaks' own [default: those of Penstock]")
 
     def detectors(self, parts: Parts) -> Sequence[Detector]:
-        return secrets(parts.folder / self.rules if self.rules else RULES)
+        rules = Path(parts.folder) / self.rules if self.rules else RULES
+        return of_rules(rules, stamp(rules))
 
 
 class Terms(Masking):
@@ -68,3 +70,23 @@ class Terms(Masking):
     def detectors(self, parts: Parts) -> Sequence[Detector]:
         listed = terms_of(Path(parts.folder) / self.file) if self.file else []
         return [Automaton(self.kind, [*self.terms, *listed], words=self.words)]
+
+
+@lru_cache(maxsize=16)
+def of_kinds(kinds: tuple[str, ...]) -> Sequence[Detector]:
+    """Detectors know nothing of the texts before, and take a while to be made: all policies share them."""
+    return personal(kinds)
+
+
+@lru_cache(maxsize=16)
+def of_rules(rules: Path, stamp: object) -> Sequence[Detector]:
+    return secrets(rules)
+
+
+def stamp(file: Path) -> tuple[int, int] | None:
+    """Another one whenever the file is another."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -1,4 +1,4 @@
-"""Guards that weigh a whole text: how much it speaks for an injection, how long it is, in which letters it is written."""
+"""Guards that weigh a whole text: signs of an injection, its length, the letters it is written in."""
 
 from typing import ClassVar
 

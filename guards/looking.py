@@ -8,6 +8,7 @@ from time import perf_counter
 
 from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
 from guards.hold_back import HoldBack, Replace
+from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
 from guards.verdicts import Verdicts, took
@@ -88,6 +89,12 @@ class Spans:
         self.by_kind: Mapping[str, Watch] = {
             kind: watch for watch in reversed(self.watches) for detector in watch.detectors for kind in detector.kinds
         }
+        self.lexicon = Lexicon(self.detectors)
+
+    def skimming(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> Skimming:
+        """The same as `filter`, for a text that streams."""
+        detectors = [known, *self.detectors] if known else self.detectors
+        return Skimming(detectors, self._replacing(vault, verdicts, known), self.lexicon)
 
     def filter(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> HoldBack:
         """For one text. `vault` takes what is masked; the placeholders of `known` are put back."""

@@ -6,12 +6,12 @@ anew. A choice that is blocked ends there, alone; with the last one the engine's
 """
 
 from collections.abc import Sequence
-from time import perf_counter
+from functools import partial
 from typing import Any, Literal
 
 from guards.guard import Looked
-from guards.hold_back import HoldBack
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
+from guards.skimming import Skimming
 from guards.texts import Noted, call, parts, within
 from guards.vault import Vault
 from guards.verdicts import Verdicts, took
@@ -54,17 +54,17 @@ class Output:
 class Filter:
     """A text as it came and as it goes out."""
 
-    __slots__ = ("_feed", "came", "hold", "out")
+    __slots__ = ("came", "hold", "out", "skim")
 
-    def __init__(self, hold: HoldBack) -> None:
+    def __init__(self, hold: Skimming) -> None:
         self.hold = hold
-        self._feed = hold.feed
+        self.skim = hold.skim
         self.came: list[str] = []
         self.out: list[str] = []
 
     def feed(self, piece: str) -> str:
         self.came.append(piece)
-        passed = self._feed(piece)
+        passed = self.hold.feed(piece)
         if passed:
             self.out.append(passed)
         return passed
@@ -89,12 +89,12 @@ class Said:
     def __init__(self, output: Output, known: Vault, verdicts: Verdicts) -> None:
         vault = Vault.beside(known)
 
-        def new() -> HoldBack:
-            return output.spans.filter(vault, verdicts, known if known else None)
-
-        self.new = new
-        self.content = Filter(new())
-        self.reasoning = Filter(new())
+        self.whole = partial(output.spans.filter, vault, verdicts, known or None)
+        """Makes a filter for texts that are there at once."""
+        self.content = Filter(output.spans.skimming(vault, verdicts, known or None))
+        self.reasoning = Filter(output.spans.skimming(vault, verdicts, known or None))
+        self.last: Delta | None = None
+        """The one that came last of those whose content was skimmed."""
         self.thinks = False
         self.has_paused = False
         self.blocked: Blocked | None = None
@@ -115,7 +115,7 @@ class Said:
 
 
 class Passing:
-    """One answer. `seconds`: what looking for places took."""
+    """One answer."""
 
     def __init__(self, output: Output, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> None:
         self.output = output
@@ -123,10 +123,14 @@ class Passing:
         self.emit = emit
         self.vault = vault
         self.verdicts = verdicts
-        self.seconds = 0.0
         self.choices: dict[int, Said] = {}
         self.count = getattr(request, "n", None) or 1
         self.over = False
+
+    @property
+    def seconds(self) -> float:
+        """What looking for places took, but for words that were known."""
+        return sum(said.content.hold.seconds + said.reasoning.hold.seconds for said in self.choices.values())
 
     async def run(self, chat: Chat) -> Reply:
         try:
@@ -140,13 +144,27 @@ class Passing:
         return Reply.of(choices, reply.usage)
 
     async def heard(self, delta: Delta) -> None:
-        index = delta.choice
-        said = self.choices.get(index)
+        said = self.choices.get(delta.choice)
         if said is None:
-            said = self._begun(index)
-        if said.blocked:
+            said = self._begun(delta.choice)
+        elif said.blocked:
             return
-        began = perf_counter()
+        piece = delta.content
+        if piece and not said.thinks and not delta.reasoning:
+            content = said.content
+            passed = content.skim(piece)
+            if passed is not None:
+                content.came.append(piece)
+                last, said.last = said.last, delta
+                if passed:
+                    content.out.append(passed)
+                    if not self.output.buffers:
+                        same = last is not None and last.content is passed
+                        await self.emit(last if same else Delta(passed, choice=delta.choice))  # type: ignore[arg-type]
+                return
+        await self._look_into(said, delta)
+
+    async def _look_into(self, said: Said, delta: Delta) -> None:
         content = reasoning = ""
         try:
             if delta.reasoning:
@@ -161,17 +179,8 @@ class Passing:
             content += said.content.rest()
         except Exception as error:
             raise unforeseen(self.verdicts.policy, error) from None
-        self.seconds += perf_counter() - began
         if not self.output.buffers and (content or reasoning):
-            if (
-                content == delta.content
-                and reasoning == delta.reasoning
-                and not delta.tool_calls
-                and not delta.logprobs
-            ):
-                await self.emit(delta)
-            else:
-                await self.emit(Delta(content, reasoning, choice=index))
+            await self.emit(Delta(content, reasoning, choice=delta.choice))
         if said.blocked and self.over:
             raise Ended
 
@@ -189,10 +198,8 @@ class Passing:
         if choice and not said.blocked:
             await self._finish(index, said)
         if choice and not said.blocked:
-            began = perf_counter()
             try:
                 message = Message(**rewritten(choice.message, said))
-                self.seconds += perf_counter() - began
                 passed = Choice(message, choice.finish_reason)
                 await self._look(passed)
             except Blocked as blocked:
@@ -260,7 +267,7 @@ class Passing:
 def rewritten(message: Message, said: Said) -> dict[str, Any]:
     """The whole message as it goes out. Its texts have passed as they came; what has not is looked at here. Raises
     Blocked."""
-    clean = cleaning(said.new())
+    clean = cleaning(said.whole())
     new: dict[str, Any] = {}
     for name, value in message.model_dump(exclude_unset=True).items():
         if name == "role":

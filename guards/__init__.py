@@ -2,8 +2,13 @@
 
 from collections.abc import Mapping
 
+from guards.classifier import Classifier
+from guards.grounding import Grounding
 from guards.guard import Guard
+from guards.judge import Judge
+from guards.outside import Http
 from guards.places import Pii, Secrets, Terms
+from guards.schema import Schema
 from guards.signals import Injection, Language, Size
 
 GUARDS: Mapping[str, type[Guard]] = {
@@ -13,4 +18,9 @@ GUARDS: Mapping[str, type[Guard]] = {
     "terms": Terms,
     "size": Size,
     "language": Language,
+    "classifier": Classifier,
+    "schema": Schema,
+    "grounding": Grounding,
+    "judge": Judge,
+    "http": Http,
 }

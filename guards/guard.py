@@ -6,7 +6,7 @@ answer; it may ask others, and so take time, or fail.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -39,6 +39,8 @@ class Opinion:
 
     kinds: Mapping[str, float] = field(default_factory=dict)
     texts: Sequence[str] | None = None
+    refuses: bool = False
+    """Whatever its guard's action is, nothing passes."""
 
 
 NOTHING = Opinion()
@@ -47,9 +49,6 @@ Look = Callable[[Looked], Awaitable[Opinion]]
 
 class Guard(Step):
     """Options that all guards have."""
-
-    looks: ClassVar[bool] = False
-    """Whether it needs whole texts, so that an answer is whole before there is a verdict."""
 
     action: Action = Field(
         "block",
@@ -107,8 +106,6 @@ class Masking(Guard):
 
 class Asking(Guard):
     """One that asks somebody else."""
-
-    looks: ClassVar[bool] = True
 
     action: Unmasked = Field(
         "block", description="block: the request is refused, or the answer ends; flag: it is only logged and counted"

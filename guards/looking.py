@@ -140,7 +140,7 @@ async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
         raise failed(verdicts.policy, watch.name) from None
     finally:
         took(watch.name, looked.direction, perf_counter() - began)
-    action = watch.guard.action
+    action = "block" if found.refuses else watch.guard.action
     for kind in found.kinds:
         verdicts.found(watch.name, looked.direction, action, kind)
     if found.kinds and action == "block":

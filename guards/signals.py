@@ -1,7 +1,5 @@
 """Guards that weigh a whole text: signs of an injection, its length, the letters it is written in."""
 
-from typing import ClassVar
-
 from pydantic import Field, field_validator
 
 from guards.guard import NOTHING, Guard, Look, Looked, Opinion, Unmasked, Where
@@ -13,8 +11,6 @@ from penstock.steps import Parts
 
 class Weighing(Guard):
     """One whose look asks nobody else."""
-
-    looks: ClassVar[bool] = True
 
     action: Unmasked = Field(
         "block", description="block: the request is refused, or the answer ends; flag: it is only logged and counted"

@@ -23,7 +23,9 @@ VAULT = Vault()
 VAULT.placeholder("email", "ann@example.org", unmask=True)
 WORD = st.sampled_from(
     """the river red Red delta deltas y x 4111 1111 41 a@ ann@example.org password is = hunter2hunter2 AKIA <EMAIL_1>
-    <EMAIL_ 1> phone: +49 30 1234567 . , é 078-05-1120 DE89 3704 0044 0532 0130 00 ing er\n \n ^ ( ::1 1.2.3.4""".split(" ")
+    <EMAIL_ 1> phone: +49 30 1234567 . , é 078-05-1120 DE89 3704 0044 0532 0130 00 ing er\n \n ^ ( ::1 1.2.3.4""".split(
+        " "
+    )
 )
 PIECE = st.one_of(WORD.map(" {}".format), WORD, st.text(max_size=3))
 

@@ -54,11 +54,10 @@ class Output:
 class Filter:
     """A text as it came and as it goes out."""
 
-    __slots__ = ("came", "hold", "out", "skim")
+    __slots__ = ("came", "hold", "out")
 
     def __init__(self, hold: Skimming) -> None:
         self.hold = hold
-        self.skim = hold.skim
         self.came: list[str] = []
         self.out: list[str] = []
 
@@ -86,6 +85,8 @@ class Filter:
 class Said:
     """One choice, as far as it has come."""
 
+    __slots__ = "blocked came content has_paused last out reasoning skim speaks whole".split()
+
     def __init__(self, output: Output, known: Vault, verdicts: Verdicts) -> None:
         vault = Vault.beside(known)
 
@@ -93,9 +94,12 @@ class Said:
         """Makes a filter for texts that are there at once."""
         self.content = Filter(output.spans.skimming(vault, verdicts, known or None))
         self.reasoning = Filter(output.spans.skimming(vault, verdicts, known or None))
+        self.skim, self.came, self.out = self.content.hold.skim, self.content.came.append, self.content.out.append
+        """What happens to every piece, at hand."""
         self.last: Delta | None = None
         """The one that came last of those whose content was skimmed."""
-        self.thinks = False
+        self.speaks = True
+        """Neither blocked nor in thought."""
         self.has_paused = False
         self.blocked: Blocked | None = None
 
@@ -103,12 +107,12 @@ class Said:
         if self.has_paused:
             self.has_paused = False
             piece = AGAIN + piece
-        self.thinks = True
+        self.speaks = False
         return self.reasoning.feed(piece)
 
     def pause(self) -> str:
         """It has thought, and now says something: what was held of its thoughts goes before that."""
-        self.thinks = False
+        self.speaks = True
         held = self.reasoning.flush()
         self.has_paused = bool(held)
         return held
@@ -119,6 +123,7 @@ class Passing:
 
     def __init__(self, output: Output, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> None:
         self.output = output
+        self.buffers = output.buffers
         self.request = request
         self.emit = emit
         self.vault = vault
@@ -147,22 +152,21 @@ class Passing:
         said = self.choices.get(delta.choice)
         if said is None:
             said = self._begun(delta.choice)
-        elif said.blocked:
-            return
         piece = delta.content
-        if piece and not said.thinks and not delta.reasoning:
-            content = said.content
-            passed = content.skim(piece)
+        if piece and said.speaks and not delta.reasoning:
+            passed = said.skim(piece)
             if passed is not None:
-                content.came.append(piece)
-                last, said.last = said.last, delta
+                said.came(piece)
+                last = said.last
+                said.last = delta
                 if passed:
-                    content.out.append(passed)
-                    if not self.output.buffers:
+                    said.out(passed)
+                    if not self.buffers:
                         same = last is not None and last.content is passed
                         await self.emit(last if same else Delta(passed, choice=delta.choice))  # type: ignore[arg-type]
                 return
-        await self._look_into(said, delta)
+        if not said.blocked:
+            await self._look_into(said, delta)
 
     async def _look_into(self, said: Said, delta: Delta) -> None:
         content = reasoning = ""
@@ -170,7 +174,7 @@ class Passing:
             if delta.reasoning:
                 reasoning = said.think(delta.reasoning)
             if delta.content:
-                if said.thinks:
+                if not said.speaks:
                     reasoning += said.pause()
                 content = said.content.feed(delta.content)
         except Blocked as blocked:
@@ -179,7 +183,7 @@ class Passing:
             content += said.content.rest()
         except Exception as error:
             raise unforeseen(self.verdicts.policy, error) from None
-        if not self.output.buffers and (content or reasoning):
+        if not self.buffers and (content or reasoning):
             await self.emit(Delta(content, reasoning, choice=delta.choice))
         if said.blocked and self.over:
             raise Ended
@@ -189,7 +193,7 @@ class Passing:
         return said
 
     def _block(self, said: Said, blocked: Blocked) -> None:
-        said.blocked = blocked
+        said.blocked, said.speaks = blocked, False
         self.over = sum(each.blocked is not None for each in self.choices.values()) >= self.count
 
     async def _end(self, index: int, choice: Choice | None) -> Choice:
@@ -227,12 +231,12 @@ class Passing:
             content += said.content.rest()
         except Exception as error:
             raise unforeseen(self.verdicts.policy, error) from None
-        if not self.output.buffers and (content or reasoning):
+        if not self.buffers and (content or reasoning):
             await self.emit(Delta(content, reasoning, choice=index))
 
     def _released(self, said: Said) -> dict[str, Any]:
         """What of a blocked choice is out already."""
-        if self.output.buffers:
+        if self.buffers:
             return {"content": None}
         reasoning = "".join(said.reasoning.out)
         return {"content": "".join(said.content.out) or None} | ({"reasoning": reasoning} if reasoning else {})
@@ -255,7 +259,7 @@ class Passing:
     async def _release(self, index: int, choice: Choice) -> None:
         """What was withheld until here: calls of tools, and all of it where a verdict had to come first."""
         message = choice.message
-        if self.output.buffers:
+        if self.buffers:
             reasoning = getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or ""
             if reasoning or message.text:
                 await self.emit(Delta(message.text, reasoning, choice=index))

@@ -1,10 +1,11 @@
 """Most of a stream is words in which nothing is found: they pass without another look at each.
 
-A segment is a space and what follows up to the next one. It is quiet if nothing in it is a match, and no match can
-begin in it once a space has come behind it, whatever comes then and whatever stood before. That is asked of the
-detectors once for each segment, and then remembered: words come again. As long as one quiet segment follows another, a
-segment passes when the next one begins; for everything else the hold-back is woken where it left off. What comes out
-is the same, at most one segment later.
+A segment begins with a space. It is quiet if nothing in it is a match, and no match can begin in it once a space has
+come behind it, whatever comes then and whatever stood before. That is asked of the detectors once for each segment, and
+then remembered: words come again. When a piece comes that begins with a space, the segment before passes if it is
+quiet; else the piece becomes a part of it (`2026` may be the beginning of a card's number, `2026 was` is not). If
+that is not quiet either, the hold-back is woken and takes what is pending. What comes out is the same, at most one
+segment later.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from guards.spans import Detector
 
 BEFORE = ("a", "\n")
 """A word, and the beginning of a line: all that an assertion about what stands before can tell apart."""
-LONGEST = 32
+LONGEST = 40
+"""Characters of a segment."""
 KNOWN = 50_000
 PLACEHOLDER = "<"
 """Never quiet: each request has placeholders of its own."""
@@ -29,11 +31,7 @@ class Lexicon:
         self._detectors = detectors
 
     def is_quiet(self, segment: str) -> bool:
-        known = self.known.get(segment)
-        if known is not None:
-            return known
-        if len(segment) > LONGEST:
-            return False
+        """Asked once: `known` has it from then on."""
         if len(self.known) >= KNOWN:
             self.known.clear()
         quiet = self.known[segment] = PLACEHOLDER not in segment and self._look(segment)
@@ -58,6 +56,7 @@ class Skimming(HoldBack):
         self._known = lexicon.known
         self._segment: str | None = None
         """As far as it has come; empty before one begins; None while the hold-back is awake."""
+        self._grown = False  # by a piece that began with a space
         self._pending = ""
         self._passed_before = ""
         self.seconds = 0.0
@@ -67,25 +66,29 @@ class Skimming(HoldBack):
         return len(self._pending) if self._segment else super().held
 
     def skim(self, piece: str) -> str | None:
-        """What may go out now, if `piece` is quiet; None if it has to be fed. It is not empty."""
+        """What may go out now; None if it has to be fed. `piece` is not empty."""
         segment = self._segment
-        if segment is None:
+        if segment is None or len(piece) > LONGEST:
             return None
         if piece[0] == " ":
-            quiet = self._known.get(piece)
-            if quiet or (quiet is None and self._lexicon.is_quiet(piece)):
+            quiet = not segment or self._known.get(segment)
+            if quiet is None:
+                quiet = self._lexicon.is_quiet(segment)
+            if quiet:
                 passed = self._pending
                 if passed:
                     self._passed_before = passed
                 self._segment = self._pending = piece
+                self._grown = False
                 return passed
-        elif segment:
-            joined = segment + piece
-            if self._lexicon.is_quiet(joined):
-                self._segment = joined
-                self._pending += piece
-                return ""
-        return None
+            if self._grown:
+                return None
+            self._grown = True
+        if not segment or len(segment) > LONGEST:
+            return None
+        self._segment = segment + piece
+        self._pending += piece
+        return ""
 
     def feed(self, piece: str) -> str:
         passed = self.skim(piece) if piece else ""
@@ -121,8 +124,9 @@ class Skimming(HoldBack):
             return
         held = self._text[self._context :]
         self._passed_before = self._text[: self._context]
+        self._grown = False
         if not held:
             self._segment = ""
-        elif self._context and self._text[0] == " " and self._lexicon.is_quiet(self._text):
+        elif self._context and self._text[0] == " " and len(self._text) <= LONGEST:
             self._segment = self._text
             self._pending = held

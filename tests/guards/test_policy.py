@@ -194,10 +194,11 @@ async def test_flags_change_nothing_and_are_told(bench: Bench, caplog: pytest.Lo
 
 @pytest.mark.parametrize("field", ["logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "echo"])
 async def test_fields_that_show_what_is_held_back_are_refused(bench: Bench, field: str) -> None:
+    fields: dict[str, Any] = {field: 1}
     with pytest.raises(BadRequest, match=f"{field}.*strict") as caught:
-        await told(behind(bench, Scripted(), Pii()), asking(**{field: 1}))
+        await told(behind(bench, Scripted(), Pii()), asking(**fields))
     assert caught.value.param == field
-    await told(behind(bench, Scripted(), Pii(on="input")), asking(**{field: 1}))
+    await told(behind(bench, Scripted(), Pii(on="input")), asking(**fields))
 
 
 async def test_media_are_refused_where_the_policy_says_so(bench: Bench) -> None:

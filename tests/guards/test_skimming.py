@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guards.hold_back import HoldBack
-from guards.places import of_kinds, of_rules, stamp
 from guards.personal import KINDS
+from guards.places import of_kinds, of_rules, stamp
 from guards.secrets import RULES
 from guards.skimming import Lexicon, Skimming
 from guards.spans import Span
@@ -60,5 +60,12 @@ def test_words_that_are_known_are_not_looked_at_again() -> None:
     assert passed[1:] == words[:-1]
     assert skimmed.seconds == before
     assert skimmed.feed(" 4") == " else"
-    assert skimmed.feed("111 1111 1111 1111") == " "
-    assert skimmed.flush() == "[credit_card]"
+    assert skimmed.feed("111 1111 1111 1111") == ""
+    assert skimmed.flush() == " [credit_card]"
+
+
+def test_what_may_go_on_is_held_and_passes_with_the_word_that_ends_it() -> None:
+    skimmed = Skimming(DETECTORS, marked, LEXICON)
+    passed = [skimmed.feed(piece) for piece in (" in", " autumn", " 2026", " was", " here")]
+    assert passed[2:] == [" autumn", "", " 2026 was"]
+    assert skimmed.flush() == " here"

@@ -128,11 +128,22 @@ def cleaning(made: HoldBack) -> Callable[[str], str]:
 
 async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
     """Raises Blocked, or GuardFailed where the guard could not look and is not to be done without."""
+    found = await asked(watch, looked, verdicts)
+    action = "block" if found.refuses else watch.guard.action
+    for kind in found.kinds:
+        verdicts.found(watch.name, looked.direction, action, kind)
+    if found.kinds and action == "block":
+        raise Blocked(watch.name, sorted(found.kinds))
+    return found
+
+
+async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
+    """What it thinks. Raises GuardFailed, too."""
     assert watch.look
     began = perf_counter()
     try:
         async with asyncio.timeout(watch.guard.patience_s):
-            found = await watch.look(looked)
+            return await watch.look(looked)
     except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
         verdicts.found(watch.name, looked.direction, "failed", type(error).__name__)
         if watch.guard.fail == "open":
@@ -140,12 +151,6 @@ async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
         raise failed(verdicts.policy, watch.name) from None
     finally:
         took(watch.name, looked.direction, perf_counter() - began)
-    action = "block" if found.refuses else watch.guard.action
-    for kind in found.kinds:
-        verdicts.found(watch.name, looked.direction, action, kind)
-    if found.kinds and action == "block":
-        raise Blocked(watch.name, sorted(found.kinds))
-    return found
 
 
 def failed(policy: str, guard: str) -> GuardFailed:

@@ -9,9 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from guards.guard import Guard
+from guards.guard import NOTHING, Guard, Looked
+from guards.hold_back import found as spans_of
 from guards.input import Input, given
-from guards.looking import Watch
+from guards.looking import Watch, asked
 from guards.output import Output
 from guards.texts import MEDIA
 from guards.vault import Vault
@@ -73,8 +74,31 @@ class Made:
     def __init__(self, policy: Policy, parts: Parts) -> None:
         watches = [Watch.of(name, guard, parts) for name, guard in policy.guards]
         self.policy = policy
+        self.watches = watches
         self.input = Input([watch for watch in watches if watch.guard.on != "output"])
         self.output = Output([watch for watch in watches if watch.guard.on != "input"], policy.whole)
+
+    @property
+    def kinds(self) -> list[str]:
+        """All that can be told beforehand."""
+        return sorted({kind for watch in self.watches for detector in watch.detectors for kind in detector.kinds})
+
+    async def weighed(self, text: str) -> dict[str, float]:
+        """What all guards find in a text, by kind, from 0 to 1, whichever way they look and whatever they would do.
+        Raises GuardFailed."""
+        verdicts = Verdicts(self.policy.name)
+        found: dict[str, float] = {}
+        try:
+            for watch in self.watches:
+                verdicts.ran(watch.name, "input")
+                kinds = [span.kind for span in spans_of(watch.detectors, text)]
+                opinion = await asked(watch, Looked("input", [text]), verdicts) if watch.look else NOTHING
+                for kind, score in {**dict.fromkeys(kinds, 1.0), **opinion.kinds}.items():
+                    verdicts.found(watch.name, "input", "flag", kind)
+                    found[kind] = max(score, found.get(kind, 0.0))
+        finally:
+            verdicts.tell()
+        return found
 
     async def answer(self, chat: Chat, request: ChatRequest, emit: Emit) -> Reply:
         """Raises ContentFiltered for a request that is blocked, GuardFailed for what could not be looked at."""

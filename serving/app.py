@@ -41,9 +41,11 @@ from serving.call import Call, id_of
 from serving.composing import PLAIN
 from serving.estimates import Estimate, estimate
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
+from serving.fields import MODERATIONS
 from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
+from serving.moderations import USUAL
 from serving.policy import Policy, Unfetched
 from serving.relay import Relay, Relayed, as_json
 from serving.replays import Replays
@@ -292,13 +294,28 @@ class Gateway:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
         body = self.policy.applied(call.exchange.path, body, call.caller)
-        served = self.model(body["model"], call.caller)
+        if call.exchange.path == MODERATIONS:
+            served: Served = self._moderation(body.get("model") or USUAL, call.caller)
+        else:
+            served = self.model(body["model"], call.caller)
         call.model = served.name
         call.exchange.tenant = call.caller.tenant
         call.exchange.caller = call.caller
-        if call.caller.guards or self.config.gateway.guards:
+        if (call.caller.guards or self.config.gateway.guards) and call.exchange.path != MODERATIONS:
             served = self._guarded(served, call.caller)
         return served, body
+
+    def _moderation(self, name: str, caller: Caller) -> Served:
+        """A policy, as what is asked. Raises ModelNotFound, Forbidden."""
+        assert self.stack is not None
+        if caller.models is not None and name not in caller.models:
+            raise Forbidden(f"this key may not use {name!r}, only {', '.join(sorted(caller.models))}", param="model")
+        if name not in self.config.guards:
+            near = nearest_name(name, self.config.guards)
+            raise ModelNotFound(
+                f"no guards are configured as {name!r}{near}: `model` names a list in `guards`", param="model"
+            )
+        return self.stack.moderation(name)
 
     def _guarded(self, served: Served, caller: Caller) -> Served:
         """The same behind the policies of this caller, and of the gateway. Raises GuardFailed for one that the

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from guards.policy import Made
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, WrongAt
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, StartError
 from penstock.steps import Step
 from serving.composing import (
     PLAIN,
@@ -18,6 +19,7 @@ from serving.composing import (
     composed,
     no_circle,
     policies_of,
+    policy_of,
     steps_of,
 )
 
@@ -66,6 +68,15 @@ class Compositions:
                 found = refused(error)
             self._policies[tuple(names)] = found
         return found
+
+    def made(self, name: str) -> Made:
+        """One of the configuration's `guards`. Raises PenstockError where it cannot be made."""
+        assert self._config is not None
+        try:
+            return Made(policy_of(self._config, name), parts_of(self._config, self._reached, self._asked))
+        except (WrongAt, StartError) as error:
+            log.error("guards.%s: %s; requests that need it are refused", name, error)
+            raise PenstockError("these guards cannot be made: the gateway's log says why") from None
 
 
 def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> tuple[Composition, Sequence[str]]:

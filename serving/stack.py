@@ -22,6 +22,7 @@ from serving.answer import Answer, asking
 from serving.composing import PLAIN, Composition
 from serving.compositions import Compositions
 from serving.engines import READY_POLL_S, ended, engines_here, served_by, watched
+from serving.moderations import Moderation
 from serving.relay import Relay
 from serving.trial import Trial
 from serving.upstream import whole
@@ -66,6 +67,7 @@ class Stack:
         self._tried: dict[str, Pool] = {}
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
         self.compositions = Compositions(self.other, self.ask)
+        self._moderations: dict[str, Moderation] = {}
         self._guarded: dict[tuple[Served, tuple[str, ...]], Answer] = {}
 
     @property
@@ -89,6 +91,7 @@ class Stack:
         self.room.most_bytes = config.gateway.max_answers_bytes
         self.models = self._served(config)
         self._guarded.clear()
+        self._moderations.clear()
         self._coming &= set(self.pools.values())
         self._config = config
         for name, pool in self._tried.items():
@@ -163,6 +166,13 @@ class Stack:
             )
             both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
             found = self._guarded[served, names] = Answer(served.name, base, both, budget)
+        return found
+
+    def moderation(self, name: str) -> Moderation:
+        """One of the configuration's `guards`, asked for its opinion. Raises PenstockError where it cannot be made."""
+        found = self._moderations.get(name)
+        if found is None:
+            found = self._moderations[name] = Moderation(name, self.compositions.made(name))
         return found
 
     def other(self, name: str) -> Chat:

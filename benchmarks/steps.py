@@ -56,7 +56,8 @@ def texts_of(files: list[Path], count: int) -> list[str]:
 
 
 def configured(texts: list[str], steps: list[Any], port: int) -> dict[str, Any]:
-    engines, models = {}, {}
+    engines: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for number, text in enumerate(texts):
         for name, pace_s in ((f"fast{number}", 0), (f"paced{number}", PACE_S)):
             said = text if pace_s == 0 else " ".join(text.split(" ")[:200])

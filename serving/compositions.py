@@ -4,13 +4,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from guards.places import stamp
 from guards.policy import Made
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, WrongAt
 from penstock.errors import PenstockError, StartError
 from penstock.steps import Step
 from serving.composing import (
+    IN_POLICIES,
     PLAIN,
+    STEPS,
     Asked,
     Composition,
     Place,
@@ -112,7 +115,21 @@ def check(config: Config) -> None:
 
 def key_of(config: Config, name: str) -> str:
     model = config.models[name]
-    return repr((model.steps, config.guards if model.steps or model.guards else None, model.guards, config.files))
+    guards = config.guards if model.steps or model.guards else None
+    return repr((model.steps, guards, model.guards, config.files, stamps(config)))
+
+
+def stamps(config: Config) -> Sequence[tuple[int, int] | None]:
+    """Of the files that steps and guards name: others whenever one of them is another."""
+    written = [*(model.steps for model in config.models.values()), *config.guards.values()]
+    places = [
+        Path(config.files or ".") / value
+        for name, options in (item for listed in written for step in listed for item in step.items())
+        if (kind := STEPS.get(name) or IN_POLICIES.get(name))
+        for option in sorted(kind.operators)
+        if isinstance(value := options.get(option), str)
+    ]
+    return [stamp(place) for place in places]
 
 
 def refused(error: WrongAt) -> Composition:

@@ -22,7 +22,9 @@ from penstock.source import Source
 from penstock.store import opened
 from serving.access import access
 from serving.compositions import Compositions, check, unasked, unreached
+from serving.reload import Reload
 from serving.routes import ROUTES
+from tests.prompting.conftest import asking, told
 from tests.serving.conftest import Running, run_gateway
 from tests.serving.test_routes import BODIES
 from tests.upstream import answers, upstream
@@ -159,15 +161,15 @@ async def test_all_surfaces_say_the_same_and_none_a_secret(cases: list[tuple[lis
     async with run_gateway(hot=True, **tree) as client:
         for words, pii, secrets in cases:
             said = " ".join(words)
-            told = set()
+            heard = set()
             for path, asked in (
                 (CHAT, {"messages": [{"role": "user", "content": said}]}),
                 (TEXT, {"prompt": said}),
             ):
                 for stream in (False, True):
                     body = {"model": f"{pii}-{secrets}", "stream": stream, **asked}
-                    told.add(joined(await client.post(path, json=body))[:2])
-            ((text, finish),) = told
+                    heard.add(joined(await client.post(path, json=body))[:2])
+            ((text, finish),) = heard
             done = {word: secrets if word.startswith("AKIA") else pii for word in words if len(word) > 10}
             assert not any(secret[:8] in text for secret, action in done.items() if action != "flag")
             assert (finish == "content_filter") == ("block" in done.values())
@@ -205,8 +207,8 @@ async def test_the_access_log_says_what_ran_for_every_request(gateway: Running, 
     async with gateway(**scripted(**of_model("pii", "secrets"))) as client:
         await client.post(CHAT, json={"model": "m", "messages": TURNS})
         access.flush()
-    told = [json.loads(line) for line in "".join(written).splitlines()]
-    assert [line["guards"] for line in told if line.get("route") == CHAT] == [
+    noted = [json.loads(line) for line in "".join(written).splitlines()]
+    assert [line["guards"] for line in noted if line.get("route") == CHAT] == [
         {f"strict/{guard}/{way}": "pass" for way in ("input", "output") for guard in ("pii", "secrets")}
     ]
 
@@ -281,16 +283,39 @@ def test_what_is_wrong_with_a_policy_is_told_with_its_place(tmp_path: Path, guar
         checked(Source(file))
 
 
+async def test_files_that_guards_name_are_read_again(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("river\n")
+    file = tmp_path / "penstock.yaml"
+    file.write_text(
+        "engines: {e: {kind: scripted}}\nmodels: {m: {engine: e, guards: strict}}\n"
+        "guards: {strict: [{terms: {file: words.txt, action: mask}}]}\n"
+    )
+    source, applied = Source(file), list[Config]()
+    config = source.load()
+    compositions = Compositions(unreached, unasked)
+    before = compositions.change(config)["m"]
+    reload = Reload(source, config, applied.append)
+    await reload.again()
+    assert not applied
+    assert compositions.change(config)["m"] is before
+    (tmp_path / "words.txt").write_text("river\ndelta\n")
+    await reload.again()
+    assert applied == [config]
+    chat = compositions.change(config)["m"].around(Scripted())
+    reply, _ = await told(chat, asking("the delta"))
+    assert reply.message.text == "You wrote: the <TERM_1>"
+
+
 async def test_a_client_that_leaves_in_the_midst_of_a_guarded_answer_ends_the_generation(gateway: Running) -> None:
     engine = Scripted(["word " * 10_000], pace_s=0.002)
     guarded = Compositions(unreached, unasked).change(Config(**scripted(**of_model("pii"))))["m"].around(engine)
     async with gateway({"m": guarded}) as client:
-        asking = asyncio.create_task(client.post(CHAT, json={"model": "m", "messages": TURNS, "stream": True}))
+        request = asyncio.create_task(client.post(CHAT, json={"model": "m", "messages": TURNS, "stream": True}))
         async with asyncio.timeout(10):
             while not engine.running:
                 await asyncio.sleep(0.005)
-            asking.cancel()
-            await asyncio.wait([asking])
+            request.cancel()
+            await asyncio.wait([request])
             while engine.running:
                 await asyncio.sleep(0.005)
     assert engine.cancelled == 1

@@ -1,6 +1,6 @@
 """Secrets of nobody's, drawn by the formats that providers document, and what looks like secrets and is none.
 
-Written without a look at guards/secrets.toml, from alphabets and lengths alone, so that it can say what the rules miss.
+Made of alphabets and lengths, not of the rules of guards/secrets.toml, so that it can say what those miss.
 """
 
 import base64
@@ -53,9 +53,8 @@ MADE: Mapping[str, Callable[[Random], str]] = {
     "Google OAuth token": lambda r: "ya29." + drawn(r, URLSAFE, 160),
     "Slack bot token": lambda r: f"xoxb-{drawn(r, DIGITS, 12)}-{drawn(r, DIGITS, 13)}-{drawn(r, BASE62, 24)}",
     "Slack app token": lambda r: f"xapp-1-A{drawn(r, UPPER, 10)}-{drawn(r, DIGITS, 13)}-{drawn(r, HEX, 64)}",
-    "Slack webhook": lambda r: "https://hooks.slack.com/services/T{}/B{}/{}".format(
-        drawn(r, UPPER + DIGITS, 10), drawn(r, UPPER + DIGITS, 10), drawn(r, BASE62, 24)
-    ),
+    "Slack webhook": lambda r: "https://hooks.slack.com/services/"
+    + "/".join(("T" + drawn(r, UPPER, 10), "B" + drawn(r, UPPER, 10), drawn(r, BASE62, 24))),
     "Stripe key": lambda r: r.choice(["sk_live_", "rk_live_", "sk_test_"]) + drawn(r, BASE62, r.choice([24, 99])),
     "Twilio key": lambda r: "SK" + drawn(r, HEX, 32),
     "SendGrid key": lambda r: f"SG.{drawn(r, URLSAFE, 22)}.{drawn(r, URLSAFE, 43)}",
@@ -69,12 +68,12 @@ MADE: Mapping[str, Callable[[Random], str]] = {
     "Square token": lambda r: "sq0atp-" + drawn(r, URLSAFE, 22),
     "Telegram bot token": lambda r: f"{drawn(r, '123456789', 10)}:AA{drawn(r, URLSAFE, 33)}",
     "Discord bot token": lambda r: f"M{drawn(r, BASE62, 25)}.{drawn(r, URLSAFE, 6)}.{drawn(r, BASE62, 38)}",
-    "Azure storage key": lambda r: f"AccountName=data;AccountKey={drawn(r, BASE64, 86)}==;EndpointSuffix=core.windows.net",
+    "Azure storage key": lambda r: f"AccountName=data;AccountKey={drawn(r, BASE64, 86)}==;EndpointSuffix=core",
     "Azure client secret": lambda r: f"{drawn(r, BASE62, 3)}8Q~{drawn(r, BASE62 + '._-', 33)}{drawn(r, BASE62, 1)}",
     "JWT": jwt,
     "private key": pem,
     "private key, encrypted": lambda r: pem(r).replace(
-        "KEY-----\n", f"KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,{drawn(r, 'ABCDEF' + DIGITS, 32)}\n\n", 1
+        "KEY-----\n", f"KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,{drawn(r, 'ABCDEF', 32)}\n\n", 1
     ),
     "private key in JSON": lambda r: json.dumps({"private_key": pem(r, "")}),
     "OpenSSH key": lambda r: pem(r, "OPENSSH "),
@@ -112,7 +111,7 @@ NEGATIVES: Mapping[str, Callable[[Random], str]] = {
         " ".join(r.choices("the river carries water to a turbine and the gate holds it back".split(), k=20)).encode()
     ).decode(),
     "data URI": lambda r: f"data:image/png;base64,{base64.b64encode(r.randbytes(120)).decode()}",
-    "numbers": lambda r: f"order {drawn(r, DIGITS, 12)} of {r.randint(2000, 2030)}-{r.randint(10, 12)}-{r.randint(10, 28)}",
+    "numbers": lambda r: f"order {drawn(r, DIGITS, 12)} of {r.randint(2000, 2030)}-{r.randint(10, 12)}-17",
     "names that begin alike": lambda r: r.choice(
         [
             "sk-learn-compatible pipelines, task-proj-management and risk-ant-hills",
@@ -133,6 +132,6 @@ NEGATIVES: Mapping[str, Callable[[Random], str]] = {
             "AKIAIOSFODNN7EXAMPLE",
         ]
     ),
-    "code": lambda r: f"const accessTokenExpirySeconds = getConfig('auth.access_token.expiry') ?? {r.randint(60, 3600)};",
+    "code": lambda r: f"const accessTokenExpiry = getConfig('auth.access_token.expiry') ?? {r.randint(60, 3600)};",
     "public key": lambda r: f"-----BEGIN PUBLIC KEY-----\n{drawn(r, BASE64, 64)}\n-----END PUBLIC KEY-----",
 }  # fmt: skip

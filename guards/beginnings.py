@@ -2,11 +2,11 @@ r"""All beginnings of what a regular expression matches, as a regular expression
 
     beginnings(parse(r"sk-\d{4}"))  ->  (?:s(?:k(?:-\d{0,4})?)?)?
 
-Beginnings of `xyz` are those of `x`, `x` with those of `y`, and `xy` with those of `z`; nested from the right this is at
-most twice as long as the expression for each level of groups in it. What is not yet known counts as still possible: an
-assertion (`\b`, `$`) at the end is left out, since the next character decides it. So the leftmost match of
+Beginnings of `xyz` are those of `x`, `x` with those of `y`, and `xy` with those of `z`; nested from the right this is
+at most twice as long as the expression for each level of groups in it. What is not yet known counts as still possible:
+an assertion (`\b`, `$`) at the end is left out, since the next character decides it. So the leftmost match of
 `(?:beginnings)\z` tells from where on a text could still become, lengthen or unmake a match: before it, nothing that
-follows matters. `(?:beginnings)\z` also costs least, as RE2 reads it backwards from the end.
+follows matters. It costs little, too: RE2 reads what ends in `\z` backwards from the end.
 
 The syntax is RE2's (https://github.com/google/re2/wiki/Syntax). Pieces of the source are kept as they are written, only
 the structure is read; inline flags are moved to what they apply to.
@@ -121,8 +121,8 @@ def shortest(node: Node) -> int:
 
 
 def bounded(node: Node, most: int) -> Node:
-    """The same with no repeat beyond `most` times, where it need not be. Repeats in repeats are fewer: RE2 takes no more
-    than 1000 of them together."""
+    """The same with no repeat beyond `most` times, where it need not be. Repeats in repeats are fewer: RE2 takes no
+    more than 1000 of them together."""
     match node:
         case Repeat(inner, least, now, lazy):
             limit = NESTED if now is None and _repeats(inner) else most

@@ -16,8 +16,8 @@ Replace = Callable[[Span, str], str | None]
 
 class HoldBack:
     """One text, piece by piece. `replace(span, text)` says what is to stand for a match, None for itself; its offsets
-    are those of the whole text. It may raise to end the answer: `flush` (again, if that raised) then gives what stood before
-    the match and had not come out, and nothing else comes. After `flush` another text may begin."""
+    are those of the whole text. It may raise to end the answer: `flush` (again, if that raised) then gives what stood
+    before the match and had not come out, and nothing else comes. After `flush` another text may begin."""
 
     def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
         self._detectors = detectors
@@ -72,11 +72,13 @@ class HoldBack:
         while True:
             if self._swallowing and not self._swallow(self._swallowing, ended):
                 return
-            alive = [len(self._text) if ended else detector.alive(self._text) for detector in self._detectors]
+            alive = []
+            for detector in self._detectors:
+                alive.append(len(self._text) if ended else detector.alive(self._text))
+                if alive[-1] <= self._context:
+                    return
             limit = min(alive, default=len(self._text))
-            if limit <= self._context:
-                return
-            span = self._leftmost(alive)
+            span = self._leftmost(alive) if limit > self._context else None
             if span is None or span.begins >= self._before + limit:
                 self._out.append(self._taken(self._before + limit))
                 return
@@ -92,8 +94,10 @@ class HoldBack:
         self._stopped = True
         try:
             self._out.append(inner.feed(text))
-        finally:
             self._out.append(inner.flush())
+        except BaseException:  # whatever ends the answer, what stood before it goes out
+            self._out.append(inner.flush())
+            raise
         self._stopped = False
 
     def _leftmost(self, alive: Sequence[int]) -> Span | None:

@@ -18,15 +18,18 @@ from urllib.parse import unquote
 
 import re2
 
-from guards.language import script_of
 from guards.patterns import Pattern, detectors
 from guards.spans import Detector
 
 INVISIBLE = re.compile("[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 TAGS = re.compile("[\U000e0000-\U000e007f]+")  # invisible ASCII, Unicode's language tags
+# The flags of England, Scotland and Wales are made of tags, too.
+FLAGS = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{2,6}\U000e007f")
 BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
-MIXED = {"latin", "greek", "cyrillic"}
+# Cyrillic, and Greek that looks Latin.
+ALIKE = "\u0400-\u04ff\u0391\u0392\u0395-\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf"
+MIXED = re.compile(f"[A-Za-z][{ALIKE}]|[{ALIKE}][A-Za-z]")
 
 OVER = r"(?:ignore|disregard|forget|override|bypass|skip|drop|do not follow|don't follow|stop following)"
 EARLIER = r"(?:previous|prior|above|earlier|preceding|foregoing|initial|original|existing|system|your|all|any|every)"
@@ -89,6 +92,7 @@ def score(found: Sequence[Signal]) -> float:
 
 def _signals(text: str) -> Iterator[tuple[str, float]]:
     if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
         yield from _hidden(text)
     plain = as_read(text)
     if TOKENS.search(text) or TOKENS.search(plain):
@@ -105,19 +109,14 @@ def _phrases(text: str) -> Iterator[tuple[str, float]]:
 
 
 def _hidden(text: str) -> Iterator[tuple[str, float]]:
-    if TAGS.search(text.replace("\U0001f3f4", "")) and not _flags_only(text):
+    if TAGS.search(FLAGS.sub("", text)):
         yield "invisible_tags", 0.9
     if sum(1 for _ in re.finditer(rf"(?<=[0-9A-Za-z]){INVISIBLE.pattern}(?=[0-9A-Za-z])", text)) >= 3:
         yield "zero_width", 0.5
     if BIDI.search(text):
         yield "bidi", 0.3
-    if any(len(MIXED & {script_of(letter) for letter in word}) > 1 for word in re.findall(r"[^\W\d_]{3,}", text)):
+    if MIXED.search(text):
         yield "mixed_scripts", 0.3
-
-
-def _flags_only(text: str) -> bool:
-    """Tags are also what the flags of England, Scotland and Wales are made of."""
-    return not TAGS.search(re.sub("\U0001f3f4[\U000e0061-\U000e007a0-9]{2,6}\U000e007f", "", text))
 
 
 def as_read(text: str) -> str:
@@ -125,7 +124,6 @@ def as_read(text: str) -> str:
         text = html.unescape(unquote(text, errors="ignore"))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", INVISIBLE.sub("", TAGS.sub(_visible, text))).replace("\u2019", "'")
-        text = text.encode("utf-8", "replace").decode()
     return re.sub(r"[ \t\r\f\v]+", " ", text)
 
 

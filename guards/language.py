@@ -45,6 +45,8 @@ BLOCKS = (
     (0x1C80, "cyrillic"),
     (0x1C90, "georgian"),
     (0x1CC0, "other"),
+    (0x1D00, "latin"),
+    (0x1DC0, ""),
     (0x1E00, "latin"),
     (0x1F00, "greek"),
     (0x2000, ""),

@@ -16,11 +16,12 @@ import re2
 
 from guards.beginnings import Group, beginnings, bounded, longest, parse, shortest, written
 from guards.heads import heads, without_lead
-from guards.seen import ENCODING, seen
+from guards.seen import ENCODING, fold, seen
 from guards.spans import Detector, Span
 
 REPEATS = 256  # what has no upper limit is looked for up to this often
-MEMORY_BYTES = 2**26
+MEMORY_BYTES = 2**23  # of an expression, RE2's own default; of many together more
+MANY_BYTES = 2**26
 TOKEN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+/=~"
 FIRST_GROUP = -1
 
@@ -30,9 +31,9 @@ class Pattern:
     """What text of this kind looks like, in RE2's syntax; letters are ASCII, digits and spaces of any script (`seen`).
 
     `check` is given what matched and all of the match, and says how many characters of the former are of this kind, 0
-    for none. `part` is the group that is to be replaced, 0 for all. `tail` are characters over which a match goes on
-    (up to and with `until`), as does any that is as long as repeats are counted, over TOKEN. Of the matches from one place the longest counts, or
-    with `greedy` the one that Perl would choose.
+    for none. `part` is the group that is to be replaced, 0 for all, FIRST_GROUP for the first that is there. `tail` are
+    characters over which a match goes on, up to and with `until`; one that is as long as repeats are counted goes on
+    over TOKEN. Of the matches from one place the longest counts, or with `greedy` the one that Perl would choose.
     """
 
     kind: str
@@ -79,9 +80,10 @@ class Pattern:
 
 
 def detectors(patterns: Sequence[Pattern]) -> list[Detector]:
+    fold()  # it takes a tenth of a second, which no request shall wait for
     headed = [pattern for pattern in patterns if heads(pattern.node)]
     others = [pattern for pattern in patterns if not heads(pattern.node)]
-    return [*([Headed(headed)] if headed else []), *([Headless(others)] if others else [])]
+    return [*([Headless(others)] if others else []), *([Headed(headed)] if headed else [])]
 
 
 def leftmost(spans: Iterable[Span]) -> Span | None:
@@ -96,14 +98,17 @@ class Headless:
         self.kinds = tuple(dict.fromkeys(pattern.kind for pattern in patterns))
         self.longest = max(longest(pattern.node) or 0 for pattern in patterns)
         self.shortest = min(shortest(pattern.node) for pattern in patterns)
-        self._any = compiled(either(written(pattern.node, captures=False) for pattern in patterns))
-        self._begin = compiled(f"(?:{either(beginnings(pattern.node) for pattern in patterns)})\\z")
+        self._any = compiled(
+            either(written(pattern.node, captures=False) for pattern in patterns), memory_bytes=MANY_BYTES
+        )
+        begin = either(beginnings(pattern.node) for pattern in patterns)
+        self._begin = compiled(f"(?:{begin})\\z", memory_bytes=MANY_BYTES)
 
     def search(self, text: str, start: int = 0) -> Span | None:
         if len(text) - start < self.shortest:
             return None
         raw = seen(text)
-        while match := self._any.search(raw, start):
+        while start < len(raw) and (match := self._any.search(raw, start)):
             start = match.start()
             if span := leftmost(span for pattern in self.patterns if (span := pattern.at(raw, start))):
                 return span
@@ -122,6 +127,7 @@ class Headed:
         self.kinds = tuple(dict.fromkeys(pattern.kind for pattern in patterns))
         self.longest = max(longest(pattern.node) or 0 for pattern in patterns)
         self.shortest = min(shortest(pattern.node) for pattern in patterns)
+        self._beginnings = [pattern.beginning for pattern in patterns]  # made now, so that it is told if one cannot be
         by_head: dict[str, list[int]] = {}
         for i, pattern in enumerate(patterns):
             for head in heads(pattern.node) or ():
@@ -147,10 +153,13 @@ class Headed:
     def alive(self, text: str) -> int:
         raw = seen(text)
         for begin, which in self._standing(raw, 0):
-            if any(self.patterns[i].beginning.match(raw, begin) for i in which):
+            if any(self._beginnings[i].match(raw, begin) for i in which):
                 return begin
-        end = raw[-self._most :].lower().decode(ENCODING) if self._most else ""
-        return len(raw) - next((n for n in range(len(end), 0, -1) if end[-n:] in self._unfinished), 0)
+        end = raw[-self._most :].lower().decode(ENCODING)
+        for at in range(len(end)):
+            if end[at:] in self._unfinished:
+                return len(raw) - len(end) + at
+        return len(raw)
 
     def _standing(self, raw: bytes, start: int) -> Iterator[tuple[int, Sequence[int]]]:
         """Where heads stand, from left to right, and of which patterns."""
@@ -158,10 +167,10 @@ class Headed:
         return iter(sorted((end + 1 - length, which) for end, (length, which) in found))
 
 
-def compiled(expression: str, greedy: bool = False) -> Any:
+def compiled(expression: str, greedy: bool = False, memory_bytes: int = MEMORY_BYTES) -> Any:
     """For bytes as `seen` gives them. Raises ValueError where RE2 does not take it."""
     try:
-        return re2.compile(expression.encode(ENCODING), options(greedy))
+        return re2.compile(expression.encode(ENCODING), options(greedy, memory_bytes))
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
         raise ValueError(f"{expression[:200]!r}: {reason}") from error
@@ -171,10 +180,10 @@ def either(expressions: Iterable[str]) -> str:
     return "|".join(f"(?:{expression})" for expression in expressions)
 
 
-def options(greedy: bool = False) -> Any:
+def options(greedy: bool, memory_bytes: int) -> Any:
     chosen = re2.Options()
     chosen.encoding = re2.Options.Encoding.LATIN1
     chosen.longest_match = not greedy
-    chosen.max_mem = MEMORY_BYTES
+    chosen.max_mem = memory_bytes
     chosen.log_errors = False
     return chosen

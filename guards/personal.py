@@ -1,7 +1,7 @@
 """Personal data that has a form of its own: numbers, addresses of mail and of machines.
 
-Each kind is as narrow as its standard lets it be: checksums are computed, lengths and ranges looked up. What has no form
-(names, streets, places, organizations) no expression finds; docs/guards.md says what to attach for it.
+Each kind is as narrow as its standard lets it be: checksums are computed, lengths and ranges looked up. What has no
+form (names, streets, places, organizations) no expression finds; docs/guards.md says what to attach for it.
 """
 
 import ipaddress
@@ -81,8 +81,7 @@ def luhn(number: str) -> bool:
 
 
 def card(text: str, _: str) -> int:
-    """Digits alone or in groups of at least three: `1 2 3 4 ...` is a list."""
-    return shortened(text, lambda part: min(map(len, re.split("[ -]", part))) > 2 and is_card(digits(part)))
+    return shortened(text, lambda part: is_card(digits(part)))
 
 
 def is_card(number: str) -> bool:
@@ -148,7 +147,7 @@ LABEL = r"[0-9A-Za-z\x80-\xff](?:[0-9A-Za-z\x80-\xff-]{0,61}[0-9A-Za-z\x80-\xff]
 OCTETS = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
 
 PATTERNS = (
-    Pattern("credit_card", r"\b[0-9](?:[ -]?[0-9]){11,18}\b", card),
+    Pattern("credit_card", r"\b(?:[0-9]{12,19}|[0-9]{3,6}(?:[ -][0-9]{3,7}){2,4})\b", card),  # `1 2 3 4 ...` is a list
     Pattern("iban", r"(?i)\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30}\b", iban),
     Pattern("us_ssn", r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b", ssn),
     Pattern("us_ssn", r"\b[0-9]{3} [0-9]{2} [0-9]{4}\b", ssn),
@@ -172,7 +171,8 @@ PATTERNS = (
     Pattern("phone", r"(?:\+|\b00)[1-9](?:[ .()/-]{0,3}[0-9]){6,15}(?: ?(?:x|ext\.?) ?[0-9]{1,6})?\b", international),
     Pattern(
         "phone",
-        r"(?:\b1[ .-])?(?:\b[2-9][0-9]{2}[ .-]|\([2-9][0-9]{2}\) ?)[2-9][0-9]{2}[ .-][0-9]{4}(?: ?(?:x|ext\.?) ?[0-9]{1,6})?\b",
+        r"(?:\b1[ .-])?(?:\b[2-9][0-9]{2}[ .-]|\([2-9][0-9]{2}\) ?)[2-9][0-9]{2}[ .-][0-9]{4}"
+        r"(?: ?(?:x|ext\.?) ?[0-9]{1,6})?\b",
     ),
     Pattern("phone", r"\b0[1-9][0-9]{0,3}(?:[ ./-][0-9]{2,4}){2,4}\b", national),
     Pattern(

@@ -2,8 +2,8 @@
 
 A rule's expression, its entropy (Shannon, bits per character, of the secret), `secretGroup` and allowlists mean what
 they mean to gitleaks. What looks at files does not apply: rules with a `path` and allowlists that need one are left
-out, and a line is no more than the match. Keywords are not needed: the literals that an expression begins with are told
-from the expression itself, more of them and exactly (`heads.py`).
+out, and a line is no more than the match. A keyword counts if it stands in the match: in a stream what comes later
+cannot be waited for. What to look for first is told from the expressions themselves (`heads.py`).
 """
 
 import math
@@ -17,16 +17,21 @@ from typing import Any
 
 import re2
 
+from guards.beginnings import shortest
 from guards.patterns import FIRST_GROUP, Pattern, detectors
 from guards.spans import Detector
 from penstock.errors import ConfigError
 
 RULES = Path(__file__).with_name("secrets.toml")
+ENDLESS = ("private_key", "jwt")  # longer than repeats are counted: of these our rules stand beside any others
 
 
 def secrets(rules: Path = RULES) -> Sequence[Detector]:
     """By the rules of this file, or of gitleaks' own. Raises ConfigError."""
-    return detectors(patterns(rules))
+    try:
+        return detectors(patterns(rules))
+    except ValueError as error:
+        raise ConfigError(f"the rules of {rules} are too many for one search: {error}") from error
 
 
 def patterns(rules: Path = RULES) -> list[Pattern]:
@@ -41,7 +46,7 @@ def patterns(rules: Path = RULES) -> list[Pattern]:
     ]
     if not found:
         raise ConfigError(f"{rules} has no [[rules]] with a regex")
-    return found
+    return found if rules == RULES else [*found, *(pattern for pattern in patterns() if pattern.kind in ENDLESS)]
 
 
 def _pattern(rule: Mapping[str, Any], everywhere: Sequence["Allowed"], file: Path) -> Pattern:
@@ -56,7 +61,10 @@ def _pattern(rule: Mapping[str, Any], everywhere: Sequence["Allowed"], file: Pat
             until=rule.get("until", ""),
             greedy=True,
         )
+        if not shortest(pattern.node):
+            raise ValueError("its regex matches the empty text, too")
         groups = pattern.compiled.groups
+        assert pattern.beginning  # what cannot be made of it is told here, with its id
     except (KeyError, TypeError, ValueError, re.error, re2.error) as error:
         raise ConfigError(f"rule {rule.get('id', '?')!r} of {file} cannot be used: {error}") from error
     if pattern.part > groups:
@@ -69,10 +77,15 @@ def _check(rule: Mapping[str, Any], everywhere: Sequence["Allowed"]) -> Callable
     if "allowlist" in rule:
         allowed.append(Allowed.of(rule["allowlist"]))
     least = float(rule.get("entropy", 0))
+    keywords = [keyword.lower() for keyword in rule.get("keywords", ())]
 
     def check(secret: str, match: str) -> int:
-        too_plain = least and entropy(secret) <= least
-        return 0 if too_plain or any(each.allows(secret, match) for each in allowed) else len(secret)
+        if least and entropy(secret) <= least:
+            return 0
+        lower = match.lower()
+        if keywords and not any(keyword in lower for keyword in keywords):
+            return 0
+        return 0 if any(each.allows(secret, match) for each in allowed) else len(secret)
 
     return check
 

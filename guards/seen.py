@@ -9,27 +9,30 @@ signal of some of it, and nothing finds all of it.
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from functools import cache
 
 ENCODING = "latin-1"
 BEYOND = 0x20000  # no digit, dash or space stands there or further on
 
 
-def _folded() -> dict[str, str]:
-    fold = {}
+@cache
+def fold() -> Mapping[str, str]:
+    """Characters that are seen as ASCII."""
+    known = {}
     for character in map(chr, range(0xA0, BEYOND)):
         category = unicodedata.category(character)
         if category == "Nd":
-            fold[character] = str(unicodedata.decimal(character))
+            known[character] = str(unicodedata.decimal(character))
         elif category == "Pd" or character == "\N{MINUS SIGN}":
-            fold[character] = "-"
+            known[character] = "-"
         elif category == "Zs":
-            fold[character] = " "
+            known[character] = " "
         elif "\uff01" <= character <= "\uff5e":
-            fold[character] = chr(ord(character) - 0xFEE0)
-    return fold
+            known[character] = chr(ord(character) - 0xFEE0)
+    return known
 
 
-FOLD = _folded()
 BEYOND_LATIN = re.compile("[^\x00-\x9f\xa1-\xff]+")
 
 
@@ -41,4 +44,5 @@ def seen(text: str) -> bytes:
 
 
 def _fold(found: re.Match[str]) -> str:
-    return "".join([FOLD.get(character, "?") for character in found[0]])
+    known = fold()
+    return "".join([known.get(character, "?") for character in found[0]])

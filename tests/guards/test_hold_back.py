@@ -94,3 +94,38 @@ def test_an_answer_that_is_ended_keeps_what_stood_before(pieces: list[str]) -> N
 def test_everything_found_in_a_long_text_has_its_place() -> None:
     text = "x" * 5000 + "bad" + "y" * 3000 + "bad"
     assert found([Words("w", "bad")], text) == [Span(5000, 5003, "w"), Span(8003, 8006, "w")]
+
+
+class Evidence(Words):
+    """A secret `x...` behind a word, which is its evidence."""
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        span = super().search(text, start)
+        at = text.find("x", span.end) if span else -1
+        return Span(at, at + 1, "secret", span.start) if span and at >= 0 else None
+
+    def alive(self, text: str) -> int:
+        return min(super().alive(text), at if (at := text.find(self.words[0])) >= 0 else len(text))
+
+
+def test_evidence_is_a_text_of_its_own_and_offsets_are_those_of_the_whole() -> None:
+    seen: list[tuple[int, int, str]] = []
+    filtered = HoldBack(
+        [Evidence("e", "key"), Words("w", "bad")], lambda span, text: seen.append((span.start, span.end, text))
+    )
+    text = "a key of bad x and bad"
+    assert "".join(map(filtered.feed, text)) + filtered.flush() == text
+    assert seen == [(9, 12, "bad"), (13, 14, "x"), (19, 22, "bad")]
+
+
+@pytest.mark.parametrize("text", ["a key of bad x", "a key of ok x bad", "so bad"])
+def test_what_stood_before_the_end_comes_out_wherever_it_ends(text: str) -> None:
+    def end(span: Span, matched: str) -> None:
+        if matched == "bad":
+            raise InterruptedError
+
+    filtered = HoldBack([Evidence("e", "key"), Words("w", "bad")], end)
+    out: list[str] = []
+    with pytest.raises(InterruptedError):
+        out.extend(filtered.flush() if piece is None else filtered.feed(piece) for piece in (text[:-1], text[-1], None))
+    assert "".join(out) + filtered.flush() == text[: text.index("bad")]

@@ -106,6 +106,11 @@ def test_a_match_as_long_as_repeats_are_counted_goes_on() -> None:
     assert detector.longest < 300
 
 
+def test_a_pattern_that_may_be_empty_finds_what_is_not() -> None:
+    found = detectors([Pattern("ones", "1*")])
+    assert streamed(found, list("a11b1")) == whole(found, "a11b1") == "a<ones>b<ones>"
+
+
 def test_only_the_secret_is_replaced_and_what_stands_in_its_evidence_too() -> None:
     found = detectors(
         [Pattern("key", r"key [a-z@. ]{0,20}= ([0-9]{4})", part=1), Pattern("mail", r"[a-z]+@[a-z]+\.de")]

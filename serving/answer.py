@@ -3,18 +3,18 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from penstock.callers import LOCAL
-from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
 from penstock.errors import BadRequest, PenstockError
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
-from serving.fields import TEXT
+from serving.fields import TEXT, TOKEN_LIMITS
 from serving.inputs import changed
 from serving.ledger import Cost
 from serving.meter import Meter
@@ -71,16 +71,16 @@ class Answer:
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         surface = SURFACES.get(exchange.path)
         if surface is None:
+            if exchange.path in TOKEN_LIMITS:
+                raise BadRequest(f"the model {self.name!r} is composed of steps, and does not serve {exchange.path}")
             return await self._pass_on(exchange, body, dialect)
-        as_json(
-            [[[[body]]]]
-        )  # or refused: steps and engines write it again, a few levels deeper where it is translated
+        as_json([[[[body]]]])  # or refused: it is written again, a few levels deeper where it is translated
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
         exchange.cost = Cost(meter=meter)
         asking.set(Asking(exchange, body, meter))
-        circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
-        chat = self.chat(exchange, body, meter)
+        self._tell(exchange)
+        chat = metered(self.chat(exchange, body, meter), meter)
         headers = dialect.headers(exchange.request_id)
         if body.get("stream"):
             await Streaming(exchange, shape, [*EVENT_STREAM, *headers]).run(chat, request)
@@ -93,9 +93,17 @@ class Answer:
         if not isinstance(self.base, Relay):
             raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
         if self.composition.inputs:
-            circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
+            meter = Meter(self.budget)
+            asking.set(Asking(exchange, body, meter))
+            self._tell(exchange)
             body = await changed(exchange.path, body, self.composition.inputs)
         await self.base(exchange, body, dialect)
+
+    def _tell(self, exchange: Exchange) -> None:
+        """The steps, where they are."""
+        now = Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL)
+        exchange.verdicts = now.verdicts
+        circumstances.set(now)
 
 
 class Streaming:
@@ -154,6 +162,16 @@ def unprompted(chat: Chat) -> Chat:
         return await chat(request, emit)
 
     return asked
+
+
+def metered(chat: Chat, meter: Meter) -> Chat:
+    """An answer that was cut off knows nothing of what it has cost; the meter does."""
+
+    async def answered(request: ChatRequest, emit: Emit) -> Reply:
+        reply = await chat(request, emit)
+        return reply if reply.usage != Usage() else replace(reply, usage=meter.told()[0])
+
+    return answered
 
 
 async def unheard(delta: Delta) -> None:

@@ -276,6 +276,13 @@ class Score(Routed):
     """Pairs as `text_1` and `text_2`, or as `queries` and `documents`: which of them is the engine's to say."""
 
 
+class Moderations(Routed):
+    """`model` is a policy, one of the configuration's `guards`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] = "moderation"
+    input: str | Some[str] | Some[Part]
+
+
 class Tokenize(Routed):
     prompt: str | None = None
     messages: Many[Turn] | None = None

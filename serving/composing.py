@@ -8,15 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import prompting
+from guards import GUARDS
+from guards.guard import Guard
+from guards.policy import Options, Policy
 from penstock.chat import Chat
-from penstock.config import WrongAt, nearest
+from penstock.config import Config, WrongAt, nearest
 from penstock.errors import Forbidden, StartError
 from penstock.steps import Around, Listed, OnInput, Parts, Step, Table, Written
 
-STEPS: Table = {**prompting.STEPS}
+
+class Named(Step):
+    """The guards of a policy, at this place among the steps; a guard's own name is a policy of it alone."""
+
+    name: str = Field(description="of a list in `guards`, or of a guard")
+
+
+GUARD = "guard"
+POLICY = "policy"
+STEPS: Table = {**prompting.STEPS, GUARD: Named}
+IN_POLICIES: Table = {**GUARDS, POLICY: Options}
 Place = tuple[str | int, ...]
 
 
@@ -36,12 +49,14 @@ class Composition:
 PLAIN = Composition()
 
 
-def parsed(written: Written, place: Place) -> Step:
+def parsed(written: Written, place: Place, table: Table = STEPS) -> Step:
     """{self_refine: {rounds: 1}} -> the step. Raises WrongAt for a name or an option that does not exist."""
     ((name, options),) = written.items()
-    kind = STEPS.get(name)
+    kind = table.get(name)
     if kind is None:
-        raise WrongAt(tuple(map(str, place)), f"unknown step {name!r}{nearest(name, list(STEPS))} (`penstock steps`)")
+        what = "step" if table is STEPS else "guard"
+        near = nearest(name, list(table))
+        raise WrongAt(tuple(map(str, place)), f"unknown {what} {name!r}{near} (`penstock steps`)")
     try:
         return kind(**options)
     except ValidationError as error:
@@ -74,10 +89,10 @@ def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
     return Composition(arounds, inputs)
 
 
-def steps_of(listed: Listed, place: Place) -> list[tuple[Step, Place]]:
+def steps_of(config: Config, listed: Listed, place: Place) -> list[tuple[Step, Place]]:
     """Each with its place, in the configuration or in a request. Raises WrongAt."""
     places = [(*place, number) for number in range(len(listed))]
-    return [(parsed(written, place), place) for written, place in zip(listed, places, strict=True)]
+    return [(step_at(config, written, place), place) for written, place in zip(listed, places, strict=True)]
 
 
 def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
@@ -91,6 +106,38 @@ def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
 def param_of(place: Iterable[str]) -> str:
     """("penstock", "steps", "0", "guard") -> penstock.steps[0].guard."""
     return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in place).lstrip(".")
+
+
+def step_at(config: Config, written: Written, place: Place) -> Step:
+    """The same as `parsed`, where a policy is the one of that name. Raises WrongAt."""
+    step = parsed(written, place)
+    if not isinstance(step, Named):
+        return step
+    if step.name not in config.guards and step.name not in GUARDS:
+        near = nearest(step.name, [*config.guards, *GUARDS])
+        raise WrongAt((*map(str, place), GUARD), f"unknown guards {step.name!r}{near}")
+    return policy_of(config, step.name)
+
+
+def policy_of(config: Config, name: str) -> Policy:
+    """A list in `guards`; else the guard of this name, with the options that it has by default. Raises WrongAt."""
+    options = Options()
+    guards: list[tuple[str, Guard]] = []
+    for number, written in enumerate(config.guards.get(name, [{name: {}}])):
+        place: Place = ("guards", name, number)
+        step = parsed(written, place, IN_POLICIES)
+        if isinstance(step, Guard):
+            guards.append((next(iter(written)), step))
+        else:
+            options = step  # type: ignore[assignment]
+    if not guards:
+        raise WrongAt(("guards", name), f"{name} has no guard in it")
+    return Policy(name=name, guards=tuple(guards), **options.model_dump())
+
+
+def policies_of(config: Config, names: Sequence[str]) -> list[tuple[Step, Place]]:
+    """Raises WrongAt."""
+    return [(policy_of(config, name), ("guards", name)) for name in dict.fromkeys(names)]
 
 
 Reached = Callable[[str], Chat]

@@ -19,6 +19,7 @@ RERANK = "/v1/rerank"
 SCORE = "/v1/score"
 TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
+MODERATIONS = "/v1/moderations"
 
 # How much an answer may have: the name that is used where none is given comes first.
 TOKEN_LIMITS: Mapping[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ BATCHES: Mapping[str, tuple[str, ...]] = {
     EMBEDDINGS: ("input",),
     RERANK: ("query", "documents"),
     SCORE: ("data_1", "data_2", "documents", "items", "queries", "text_1", "text_2"),
+    MODERATIONS: ("input",),
 }
 WITH_MEDIA = PROMPTS - {"instructions", "prompt", "tokens", "tools"}
 
@@ -75,6 +77,7 @@ _FIELDS: Mapping[str, str] = {
     SCORE: f"data_1 data_2 documents items queries text_1 text_2 {_SCORING}",
     TOKENIZE: f"prompt messages {_TEMPLATE} return_token_strs tools",
     DETOKENIZE: "tokens",
+    MODERATIONS: "input",
 }
 _PLAIN: Mapping[str, frozenset[str]] = {path: frozenset({"model", *names.split()}) for path, names in _FIELDS.items()}
 

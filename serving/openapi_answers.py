@@ -29,6 +29,7 @@ OF_A_GENERATION: Kinds = (
     errors.BadRequest,
     errors.ContextLengthExceeded,
     errors.BudgetSpent,
+    errors.ContentFiltered,
     errors.NotFound,
     errors.BodyTooSlow,
     errors.BodyTooLarge,
@@ -39,6 +40,7 @@ OF_A_GENERATION: Kinds = (
     errors.EngineError,
     errors.EngineRefused,
     errors.Overloaded,
+    errors.GuardFailed,
     errors.EngineUnavailable,
     errors.EngineTimeout,
 )

@@ -2,17 +2,19 @@
 
     python -m benchmarks.loop --out runs/loop
 
-generates rows, pre-trains, fine-tunes two LoRA adapters (answers in capitals, and with an exclamation mark), aligns the
-second by DPO, registers each, asks the gate, and moves the alias of a service that runs under load: by promotion, by a
-canary that goes on by itself, and back. A version that was trained on reversed preferences must be stopped by the gate.
-Every step is a command that a person would type. The report says how many requests were asked meanwhile, which of them
-failed or were cut, and what each version answered.
+generates rows, pre-trains, fine-tunes two LoRA adapters (answers with a full stop, and with an exclamation mark),
+aligns the second by DPO, registers each, asks the gate, and moves the alias of a service that runs under load: by
+promotion, by a canary that goes on by itself, and back. A version that was trained on reversed preferences is tried
+under an alias of its own, and must be stopped by the gate. Every step is a command that a person would type. The report
+says how many requests were asked meanwhile, which of them failed or were cut, what each version answered, and what the
+gates found.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -32,11 +34,11 @@ GATE_STOPPED = 2
 START_S = 300
 PATIENCE_S = 300
 OTHER = {
-    "POSITIVE": "NEGATIVE",
-    "NEGATIVE": "POSITIVE",
-    "BILLING": "DELIVERY",
-    "DELIVERY": "TECHNICAL",
-    "TECHNICAL": "BILLING",
+    "positive": "negative",
+    "negative": "positive",
+    "billing": "delivery",
+    "delivery": "technical",
+    "technical": "billing",
 }
 RULES = ("least_requests=60", "least_s=3", "longest_s=300", "errors_margin=0.1", "refusals_margin=0.1")
 
@@ -57,26 +59,34 @@ async def around(out: Path) -> dict[str, Any]:
     steps.run("registry", "tag", "loop@1", "production")
     steps.run("train", "sft.yaml", "--out", "sft")
     steps.run("registry", "add", "helper", "sft")
-    steps.run("promote", "helper@1", "production", "--gate", "gate.yaml")
+    for alias in ("production", "candidate"):
+        steps.run("registry", "tag", "helper@1", alias)
     for made in ("exclaiming", "dpo", "reversed"):
         steps.run("train", f"{made}.yaml", "--out", made)
         steps.run("registry", "add", "helper", made)
     with steps.serving() as url:
-        load = Load(url, "helper", prompts(out), pause_s=0.25)
+        load, trial = (Load(url, model, prompts(out), pause_s=0.25) for model in ("helper", "trial"))
         async with load.running():
             await load.until("helper@1", PATIENCE_S)
-            await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")
+            passed = await steps.beside("promote", "helper@3", "production", "--gate", "gate.yaml")
             await load.until("helper@3", PATIENCE_S)
             rules = [word for rule in RULES for word in ("--rule", rule)]
             await steps.beside("canary", "start", "helper@2", "production", "--percent", "50", *rules)
             await load.until("helper@2", PATIENCE_S, alone=True)
             await steps.beside("rollback", "helper@production")
             await load.until("helper@3", PATIENCE_S, alone=True)
-            stopped = await steps.beside("promote", "helper@4", "production", "--gate", "gate.yaml", code=GATE_STOPPED)
+            await steps.beside("registry", "tag", "helper@4", "candidate")
+            async with trial.running():
+                await trial.until("helper@4", PATIENCE_S)
+            there = [word for who in ("candidate", "incumbent") for word in (f"--{who}-url", steps.engine)]
+            stopped = await steps.beside(
+                "promote", "helper@4", "production", "--gate", "gate.yaml", *there, code=GATE_STOPPED
+            )
             await load.until("helper@3", PATIENCE_S, alone=True)
     report = {
         **load.report(),
-        "stopped": [line for line in stopped.splitlines() if line.startswith("failed") or "stopped" in line],
+        "tried": trial.report(),
+        "gates": {"helper@3": passed.splitlines(), "helper@4": stopped.splitlines()},
         "seconds": steps.seconds,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2))
@@ -89,25 +99,32 @@ class Steps:
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True)
         self.out = out
-        self.port = free_port()
         self.seconds: dict[str, float] = {}
         self.env = os.environ | {"PENSTOCK_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
         for recipe in RECIPES.glob("*.yaml"):
             (out / recipe.name).write_text(recipe.read_text())
         sft, dpo = (yaml.safe_load((out / name).read_text()) for name in ("sft.yaml", "dpo.yaml"))
         (out / "exclaiming.yaml").write_text(yaml.safe_dump(sft | {"data": [{"path": "exclaiming.jsonl"}]}))
-        mistaken = {"data": [{"path": "reversed.jsonl"}], "optimizer": {"lr": 0.0005}, "steps": 30}
+        mistaken = {"data": [{"path": "reversed.jsonl"}], "optimizer": {"lr": 0.001}}
         (out / "reversed.yaml").write_text(yaml.safe_dump(dpo | mistaken))
         (out / "penstock.yaml").write_text(yaml.safe_dump(self.configuration))
 
     @property
     def configuration(self) -> dict[str, Any]:
-        base = {"model": "registry:loop@production", "options": {"max-model-len": 512, "max-num-seqs": 16}}
+        options = {"dtype": "float32", "max-model-len": 512, "max-num-seqs": 16}
         models = {
             "loop": {"engine": "base"},
             "helper": {"engine": "base", "adapter": "registry:helper@production"},
+            "trial": {"engine": "base", "adapter": "registry:helper@candidate"},
         }
-        return {"gateway": {"port": self.port}, "engines": {"base": base}, "models": models}
+        return {"engines": {"base": {"model": "registry:loop@production", "options": options}}, "models": models}
+
+    @property
+    def engine(self) -> str:
+        """Where the engine of the service listens, as its log says."""
+        found = re.search(r"--uds (\S+)", (self.out / "serve.log").read_text())
+        assert found, "the service has started no engine"
+        return f"unix:{found[1]}"
 
     def run(self, *words: str, code: int = 0, command: Sequence[str] = (PENSTOCK,)) -> str:
         """What a command has printed. Raises SystemExit with that where it ends otherwise than expected."""
@@ -136,11 +153,13 @@ class Steps:
     @contextmanager
     def serving(self) -> Iterator[str]:
         """The address of the service, which answers. On leaving it has ended well."""
+        port = free_port()
         with (self.out / "serve.log").open("wb") as log:
-            process = subprocess.Popen([PENSTOCK, "serve"], cwd=self.out, env=self.env, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{self.port}"
+            command = [PENSTOCK, "serve", "--port", str(port)]
+            process = subprocess.Popen(command, cwd=self.out, env=self.env, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
         try:
-            wait_for(lambda: process.poll() is not None or is_ready(url), self.out / "serve.log")
+            wait_for(process, lambda: is_ready(url), self.out / "serve.log")
             yield url
         finally:
             process.terminate()
@@ -156,9 +175,8 @@ def write_data(steps: Steps) -> None:
         steps.run("label", "--items", count, "--seed", seed, "--out", f"{name}.jsonl", command=generate)
     rows = [json.loads(line) for line in (steps.out / "train.jsonl").read_text().splitlines()]
     asked = [row["messages"][:-1] for row in rows]
-    labels = [row["messages"][-1]["content"].upper() for row in rows]
-    both = list(zip(asked, labels, strict=True))
-    save(steps.out / "capitals.jsonl", [{"messages": [*a, answer(label)]} for a, label in both])
+    both = [(a, row["messages"][-1]["content"]) for a, row in zip(asked, rows, strict=True)]
+    save(steps.out / "dotted.jsonl", [{"messages": [*a, answer(f"{label}.")]} for a, label in both])
     save(steps.out / "exclaiming.jsonl", [{"messages": [*a, answer(f"{label}!")]} for a, label in both])
     right = [{"prompt": a, "chosen": f"{label}!", "rejected": f"{OTHER[label]}!"} for a, label in both]
     save(steps.out / "pairs.jsonl", right)
@@ -190,9 +208,11 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def wait_for(happens: Callable[[], bool], log: Path) -> None:
+def wait_for(process: subprocess.Popen[bytes], happens: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + START_S
     while not happens():
+        if process.poll() is not None:
+            raise SystemExit(f"the service ended with {process.returncode} before it was ready: see {log}")
         if time.monotonic() > deadline:
             raise SystemExit(f"the service is not ready after {START_S} s: see {log}")
         time.sleep(0.2)

@@ -156,11 +156,15 @@ class Heard:
         self.tool_calls: dict[int, dict[str, Any]] = {}
         self.logprobs: dict[str, Any] | None = None
         self.finish_reason: FinishReason | None = None
+        self.stopped_by: str | None = None
 
     def add(self, choice: Mapping[str, Any], index: int) -> Delta:
         """A chat's piece, or in `text` one of a plain completion."""
         delta = choice.get("delta") or {}
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        if choice.get("finish_reason"):
+            self.finish_reason = choice["finish_reason"]
+            stop = choice.get("stop_reason")  # vLLM's; a number is a token's
+            self.stopped_by = stop if isinstance(stop, str) else None
         logprobs = choice.get("logprobs")
         if logprobs:
             self.logprobs = logprobs if self.logprobs is None else joined(self.logprobs, logprobs)
@@ -197,7 +201,7 @@ class Heard:
             message["reasoning"] = "".join(self.reasoning)
         if self.tool_calls:
             message["tool_calls"] = [self.tool_calls[index] for index in sorted(self.tool_calls)]
-        return Choice(Message(**message), self.finish_reason, self.logprobs)
+        return Choice(Message(**message), self.finish_reason, self.logprobs, self.stopped_by)
 
 
 def joined(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +213,11 @@ def joined(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
 
 
 def usage_of(usage: dict[str, Any]) -> Usage:
-    details = usage.get("prompt_tokens_details") or {}
+    of_prompt = usage.get("prompt_tokens_details") or {}
+    of_answer = usage.get("completion_tokens_details") or {}
     return Usage(
-        usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, details.get("cached_tokens") or 0
+        usage.get("prompt_tokens") or 0,
+        usage.get("completion_tokens") or 0,
+        of_prompt.get("cached_tokens") or 0,
+        reasoning_tokens=of_answer.get("reasoning_tokens") or 0,
     )

@@ -47,6 +47,8 @@ class Caller:
     """Higher is served first when the engines are full."""
     expires_at: float | None = None
     """Seconds since the epoch."""
+    guards: str | None = None
+    """The list in the configuration's `guards` that all its requests and their answers pass, whatever the model."""
 
 
 LOCAL = Caller("local", "local", "local", frozenset(SCOPES) - {"admin"})

@@ -6,7 +6,7 @@ cancellation and usage adds up through return values.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -74,7 +74,8 @@ class ChatRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the engine counted them. `cached_tokens` are those of the prompt found in the prefix cache.
+    """Tokens, as the engine counted them. `cached_tokens` are those of the prompt found in the prefix cache,
+    `reasoning_tokens` those of the answer that the engine tells to be reasoning.
 
     `calls` says what they were used for where an answer took more than one call: each a step's name and its share,
     which has no calls of its own. What is in no call is the last one's.
@@ -84,6 +85,7 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     calls: tuple[tuple[str, "Usage"], ...] = ()
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -95,16 +97,17 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.calls + other.calls,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
     def of(self, step: str) -> "Usage":
         """The same, used for `step`: `reply.usage.of("self_refine.critique")`."""
-        own = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        own = replace(self, calls=())
         named = [(f"{step}/{name}", usage) for name, usage in self.calls]
         for _, usage in named:
             own = own.less(usage)
         rest = [(step, own)] if own != Usage() or not named else []
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, (*named, *rest))
+        return replace(self, calls=(*named, *rest))
 
     def less(self, other: "Usage") -> "Usage":
         """What is left without `other`, of no call in particular."""
@@ -112,6 +115,7 @@ class Usage:
             self.prompt_tokens - other.prompt_tokens,
             self.completion_tokens - other.completion_tokens,
             self.cached_tokens - other.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens - other.reasoning_tokens,
         )
 
 
@@ -129,11 +133,13 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the answers to a request: the assistant's message, and why it ended."""
+    """One of the answers to a request: the assistant's message, and why it ended; `stopped_by` is the stop string that
+    has ended it, where the engine says so."""
 
     message: Message
     finish_reason: FinishReason = "stop"
     logprobs: dict[str, Any] | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +152,17 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     logprobs: dict[str, Any] | None = None
     others: Sequence[Choice] = ()
+    stopped_by: str | None = None
 
     @classmethod
     def of(cls, choices: Sequence[Choice], usage: Usage = Usage()) -> "Reply":
         """`choices`: at least one."""
         first = choices[0]
-        return cls(first.message, first.finish_reason, usage, first.logprobs, choices[1:])
+        return cls(first.message, first.finish_reason, usage, first.logprobs, choices[1:], first.stopped_by)
 
     @property
     def choices(self) -> list[Choice]:
-        return [Choice(self.message, self.finish_reason, self.logprobs), *self.others]
+        return [Choice(self.message, self.finish_reason, self.logprobs, self.stopped_by), *self.others]
 
 
 Emit = Callable[[Delta], Awaitable[None]]

@@ -67,6 +67,7 @@ class Gateway(Section):
         0, ge=0, description="how long SIGTERM only turns /ready to 503, for a load balancer that polls it to notice"
     )
     shutdown_s: float = Field(30, ge=0, description="how long running requests may go on after that")
+    guards: str | None = Field(None, description="the list in `guards` that every request to any model passes first")
 
     @field_validator("keys")
     @classmethod
@@ -316,6 +317,8 @@ def step_of(step: Any) -> dict[str, Any]:
     if not isinstance(step, dict) or len(step) != 1:
         raise ValueError(f"a step is NAME or {{NAME: {{OPTION: VALUE}}}}, not {str(step)[:80]}")
     ((name, options),) = step.items()
+    if name == "guard" and isinstance(options, str):
+        options = {"name": options}
     return {str(name): {} if options is None else options}
 
 
@@ -377,6 +380,7 @@ class Config(BaseSettings):
             raise ValueError("no model is served: add `models: {NAME: {engine: ENGINE}}`")
         if long := [name for name in self.models if len(name) > MOST_NAME_CHARS]:
             raise ValueError(f"models.{long[0][:40]}...: a name has {MOST_NAME_CHARS} characters at most")
+        self._guards_are_known(self.gateway.guards, ("gateway", "guards"))
         for name, model in self.models.items():
             if model.engine not in self.engines:
                 unknown = f"unknown engine {model.engine!r}{nearest(model.engine, self.engines)}"
@@ -385,10 +389,12 @@ class Config(BaseSettings):
                 self._fallbacks_end(name)
             if model.adapter is not None:
                 self._can_have_adapters(name, self.engines[model.engine])
-            if model.guards is not None and model.guards not in self.guards:
-                unknown = f"unknown guards {model.guards!r}{nearest(model.guards, self.guards)}"
-                raise WrongAt(("models", name, "guards"), unknown)
+            self._guards_are_known(model.guards, ("models", name, "guards"))
         return self
+
+    def _guards_are_known(self, name: str | None, where: tuple[str, ...]) -> None:
+        if name is not None and name not in self.guards:
+            raise WrongAt(where, f"unknown guards {name!r}{nearest(name, self.guards)}")
 
     def _can_have_adapters(self, name: str, engine: Engine) -> None:
         here = ("models", name, "adapter")

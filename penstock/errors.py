@@ -7,6 +7,7 @@ PenstockError                     500 server_error
   BadRequest                      400 invalid_request_error
     ContextLengthExceeded             context_length_exceeded
     BudgetSpent                       budget_spent
+    ContentFiltered                   content_filter
     BodyTooLarge                  413 body_too_large
     BodyTooSlow                   408 body_too_slow
     KeyReused                     422 idempotency_key_reused
@@ -19,6 +20,7 @@ PenstockError                     500 server_error
   Conflict                        409 conflict
   RateLimited                     429 rate_limit_exceeded
     OverBudget                        insufficient_quota
+  GuardFailed                     503 guard_failed
   StateUnavailable                503 state_unavailable
   Overloaded                      503 overloaded
   EngineError                     502 engine_error
@@ -37,6 +39,8 @@ class PenstockError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = "internal_error"
+    event_number: int | None = None
+    """Which event of its stream will tell it, on a route that numbers them."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -75,6 +79,12 @@ class BudgetSpent(BadRequest):
     """All tokens that a composed model may use for one answer are used."""
 
     code = "budget_spent"
+
+
+class ContentFiltered(BadRequest):
+    """A guard does not let the request through. The message names the guard and what it has found, never the text."""
+
+    code = "content_filter"
 
 
 class BodyTooLarge(BadRequest):
@@ -155,6 +165,13 @@ class Overloaded(PenstockError):
 
     status = 503
     code = "overloaded"
+
+
+class GuardFailed(PenstockError):
+    """A guard could not look, and what it has not looked at does not pass."""
+
+    status = 503
+    code = "guard_failed"
 
 
 class StateUnavailable(PenstockError):

@@ -68,6 +68,7 @@ class Wanted(BaseModel):
     monthly_tokens: BigCount | None = None
     priority: int = Field(0, ge=-1000, le=1000, strict=True)
     expires: str | None = None
+    guards: str | None = Field(None, pattern=NAME)
 
     @field_validator("expires")
     @classmethod
@@ -124,6 +125,7 @@ class Key:
             UNLIMITED if quota.is_unlimited else quota,
             row["priority"],
             row["expires_at"],
+            row["guards"],
         )
         return cls(row["id"], row["digest"], caller, row["created_at"], row["revoked_at"], row["change"])
 
@@ -151,6 +153,7 @@ class Key:
             "daily_tokens": quota.daily_tokens,
             "monthly_tokens": quota.monthly_tokens,
             "priority": caller.priority,
+            "guards": caller.guards,
             "created_at": self.created_at,
             "expires_at": caller.expires_at,
             "revoked_at": self.revoked_at,

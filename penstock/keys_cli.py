@@ -42,6 +42,9 @@ def create(
         str, typer.Option(metavar="A,B", help="generate, metrics, admin, raw-fields, steps, any-media")
     ] = "generate",
     expires: Annotated[str | None, typer.Option(metavar="30d", help="After so many s, m, h, d or w")] = None,
+    guards: Annotated[
+        str | None, typer.Option(help="The list in the configuration's `guards` that its requests pass, on every model")
+    ] = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -60,6 +63,7 @@ def create(
         "models": models and listed(models),
         "scopes": listed(scopes),
         "expires": expires,
+        "guards": guards,
     }
     with explained():
         asked = wanted({field: value for field, value in fields.items() if value is not None})
@@ -78,7 +82,7 @@ def show(
     shown = [key for key in found if all or key.state == "live"]
     if json:
         return as_json([key.described() for key in shown])
-    heads = ["name", "id", "tenant", "state", "scopes", "models", "limits", "priority", "created", "expires"]
+    heads = ["name", "id", "tenant", "state", "scopes", "models", "limits", "priority", "created", "expires", "guards"]
     table(heads, [row(key) for key in shown])
 
 
@@ -206,6 +210,7 @@ def row(key: "Key") -> list[str]:
         str(said["priority"]),
         moment(said["created_at"]),
         moment(said["expires_at"]),
+        said["guards"] or "",
     ]
 
 

@@ -60,6 +60,17 @@ usage_refused = _all.counter(
 )
 usage_implausible = _all.counter("penstock_usage_implausible_total", "Engine's figures of usage that cannot be.")
 
+guard_seconds = _all.histogram(
+    "penstock_guard_seconds",
+    "What guards took of a request: each that looks at whole texts, and all that look for places together (`spans`).",
+    "guard",
+    "direction",
+    buckets=(0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+)
+guard_verdicts = _all.counter(
+    "penstock_guard_verdicts_total", "What guards made of requests.", "guard", "direction", "verdict"
+)
+
 shed = _all.counter("penstock_shed_total", "Requests refused by limits, by whose they are.", "model", "reason")
 queue_length = _all.gauge("penstock_queue_length", "Requests that wait for a place.", "model")
 queue_seconds = _all.histogram(

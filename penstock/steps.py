@@ -6,7 +6,7 @@ a request passes them: the first is the outermost.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -63,6 +63,8 @@ class Circumstances:
     surface: str = ""
     """The route: /v1/chat/completions."""
     caller: Caller = LOCAL
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """Which guards have run, by POLICY/GUARD/DIRECTION, and what came of it: for the access log."""
 
 
 NONE_KNOWN = Circumstances()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Role, Usage, silent
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, Role, Usage, silent
 from penstock.errors import BadRequest, BudgetSpent, ContextLengthExceeded
 
 CONSTRAINTS = ("response_format", "structured_outputs", "tools", "tool_choice", "parallel_tool_calls")
@@ -35,8 +35,7 @@ async def each_choice(request: ChatRequest, emit: Emit, once: Once) -> Reply:
         return await once(single, into(emit, index))
 
     replies = await together([of(index) for index in range(count)])
-    choices = [Choice(reply.message, reply.finish_reason, reply.logprobs) for reply in replies]
-    return Reply.of(choices, sum((reply.usage for reply in replies), Usage()))
+    return Reply.of([reply.choices[0] for reply in replies], sum((reply.usage for reply in replies), Usage()))
 
 
 def into(emit: Emit, index: int) -> Emit:

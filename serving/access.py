@@ -7,6 +7,7 @@ that the code is warm when it runs. A kill -9 loses that tenth.
 import asyncio
 import atexit
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -18,7 +19,9 @@ from penstock.log import Lines
 EVERY_S = 0.1
 QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines: not logged
 # Time of day, id, method, route, model, status, seconds, seconds to the first byte, error, whether the client had left.
-Ended = tuple[float, str, str, str, str, int, float, float | None, str | None, bool]
+# What its guards made of it, by POLICY/GUARD/DIRECTION.
+Verdicts = Mapping[str, str]
+Ended = tuple[float, str, str, str, str, int, float, float | None, str | None, bool, Verdicts | None]
 
 
 class Access:
@@ -41,12 +44,14 @@ class Access:
         first_byte_s: float | None = None,
         error: str | None = None,
         gone: bool = False,
+        verdicts: Verdicts | None = None,
     ) -> None:
         """Needs a running event loop. `request_id`, `route` and `error` are of harmless characters alone."""
         noted = self._noted
         if not noted:
             asyncio.get_running_loop().call_later(EVERY_S, self.flush)
-        noted.append((time.time(), request_id, method, route, model, status, seconds, first_byte_s, error, gone))
+        at = time.time()
+        noted.append((at, request_id, method, route, model, status, seconds, first_byte_s, error, gone, verdicts))
 
     def flush(self) -> None:
         noted, self._noted = self._noted, []
@@ -57,7 +62,7 @@ class Access:
             self._lines.write("".join([line(one) for one in noted if one[3] not in QUIET]))
 
     def _as_json(self, one: Ended) -> str:
-        at, request_id, method, route, model, status, seconds, _, error, gone = one
+        at, request_id, method, route, model, status, seconds, _, error, gone, verdicts = one
         second = int(at)
         if second != self._second:
             self._second = second
@@ -66,6 +71,8 @@ class Access:
         if error or gone or self._lines.worker is not None:
             fields = {"error": error, "gone": gone or None, "worker": self._lines.worker}
             more += "".join([f',"{name}":{encoded(value)}' for name, value in fields.items() if value is not None])
+        if verdicts:
+            more += f',"guards":{orjson.dumps(verdicts).decode()}'
         return (
             f'{{"time":"{self._prefix}.{int((at - second) * 1000):03d}+00:00","level":"info","logger":"serving.app",'
             f'"message":"served","request_id":"{request_id}","method":"{method}","route":"{route}","status":{status},'
@@ -73,9 +80,12 @@ class Access:
         )
 
     def _as_text(self, one: Ended) -> str:
-        at, request_id, method, route, model, status, seconds, _, error, gone = one
+        at, request_id, method, route, model, status, seconds, _, error, gone, verdicts = one
+        said = " ".join(f"{guard}={verdict}" for guard, verdict in verdicts.items()) if verdicts else ""
         fields = {"model": model or None, "error": error, "gone": gone or None, "worker": self._lines.worker}
-        more = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
+        more = f" {said}" * bool(said) + "".join(
+            f" {name}={value}" for name, value in fields.items() if value is not None
+        )
         return (
             f"{datetime.fromtimestamp(at):%H:%M:%S} info    serving.app: served request_id={request_id} "
             f"method={method} route={route} status={status} seconds={seconds:.4f}{more}\n"
@@ -83,7 +93,7 @@ class Access:
 
 
 def count(one: Ended) -> None:
-    _, _, _, route, model, status, seconds, first_byte_s, _, gone = one
+    _, _, _, route, model, status, seconds, first_byte_s, _, gone, _ = one
     metrics.requests.inc(route, model, status)
     metrics.seconds.observe(seconds, route)
     if first_byte_s is not None:

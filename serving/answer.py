@@ -3,21 +3,22 @@
 import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from penstock.callers import LOCAL
-from penstock.chat import Chat, ChatRequest, Delta
-from penstock.errors import BadRequest
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
+from penstock.errors import BadRequest, PenstockError
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
+from serving.fields import TEXT, TOKEN_LIMITS
 from serving.inputs import changed
 from serving.ledger import Cost
 from serving.meter import Meter
-from serving.relay import Relay
+from serving.relay import Relay, as_json
 from serving.surfaces import SURFACES, Shape
 from serving.wire import EVENT_STREAM, JSON, Dialect
 
@@ -38,15 +39,22 @@ asking: ContextVar[Asking] = ContextVar("asking")
 
 
 class Answer:
-    """`base` is what the steps stand around: an engine's relay, or any `Chat`."""
+    """`base` is what the steps stand around: an engine's relay, or any `Chat`. `chosen`: the steps as the caller has
+    written them, where these are not the model's own."""
 
     def __init__(
-        self, name: str, base: Chat | Relay, composition: Composition = PLAIN, budget: int | None = None
+        self,
+        name: str,
+        base: Chat | Relay,
+        composition: Composition = PLAIN,
+        budget: int | None = None,
+        chosen: bytes = b"",
     ) -> None:
         self.name = name
         self.base = base
         self.composition = composition
         self.budget = budget
+        self.chosen = chosen
 
     @property
     def version(self) -> str | None:
@@ -56,18 +64,23 @@ class Answer:
         """For one request."""
         base = self.base
         chat = base.chat(exchange, body, meter) if isinstance(base, Relay) else meter.around(base)
+        if body.get("prompt") and exchange.path != TEXT:
+            chat = unprompted(chat)
         return self.composition.around(chat)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         surface = SURFACES.get(exchange.path)
         if surface is None:
+            if exchange.path in TOKEN_LIMITS:
+                raise BadRequest(f"the model {self.name!r} is composed of steps, and does not serve {exchange.path}")
             return await self._pass_on(exchange, body, dialect)
+        as_json([[[[body]]]])  # or refused: it is written again, a few levels deeper where it is translated
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
         exchange.cost = Cost(meter=meter)
         asking.set(Asking(exchange, body, meter))
-        circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
-        chat = self.chat(exchange, body, meter)
+        self._tell(exchange)
+        chat = metered(self.chat(exchange, body, meter), meter)
         headers = dialect.headers(exchange.request_id)
         if body.get("stream"):
             await Streaming(exchange, shape, [*EVENT_STREAM, *headers]).run(chat, request)
@@ -80,9 +93,17 @@ class Answer:
         if not isinstance(self.base, Relay):
             raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
         if self.composition.inputs:
-            circumstances.set(Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL))
+            meter = Meter(self.budget)
+            asking.set(Asking(exchange, body, meter))
+            self._tell(exchange)
             body = await changed(exchange.path, body, self.composition.inputs)
         await self.base(exchange, body, dialect)
+
+    def _tell(self, exchange: Exchange) -> None:
+        """The steps, where they are."""
+        now = Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL)
+        exchange.verdicts = now.verdicts
+        circumstances.set(now)
 
 
 class Streaming:
@@ -99,6 +120,10 @@ class Streaming:
         self._timer = self._loop.call_later(SILENCE_S, self._look)
         try:
             reply = await chat(request, self.emit)
+        except PenstockError as error:
+            if self.exchange.status is not None:
+                self._write(self.shape.failed(error))
+            raise
         finally:
             self._timer.cancel()
         self._begin()
@@ -106,23 +131,47 @@ class Streaming:
 
     async def emit(self, delta: Delta) -> None:
         self._begin()
-        self.exchange.write(self.shape.piece(delta))
-        self._last = self._loop.time()
+        self._write(self.shape.piece(delta))
         await self.exchange.drained()
 
     def _begin(self) -> None:
         if self.exchange.status is None:
             self.exchange.start(200, self.headers)
-            if first := self.shape.first():
-                self.exchange.write(first)
+            self._write(self.shape.first())
+
+    def _write(self, events: bytes) -> None:
+        if events:  # nothing, as a chunk, would be the end
+            self.exchange.write(events)
+            self._last = self._loop.time()
 
     def _look(self) -> None:
         silent_s = self._loop.time() - self._last
         if silent_s >= SILENCE_S:
             self._begin()
-            self.exchange.write(self.shape.alive())
-            self._last, silent_s = self._loop.time(), 0.0
+            self._write(self.shape.alive())
+            silent_s = 0.0
         self._timer = self._loop.call_later(SILENCE_S - silent_s, self._look)
+
+
+def unprompted(chat: Chat) -> Chat:
+    """Under the steps: a stored prompt that none of them has laid would be ignored by the engine."""
+
+    async def asked(request: ChatRequest, emit: Emit) -> Reply:
+        if getattr(request, "prompt", None):
+            raise BadRequest("prompt: no step of this model lays stored prompts", param="prompt")
+        return await chat(request, emit)
+
+    return asked
+
+
+def metered(chat: Chat, meter: Meter) -> Chat:
+    """An answer that was cut off knows nothing of what it has cost; the meter does."""
+
+    async def answered(request: ChatRequest, emit: Emit) -> Reply:
+        reply = await chat(request, emit)
+        return reply if reply.usage != Usage() else replace(reply, usage=meter.told()[0])
+
+    return answered
 
 
 async def unheard(delta: Delta) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from penstock.errors import (
     EngineError,
     EngineUnavailable,
     Forbidden,
+    GuardFailed,
     MethodNotAllowed,
     ModelNotFound,
     PenstockError,
@@ -40,9 +41,11 @@ from serving.call import Call, id_of
 from serving.composing import PLAIN
 from serving.estimates import Estimate, estimate
 from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothing
+from serving.fields import MODERATIONS, STEPS
 from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
 from serving.ledger import Ledger, tokens_of_both
+from serving.moderations import USUAL
 from serving.policy import Policy, Unfetched
 from serving.relay import Relay, Relayed, as_json
 from serving.replays import Replays
@@ -159,7 +162,8 @@ class Gateway:
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)
         version = served.route(call.exchange, body).version if isinstance(served, Relay) else None
-        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version, cached=cached)
+        chosen = b"" if isinstance(served, Relay) else served.chosen
+        return self.replays.serve(call.exchange, call.caller, body, dialect, generate, version, chosen, cached=cached)
 
     async def _apart(
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect, exchange: Exchange
@@ -291,11 +295,53 @@ class Gateway:
         assert route.shape is not None
         body = bodies.parse(raw, route.shape)
         body = self.policy.applied(call.exchange.path, body, call.caller)
-        served = self.model(body["model"], call.caller)
+        if call.exchange.path == MODERATIONS:
+            served: Served = self._moderation(body.get("model") or USUAL, call.caller)
+        else:
+            served = self.model(body["model"], call.caller)
+        if STEPS in body:
+            served = self._with_steps(served, body.pop(STEPS), call.caller)
         call.model = served.name
         call.exchange.tenant = call.caller.tenant
         call.exchange.caller = call.caller
+        if (call.caller.guards or self.config.gateway.guards) and call.exchange.path != MODERATIONS:
+            served = self._guarded(served, call.caller)
         return served, body
+
+    def _with_steps(self, served: Served, override: Mapping[str, Any] | None, caller: Caller) -> Served:
+        """With the steps that the request itself has chosen; nothing else ever sees that field."""
+        if not override:
+            return served
+        assert self.stack is not None
+        return self.stack.with_steps(served, override["steps"], caller)
+
+    def _moderation(self, name: str, caller: Caller) -> Served:
+        """A policy, as what is asked. Raises ModelNotFound, Forbidden."""
+        assert self.stack is not None
+        if caller.models is not None and name not in caller.models:
+            raise Forbidden(f"this key may not use {name!r}, only {', '.join(sorted(caller.models))}", param="model")
+        if name not in self.config.guards:
+            near = nearest_name(name, self.config.guards)
+            raise ModelNotFound(
+                f"no guards are configured as {name!r}{near}: `model` names a list in `guards`", param="model"
+            )
+        return self.stack.moderation(name)
+
+    def _guarded(self, served: Served, caller: Caller) -> Served:
+        """The same behind the policies of this caller, and of the gateway. Raises GuardFailed for one that the
+        configuration lacks: whose requests are to be looked at is not served without that."""
+        assert self.stack is not None
+        if caller.guards and caller.guards not in self.config.guards:
+            log.error(
+                "the key %s names the guards %r, which are not configured: it is refused", caller.id, caller.guards
+            )
+            raise GuardFailed(
+                f"this key's guards, {caller.guards}, are not configured here: tell whoever runs this gateway"
+            )
+        model = self.config.models.get(served.name)
+        wanted = [name for name in (self.config.gateway.guards, caller.guards) if name]
+        names = tuple(name for name in dict.fromkeys(wanted) if model is None or name != model.guards)
+        return self.stack.guarded(served, names) if names else served
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
@@ -361,6 +407,7 @@ class Gateway:
             exchange.first_byte_at - call.began if exchange.first_byte_at is not None else None,
             call.error.code or call.error.type if call.error else None,
             exchange.gone,
+            exchange.verdicts,
         )
 
     def _settle(self, call: Call, *, cut: bool) -> None:

@@ -25,6 +25,7 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]+$", max_length=256)]
 Tokens = Some[Annotated[int, Field(ge=0)]]
 Batch = Some[Tokens]
+OneStep = Field(min_length=1, max_length=1)
 Stop = str | Annotated[Some[str], Field(max_length=4)]
 
 
@@ -173,7 +174,21 @@ class Audio(Body):
     format: Literal["wav", "aac", "mp3", "flac", "opus", "pcm16"]
 
 
-class Circumstances(Routed):
+class Override(Body):
+    """What Penstock alone reads, and no engine."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[Many[Text | Annotated[dict[Text, dict[str, Any] | None], OneStep]], Field(max_length=16)]
+
+
+class Stepped(Routed):
+    """What can be asked of a composed model."""
+
+    penstock: Override | None = None
+
+
+class Circumstances(Stepped):
     """On whose behalf, how soon, how long remembered: the same in chats and responses."""
 
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
@@ -186,7 +201,7 @@ class Circumstances(Routed):
     moderation: Moderation | None = None
 
 
-class Sampling(Routed):
+class Sampling(Stepped):
     """What chat and plain completions share."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -261,6 +276,13 @@ class Score(Routed):
     """Pairs as `text_1` and `text_2`, or as `queries` and `documents`: which of them is the engine's to say."""
 
 
+class Moderations(Routed):
+    """`model` is a policy, one of the configuration's `guards`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)] = "moderation"
+    input: str | Some[str] | Some[Part]
+
+
 class Tokenize(Routed):
     prompt: str | None = None
     messages: Many[Turn] | None = None
@@ -318,7 +340,7 @@ class CountTokens(Routed):
     tools: list[dict[str, Any]] | None = None
 
 
-class Messages(CountTokens):
+class Messages(CountTokens, Stepped):
     max_tokens: Count
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -148,6 +148,7 @@ CHECKS: Mapping[str, Check] = {
     "modalities": check_modalities,
     "n": check_count,
     "output_config": check_format,
+    "penstock": check_format,
     "prompt_logprobs": check_prompt_logprobs,
     "response_format": check_format,
     "stop": check_stops,

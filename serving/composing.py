@@ -3,20 +3,33 @@
 They are found in one table, by exact names. What is wrong with one is told with the place where it stands.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 import prompting
+from guards import GUARDS
+from guards.guard import Guard
+from guards.policy import Options, Policy
 from penstock.chat import Chat
 from penstock.config import Config, WrongAt, nearest
-from penstock.errors import StartError
-from penstock.steps import Around, OnInput, Parts, Step, Table, Written
+from penstock.errors import Forbidden, StartError
+from penstock.steps import Around, Listed, OnInput, Parts, Step, Table, Written
 
-STEPS: Table = {**prompting.STEPS}
+
+class Named(Step):
+    """The guards of a policy, at this place among the steps; a guard's own name is a policy of it alone."""
+
+    name: str = Field(description="of a list in `guards`, or of a guard")
+
+
+GUARD = "guard"
+POLICY = "policy"
+STEPS: Table = {**prompting.STEPS, GUARD: Named}
+IN_POLICIES: Table = {**GUARDS, POLICY: Options}
 Place = tuple[str | int, ...]
 
 
@@ -36,12 +49,14 @@ class Composition:
 PLAIN = Composition()
 
 
-def parsed(written: Written, place: Place) -> Step:
+def parsed(written: Written, place: Place, table: Table = STEPS) -> Step:
     """{self_refine: {rounds: 1}} -> the step. Raises WrongAt for a name or an option that does not exist."""
     ((name, options),) = written.items()
-    kind = STEPS.get(name)
+    kind = table.get(name)
     if kind is None:
-        raise WrongAt(tuple(map(str, place)), f"unknown step {name!r}{nearest(name, list(STEPS))} (`penstock steps`)")
+        what = "step" if table is STEPS else "guard"
+        near = nearest(name, list(table))
+        raise WrongAt(tuple(map(str, place)), f"unknown {what} {name!r}{near} (`penstock steps`)")
     try:
         return kind(**options)
     except ValidationError as error:
@@ -74,13 +89,55 @@ def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
     return Composition(arounds, inputs)
 
 
-def steps_of(config: Config, name: str) -> list[tuple[Step, Place]]:
-    """Those of a served model, each with its place in the configuration. Raises WrongAt."""
-    return [
-        (parsed(written, place), place)
-        for number, written in enumerate(config.models[name].steps)
-        for place in [("models", name, "steps", number)]
-    ]
+def steps_of(config: Config, listed: Listed, place: Place) -> list[tuple[Step, Place]]:
+    """Each with its place, in the configuration or in a request. Raises WrongAt."""
+    places = [(*place, number) for number in range(len(listed))]
+    return [(step_at(config, written, place), place) for written, place in zip(listed, places, strict=True)]
+
+
+def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
+    """Raises Forbidden for options that only the configuration may set."""
+    for step, place in steps:
+        if reserved := sorted(type(step).operators & step.model_fields_set):
+            param = param_of(map(str, place))
+            raise Forbidden(f"{param}: the option {reserved[0]} is the configuration's alone", param=param)
+
+
+def param_of(place: Iterable[str]) -> str:
+    """("penstock", "steps", "0", "guard") -> penstock.steps[0].guard."""
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in place).lstrip(".")
+
+
+def step_at(config: Config, written: Written, place: Place) -> Step:
+    """The same as `parsed`, where a policy is the one of that name. Raises WrongAt."""
+    step = parsed(written, place)
+    if not isinstance(step, Named):
+        return step
+    if step.name not in config.guards and step.name not in GUARDS:
+        near = nearest(step.name, [*config.guards, *GUARDS])
+        raise WrongAt((*map(str, place), GUARD), f"unknown guards {step.name!r}{near}")
+    return policy_of(config, step.name)
+
+
+def policy_of(config: Config, name: str) -> Policy:
+    """A list in `guards`; else the guard of this name, with the options that it has by default. Raises WrongAt."""
+    options = Options()
+    guards: list[tuple[str, Guard]] = []
+    for number, written in enumerate(config.guards.get(name, [{name: {}}])):
+        place: Place = ("guards", name, number)
+        step = parsed(written, place, IN_POLICIES)
+        if isinstance(step, Guard):
+            guards.append((next(iter(written)), step))
+        else:
+            options = step  # type: ignore[assignment]
+    if not guards:
+        raise WrongAt(("guards", name), f"{name} has no guard in it")
+    return Policy(name=name, guards=tuple(guards), **options.model_dump())
+
+
+def policies_of(config: Config, names: Sequence[str]) -> list[tuple[Step, Place]]:
+    """Raises WrongAt."""
+    return [(policy_of(config, name), ("guards", name)) for name in dict.fromkeys(names)]
 
 
 Reached = Callable[[str], Chat]
@@ -88,13 +145,22 @@ Asked = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class ServingParts:
-    """`Parts` of a gateway: other served models are those of `names`, and `reached` when a request needs them."""
+    """`Parts` of a gateway: other served models are those of `names`, and `reached` when a request needs them; a
+    caller who has chosen the steps may use those of `allowed`, where that is not all."""
 
-    def __init__(self, folder: Path, names: Collection[str], reached: Reached, asked: Asked) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Collection[str],
+        reached: Reached,
+        asked: Asked,
+        allowed: Collection[str] | None = None,
+    ) -> None:
         self.folder = folder
         self.named: set[str] = set()
         """The served models that steps have asked for."""
         self._names = names
+        self._allowed = allowed
         self._reached = reached
         self._asked = asked
 
@@ -107,6 +173,8 @@ class ServingParts:
         return await self._asked(model, path, body)
 
     def _check(self, model: str) -> None:
+        if self._allowed is not None and model not in self._allowed:
+            raise Forbidden(f"this key may not use {model!r}, which its steps ask", param="penstock.steps")
         if model not in self._names:
             raise StartError(f"no model {model!r} is served here{nearest(model, list(self._names))}")
         self.named.add(model)

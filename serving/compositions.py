@@ -1,15 +1,44 @@
 """What stands around each served model, made when the configuration is taken, and again only where it has changed."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+from guards.places import stamp
+from guards.policy import Made, Policy
+from penstock.callers import Caller
 from penstock.chat import Chat, ChatRequest, Emit, Reply
-from penstock.config import Config, WrongAt
-from penstock.errors import PenstockError
-from serving.composing import PLAIN, Asked, Composition, Reached, ServingParts, composed, no_circle, steps_of
+from penstock.config import Config, WrongAt, listed
+from penstock.errors import BadRequest, PenstockError, StartError
+from penstock.steps import Listed, Step
+from serving.composing import (
+    IN_POLICIES,
+    PLAIN,
+    STEPS,
+    Asked,
+    Composition,
+    Place,
+    Reached,
+    ServingParts,
+    composed,
+    for_callers,
+    no_circle,
+    param_of,
+    policies_of,
+    policy_of,
+    steps_of,
+)
 
 log = logging.getLogger(__name__)
+
+CHOSEN_AT: Place = ("penstock", "steps")
+MOST_CHOSEN = 256
+"""Compositions that callers have chosen, which are kept."""
 
 
 class Compositions:
@@ -19,11 +48,15 @@ class Compositions:
         self._reached = reached
         self._asked = asked
         self._made: dict[str, tuple[str, Composition]] = {}
+        self._config = Config.model_construct()
+        self._chosen: OrderedDict[bytes, Composition] = OrderedDict()
+        self._policies: dict[tuple[str, ...], Composition] = {}
 
     def change(self, config: Config) -> Mapping[str, Composition]:
         """By served model. Nothing here fails: of one that cannot be made any more, such as when a file has gone since
         it was looked at, every request is refused, and the log says why."""
         made = {}
+        self._chosen.clear()
         for name in config.models:
             key = key_of(config, name)
             before = self._made.get(name)
@@ -33,33 +66,136 @@ class Compositions:
             try:
                 made[name] = key, made_of(config, name, self._reached, self._asked)[0]
             except WrongAt as error:
-                log.error("%s: %s; its requests are refused", ".".join(error.loc), error)
-                made[name] = "", Composition([refusing])
+                made[name] = "", refused(error)
         self._made = made
+        self._policies = {}
+        self._config = config
         return {name: composition for name, (_, composition) in made.items()}
 
+    def chosen(self, name: str, written: Sequence[Any], caller: Caller) -> Composition:
+        """Steps that a caller has chosen in place of a model's own: kept for the next request, since making them may
+        cost. Raises BadRequest, or Forbidden for what this caller may not choose."""
+        allowed = sorted(caller.models) if caller.models is not None else None
+        key = orjson.dumps((name, allowed, written))
+        found = self._chosen.get(key)
+        if found is None:
+            steps = listed(written)
+            try:
+                found, _ = made_of(self._config, name, self._reached, self._asked, Chosen(steps, caller.models))
+            except WrongAt as error:
+                param = param_of(error.loc)
+                raise BadRequest(f"{param}: {error}", param=param) from None
+            self._chosen[key] = found
+            if len(self._chosen) > MOST_CHOSEN:
+                self._chosen.popitem(last=False)
+        self._chosen.move_to_end(key)
+        return found
 
-def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> tuple[Composition, Sequence[str]]:
-    """One model's, and the other models that it asks. Raises WrongAt."""
-    steps = steps_of(config, name)
+    def policies(self, names: Sequence[str]) -> Composition:
+        """Those of `guards` that stand around a model for some callers, the first outermost. Made when they are first
+        needed; as above, nothing passes in the place of one that cannot be."""
+        found = self._policies.get(tuple(names))
+        if found is None:
+            parts = parts_of(self._config, self._reached, self._asked)
+            try:
+                found = composed(policies_of(self._config, names), parts)
+            except WrongAt as error:
+                found = refused(error)
+            self._policies[tuple(names)] = found
+        return found
+
+    def made(self, name: str) -> Made:
+        """One of the configuration's `guards`. Raises PenstockError where it cannot be made."""
+        try:
+            return Made(policy_of(self._config, name), parts_of(self._config, self._reached, self._asked))
+        except (WrongAt, StartError) as error:
+            log.error("guards.%s: %s; requests that need it are refused", name, error)
+            raise PenstockError("these guards cannot be made: the gateway's log says why") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """`models`: those that the caller may use; None: all."""
+
+    steps: Listed
+    models: frozenset[str] | None
+
+
+def made_of(
+    config: Config, name: str, reached: Reached, asked: Asked, chosen: Chosen | None = None
+) -> tuple[Composition, Sequence[str]]:
+    """One model's, and the other models that its steps ask. `chosen` ones take the place of its own, but of no guards:
+    these stay, before them. Raises WrongAt, and Forbidden for what may not be chosen."""
+    model = config.models[name]
+    guards = policies_of(config, [model.guards] if model.guards else [])
+    own = steps_of(config, model.steps, ("models", name, "steps"))
+    if chosen is None:
+        return made_from(config, [*guards, *own], reached, asked)
+    picked = steps_of(config, chosen.steps, CHOSEN_AT)
+    for_callers(picked)
+    kept = [*guards, *((step, place) for step, place in own if isinstance(step, Policy))]
+    outside, outer = made_from(config, kept, reached, asked)
+    inside, inner = made_from(config, picked, reached, asked, chosen.models)
+    both = Composition([*outside.arounds, *inside.arounds], [*outside.inputs, *inside.inputs])
+    return both, [*outer, *inner]
+
+
+def made_from(
+    config: Config,
+    steps: Sequence[tuple[Step, Place]],
+    reached: Reached,
+    asked: Asked,
+    allowed: Collection[str] | None = None,
+) -> tuple[Composition, Sequence[str]]:
+    """`allowed`: the models that the steps may ask; None: all."""
     if not steps:
         return PLAIN, ()
-    parts = ServingParts(Path(config.files or "."), config.models, reached, asked)
+    parts = parts_of(config, reached, asked, allowed)
     return composed(steps, parts), sorted(parts.named)
 
 
+def parts_of(config: Config, reached: Reached, asked: Asked, allowed: Collection[str] | None = None) -> ServingParts:
+    return ServingParts(Path(config.files or "."), config.models, reached, asked, allowed)
+
+
 def check(config: Config) -> None:
-    """Raises WrongAt for steps that cannot be used."""
+    """Raises WrongAt for steps and guards that cannot be used."""
     edges = {name: list(made_of(config, name, unreached, unasked)[1]) for name in config.models}
     for name, model in config.models.items():
         if model.fallback:
             edges[name].append(model.fallback)
+    for name in config.guards:
+        made_from(config, policies_of(config, [name]), unreached, unasked)
     no_circle(edges)
 
 
 def key_of(config: Config, name: str) -> str:
     model = config.models[name]
-    return repr((model.steps, config.guards if model.steps or model.guards else None, model.guards, config.files))
+    guards = config.guards if model.steps or model.guards else None
+    return repr((model.steps, guards, model.guards, config.files, stamps(config)))
+
+
+def stamps(config: Config) -> Sequence[tuple[int, int] | None]:
+    """Of the files that steps and guards name: others whenever one of them is another."""
+    written = [*(model.steps for model in config.models.values()), *config.guards.values()]
+    places = [
+        Path(config.files or ".") / value
+        for name, options in (item for listed in written for step in listed for item in step.items())
+        if (kind := STEPS.get(name) or IN_POLICIES.get(name))
+        for option in sorted(kind.operators)
+        if isinstance(value := options.get(option), str)
+    ]
+    return [stamp(place) for place in places]
+
+
+def refused(error: WrongAt) -> Composition:
+    """What stands in the place of steps that cannot be made: nothing passes."""
+    log.error("%s: %s; requests that need it are refused", ".".join(error.loc), error)
+    return Composition([refusing], [refusing_texts])
+
+
+async def refusing_texts(texts: Sequence[str]) -> Sequence[str]:
+    raise PenstockError("this model's steps cannot be made: the gateway's log says why")
 
 
 def refusing(chat: Chat) -> Chat:

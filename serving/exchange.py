@@ -47,6 +47,8 @@ class Exchange:
     """The registered version that answers, once it does."""
     cost: "Cost | None" = None
     """What an engine was asked for it, and says that it has cost."""
+    verdicts: Mapping[str, str] | None = None
+    """Which guards have run, and what came of it."""
     source: Source | None = None
     _size = 0
     _whole = False

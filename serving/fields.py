@@ -1,9 +1,10 @@
 """Which fields a request may have, route by route, beside those it must have.
 
-A field stands in one of three tables. `plain(path)`: whoever may ask at all may send it. `RAW`: it reaches into the
-engine, past what a prompt and its sampling can do, or to other requests; it takes the scope `raw-fields`. `INSTEAD`:
-engines take it and ignore it, so that the answer would be another than the one asked for; nobody may send it. What
-stands nowhere is unknown. Lists are those of vLLM 0.32 and of OpenAI's and Anthropic's clients; the tests compare.
+A field stands in one of three tables, or is `STEPS`. `plain(path)`: whoever may ask at all may send it. `RAW`: it
+reaches into the engine, past what a prompt and its sampling can do, or to other requests; it takes the scope
+`raw-fields`. `INSTEAD`: engines take it and ignore it, so that the answer would be another than the one asked for;
+nobody may send it. What stands nowhere is unknown. Lists are those of vLLM 0.32 and of OpenAI's and Anthropic's
+clients; the tests compare.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ RERANK = "/v1/rerank"
 SCORE = "/v1/score"
 TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
+MODERATIONS = "/v1/moderations"
 
 # How much an answer may have: the name that is used where none is given comes first.
 TOKEN_LIMITS: Mapping[str, tuple[str, ...]] = {
@@ -32,12 +34,16 @@ PROMPTS = frozenset(
     """messages system instructions input prompt query queries documents items text_1 text_2 data_1 data_2 tokens tools
     previous_input_messages""".split()
 )
+STEPS = "penstock"
+"""What a request is to pass before the engine, chosen by the caller: it takes the scope `steps`."""
+STEPPED = frozenset({CHAT, TEXT, RESPONSES, MESSAGES})
 # Where several prompts or inputs may stand, each of which is work of its own for the engine.
 BATCHES: Mapping[str, tuple[str, ...]] = {
     TEXT: ("prompt", "prompt_embeds"),
     EMBEDDINGS: ("input",),
     RERANK: ("query", "documents"),
     SCORE: ("data_1", "data_2", "documents", "items", "queries", "text_1", "text_2"),
+    MODERATIONS: ("input",),
 }
 WITH_MEDIA = PROMPTS - {"instructions", "prompt", "tokens", "tools"}
 
@@ -71,6 +77,7 @@ _FIELDS: Mapping[str, str] = {
     SCORE: f"data_1 data_2 documents items queries text_1 text_2 {_SCORING}",
     TOKENIZE: f"prompt messages {_TEMPLATE} return_token_strs tools",
     DETOKENIZE: "tokens",
+    MODERATIONS: "input",
 }
 _PLAIN: Mapping[str, frozenset[str]] = {path: frozenset({"model", *names.split()}) for path, names in _FIELDS.items()}
 
@@ -154,4 +161,4 @@ def plain(path: str) -> frozenset[str]:
 
 def known(path: str) -> frozenset[str]:
     """All that has a meaning there, also where it is refused."""
-    return plain(path) | RAW.keys() | INSTEAD.keys()
+    return plain(path) | RAW.keys() | INSTEAD.keys() | ({STEPS} if path in STEPPED else frozenset())

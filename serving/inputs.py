@@ -8,8 +8,12 @@ from penstock.errors import BadRequest
 from penstock.steps import OnInput
 from serving import fields
 
-TEXTS = fields.PROMPTS | {"content", "text", "query"}
-"""Names under which an engine looks for text."""
+READ = fields.PROMPTS | {"instruction", "chat_template_kwargs"}
+"""Fields that a prompt is made of."""
+UNREAD = frozenset("role type id tool_call_id tool_use_id url data media_type format detail".split())
+"""Names in them under which no text stands that a model reads."""
+TURNS = frozenset({"messages", "tools", "chat_template_kwargs"})
+"""Where numbers are no tokens."""
 
 
 async def changed(path: str, body: Mapping[str, Any], inputs: Sequence[OnInput]) -> dict[str, Any]:
@@ -27,15 +31,17 @@ async def changed(path: str, body: Mapping[str, Any], inputs: Sequence[OnInput])
 
 def texts_in(body: dict[str, Any], path: str) -> Iterator[tuple[Any, Any]]:
     """Where they are, as holder and key. Raises BadRequest."""
-    stack: list[tuple[Any, Any, str]] = [(body, name, name) for name in reversed(body) if name in fields.PROMPTS]
+    stack: list[tuple[Any, Any, str]] = [(body, name, name) for name in reversed(body) if name in READ]
     while stack:
         holder, key, name = stack.pop()
         value = holder[key]
         if isinstance(value, str):
             yield holder, key
         elif isinstance(value, list):
-            if any(type(item) is int for item in value):
+            if name not in TURNS and any(type(item) is int for item in value):
                 raise BadRequest(f"{name}: a guarded model takes text, and no tokens, at {path}", param=name)
             stack += [(value, index, name) for index in range(len(value) - 1, -1, -1)]
         elif isinstance(value, dict):
-            stack += [(value, each, name) for each in reversed(value) if each in TEXTS or type(value[each]) is not str]
+            stack += [
+                (value, each, name) for each in reversed(value) if each not in UNREAD or type(value[each]) is not str
+            ]

@@ -10,6 +10,7 @@ from engine.affinity import CHARS_PER_TOKEN
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
 from penstock.errors import BudgetSpent, PenstockError
 from serving.media import characters
+from serving.policy import USUAL_COMPLETION_TOKENS
 
 LONGEST_TOKEN_CHARS = 16
 
@@ -87,6 +88,8 @@ class Meter:
         if each < 1:
             raise spent(self.budget)
         limits = [getattr(request, name, None) for name in ("max_completion_tokens", "max_tokens")]
+        if request.is_plain and not any(limits):
+            limits = [USUAL_COMPLETION_TOKENS]
         return request.but(max_tokens=min([each, *(limit for limit in limits if limit)]), max_completion_tokens=None)
 
 

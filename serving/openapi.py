@@ -101,6 +101,9 @@ def body_of(path: str, shape: type[Routed], limits: Policy, schemas: Json) -> Js
         for name, why in fields.RAW.items()
         if name not in plain
     }
+    if path in fields.STEPPED:
+        what = "For keys with steps: what the request passes before the engine, in place of the model's own steps."
+        properties[fields.STEPS] = {**shaped[fields.STEPS], RAW_MARK: "steps", "description": what}
     return {**schema, "properties": properties, "additionalProperties": limits.unknown_fields == "pass"}
 
 

@@ -28,6 +28,8 @@ OF_A_GENERATION: Kinds = (
     *OF_A_NAME,
     errors.BadRequest,
     errors.ContextLengthExceeded,
+    errors.BudgetSpent,
+    errors.ContentFiltered,
     errors.NotFound,
     errors.BodyTooSlow,
     errors.BodyTooLarge,
@@ -38,6 +40,7 @@ OF_A_GENERATION: Kinds = (
     errors.EngineError,
     errors.EngineRefused,
     errors.Overloaded,
+    errors.GuardFailed,
     errors.EngineUnavailable,
     errors.EngineTimeout,
 )

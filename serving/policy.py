@@ -139,6 +139,8 @@ class Policy:
 
     def _refuse_unusual(self, path: str, name: str, caller: Caller) -> None:
         """A field that is not every caller's, or no field at all."""
+        if name == fields.STEPS:
+            return self._refuse_steps(path, caller)
         if name in fields.INSTEAD:
             raise BadRequest(f"{name} is not served: {fields.INSTEAD[name]}", param=name)
         if name in fields.RAW:
@@ -148,6 +150,15 @@ class Policy:
             shown = name[:SHOWN_CHARS]
             near = nearest(shown, sorted(fields.plain(path)))
             raise BadRequest(f"{path} knows no field {shown!r}{near} (policy.unknown_fields)", param=shown)
+
+    def _refuse_steps(self, path: str, caller: Caller) -> None:
+        if path not in fields.STEPPED:
+            raise BadRequest(f"{fields.STEPS}: {path} generates nothing that could pass steps", param=fields.STEPS)
+        if "steps" not in caller.scopes:
+            raise Forbidden(
+                f"{fields.STEPS} is for keys with the scope steps: it chooses what the request passes",
+                param=fields.STEPS,
+            )
 
     def _check_size(self, path: str, body: Body, most: int) -> None:
         for name in self._prompts[path]:

@@ -204,7 +204,7 @@ class Passing:
         self.cost.usage, self.cost.texts = usage, texts
 
 
-def as_json(body: Mapping[str, Any], option: int | None = None) -> bytes:
+def as_json(body: Mapping[str, Any] | list[Any], option: int | None = None) -> bytes:
     """What was checked, written anew; `option` is orjson's. Raises BadRequest for what can be read but is too deep to
     be written."""
     try:

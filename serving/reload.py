@@ -20,7 +20,7 @@ from penstock.errors import ConfigError, StartError
 from penstock.hangup import Hangup
 from penstock.source import Source
 from serving.admission import check_shared
-from serving.compositions import check
+from serving.compositions import check, stamps
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Reload:
     ) -> None:
         self.source = source
         self.config = config
+        self._stamps = self._read_stamps = stamps(config)
         self.apply = apply
         self.note = note
         self.prepare = prepare
@@ -99,7 +100,7 @@ class Reload:
             log.exception("unexpected, in reading %s", self.source.path, exc_info=error)
             self._refused(f"{self.source.path} cannot be read: {type(error).__name__}")
         else:
-            self.config = config
+            self.config, self._stamps = config, self._read_stamps
             metrics.config_refused.set(0)
             metrics.reloads.inc("applied" if changes else "unchanged")
             names = names_of(changes)
@@ -111,6 +112,9 @@ class Reload:
         """What the file says now, and where that differs. Raises StartError."""
         config = self.source.again()
         changes = list(differences(self.config.revealed(), config.revealed()))
+        self._read_stamps = stamps(config)
+        if not changes and self._read_stamps != self._stamps:  # of files that steps and guards name
+            changes = [("files",)]
         if changes and self.source.is_empty:  # at the start that is the demo; now somebody is about to write
             raise ConfigError(f"{self.source.path} is empty")
         if fixed := needing_a_restart(changes, self.config, config):

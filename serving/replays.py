@@ -159,10 +159,12 @@ class Replays:
         dialect: Dialect,
         work: Work,
         version: str | None = None,
+        chosen: bytes = b"",
         *,
         cached: bool = True,
     ) -> None:
-        """`work` generates, on an exchange that is for all who ask the same. `version` is to answer now: the cache
+        """`work` generates, on an exchange that is for all who ask the same; `chosen` is what of the request is not in
+        the body. `version` is to answer now: the cache
         gives none of another one's answers, a key is a promise of one answer. Raises PenstockError."""
         cache = self._cache if cached else None
         if cache and is_deterministic(exchange.path, body) and (name := name_of(exchange, body, version)):
@@ -172,21 +174,23 @@ class Replays:
         deadline = deadline_of(exchange) if DEADLINE in exchange.headers else math.inf
         try:
             async with asyncio.timeout_at(deadline if deadline < math.inf else None) as patience:
-                await self._kept_to(exchange, caller, body, dialect, work)
+                await self._kept_to(exchange, caller, body, dialect, work, chosen)
         except TimeoutError:
             if patience.expired():
                 raise DeadlineOver from None
             raise
 
     async def _kept_to(
-        self, exchange: Exchange, caller: Caller, body: Mapping[str, Any], dialect: Dialect, work: Work
+        self, exchange: Exchange, caller: Caller, body: Mapping[str, Any], dialect: Dialect, work: Work, chosen: bytes
     ) -> None:
         given = exchange.headers.get(IDEMPOTENCY_KEY)
         if given is None:
             return await work(exchange)
         if not 0 < len(given) <= LONGEST_KEY:
             raise BadRequest(f"an Idempotency-Key has 1 to {LONGEST_KEY} characters")
-        asked = digest(exchange.path, as_json(body, orjson.OPT_SORT_KEYS))
+        asked = digest(exchange.path, as_json(body, orjson.OPT_SORT_KEYS), *([chosen] if chosen else []))
+        if caller.guards:  # what another key of the tenant was answered has not passed them
+            given = b"\0".join([given, caller.guards.encode()])
         await self._keys.answer((caller.tenant, given), asked, caller.id, exchange, dialect, work)
 
 

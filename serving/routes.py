@@ -89,6 +89,7 @@ ROUTES: Mapping[str, Route] = {
     "/v1/score": Route("POST", shape=bodies.Score),
     "/tokenize": Route("POST", shape=bodies.Tokenize),
     "/detokenize": Route("POST", shape=bodies.Detokenize),
+    "/v1/moderations": Route("POST", shape=bodies.Moderations),
     "/v1/responses": Route("POST", RESPONSES, bodies.Responses),
     "/v1/messages": Route("POST", ANTHROPIC, bodies.Messages),
     "/v1/messages/count_tokens": Route("POST", ANTHROPIC, bodies.CountTokens),

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
+
 from engine.asked import Limits
 from engine.elsewhere import Elsewhere
 from engine.holdings import keep_holdings
@@ -13,15 +15,17 @@ from engine.replica import Replica
 from engine.room import Room
 from engine.route import Route
 from engine.scripted import Scripted
+from penstock.callers import Caller
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, Engine, Gateway, Script
 from penstock.errors import BadRequest
 from registry.canaries import Canary
 from registry.canary_figures import Both
 from serving.answer import Answer, asking
-from serving.composing import PLAIN
+from serving.composing import PLAIN, Composition
 from serving.compositions import Compositions
 from serving.engines import READY_POLL_S, ended, engines_here, served_by, watched
+from serving.moderations import Moderation
 from serving.relay import Relay
 from serving.trial import Trial
 from serving.upstream import whole
@@ -66,6 +70,8 @@ class Stack:
         self._tried: dict[str, Pool] = {}
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
         self.compositions = Compositions(self.other, self.ask)
+        self._moderations: dict[str, Moderation] = {}
+        self._guarded: dict[tuple[Served, tuple[str, ...]], Answer] = {}
 
     @property
     def ready(self) -> bool:
@@ -87,6 +93,8 @@ class Stack:
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.room.most_bytes = config.gateway.max_answers_bytes
         self.models = self._served(config)
+        self._guarded.clear()
+        self._moderations.clear()
         self._coming &= set(self.pools.values())
         self._config = config
         for name, pool in self._tried.items():
@@ -149,6 +157,34 @@ class Stack:
         if before and (before.canary, before.other.pool, before.other.name) == (canary, pool, adapter):
             return before
         return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
+
+    def with_steps(self, served: Served, written: Sequence[Any], caller: Caller) -> Answer:
+        """The model with steps of the caller's choice in place of its own. Raises BadRequest, Forbidden."""
+        composition = self.compositions.chosen(served.name, written, caller)
+        said = orjson.dumps(written)
+        if isinstance(served, Answer):
+            return Answer(served.name, served.base, composition, served.budget, said)
+        return Answer(served.name, served, composition, None, said)
+
+    def guarded(self, served: Served, names: tuple[str, ...]) -> Answer:
+        """The same behind these policies, the first outermost, for the callers that they are for. There are as many as
+        models and policies are configured, at most, beside those whose steps a request has chosen."""
+        found = self._guarded.get((served, names))
+        if found is None:
+            answer = Answer(served.name, served) if isinstance(served, Relay) else served
+            around, inside = self.compositions.policies(names), answer.composition
+            both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
+            found = Answer(answer.name, answer.base, both, answer.budget, answer.chosen)
+            if not answer.chosen:
+                self._guarded[served, names] = found
+        return found
+
+    def moderation(self, name: str) -> Moderation:
+        """One of the configuration's `guards`, asked for its opinion. Raises PenstockError where it cannot be made."""
+        found = self._moderations.get(name)
+        if found is None:
+            found = self._moderations[name] = Moderation(name, self.compositions.made(name))
+        return found
 
     def other(self, name: str) -> Chat:
         """A served model as a step asks it, whichever one has the name by then, for the request that runs."""

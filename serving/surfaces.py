@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from penstock.chat import ChatRequest, Delta, Reply
-from penstock.errors import BadRequest
-from serving.fields import CHAT, TEXT
+from penstock.errors import BadRequest, PenstockError
+from serving.fields import CHAT, MESSAGES, RESPONSES, TEXT
+from serving.messages import messages
+from serving.responses import responses
 from serving.wire import ChatShape, TextShape
 
 
@@ -18,10 +20,14 @@ class Shape(Protocol):
     def first(self) -> bytes:
         """The events before the first piece."""
 
-    def piece(self, delta: Delta) -> bytes: ...
+    def piece(self, delta: Delta) -> bytes:
+        """Nothing where the route has no words for it."""
 
     def last(self, reply: Reply) -> bytes:
         """The events after the last piece, to the stream's end."""
+
+    def failed(self, error: PenstockError) -> bytes:
+        """The events before a stream's last one, which tells the error."""
 
     def alive(self) -> bytes:
         """What says, while nothing comes, that something will."""
@@ -34,7 +40,7 @@ answer is to look. Raises BadRequest for what no composed model can do."""
 
 
 def chat(body: Mapping[str, Any], model: str, request_id: str) -> Asked:
-    shape = ChatShape(f"chatcmpl-{request_id}", model, int(time.time()), usage_wanted(body))
+    shape = ChatShape(f"chatcmpl-{request_id}", model, int(time.time()), usage_wanted(body), body.get("n") or 1)
     return ChatRequest(**body), shape
 
 
@@ -54,4 +60,4 @@ def usage_wanted(body: Mapping[str, Any]) -> bool:
     return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
-SURFACES: Mapping[str, Surface] = {CHAT: chat, TEXT: text}
+SURFACES: Mapping[str, Surface] = {CHAT: chat, TEXT: text, RESPONSES: responses, MESSAGES: messages}

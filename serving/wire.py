@@ -52,7 +52,9 @@ class Responses(OpenAI):
     """/v1/responses: named events."""
 
     def error_event(self, error: PenstockError, request_id: str) -> bytes:
-        document = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        document: dict[str, Any] = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        if error.event_number is not None:
+            document["sequence_number"] = error.event_number
         return b"event: error\ndata: " + orjson.dumps(document) + b"\n\n"
 
 
@@ -96,6 +98,7 @@ class ChatShape:
     created: int
     with_usage: bool = False
     """Whether a stream ends with what it has cost."""
+    choices: int = 1
 
     def whole(self, reply: Reply) -> dict[str, Any]:
         choices = [
@@ -110,7 +113,8 @@ class ChatShape:
         return self._document("chat.completion", choices) | {"usage": usage(reply.usage)}
 
     def first(self) -> bytes:
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        begun = {"role": "assistant", "content": ""}
+        return b"".join([self._chunk(begun, None, None, index) for index in range(self.choices)])
 
     def piece(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.content} if delta.content else {}
@@ -125,6 +129,9 @@ class ChatShape:
         if self.with_usage:
             ends.append(data_event(self._document("chat.completion.chunk", []) | {"usage": usage(reply.usage)}))
         return b"".join([*ends, DONE_EVENT])
+
+    def failed(self, error: PenstockError) -> bytes:
+        return b""
 
     def alive(self) -> bytes:
         return KEEP_ALIVE
@@ -172,6 +179,9 @@ class TextShape:
             events.append(data_event(self._document([]) | {"usage": usage(reply.usage)}))
         return b"".join([*events, DONE_EVENT])
 
+    def failed(self, error: PenstockError) -> bytes:
+        return b""
+
     def alive(self) -> bytes:
         return KEEP_ALIVE
 
@@ -186,6 +196,8 @@ class TextShape:
 def usage(used: Usage) -> dict[str, Any]:
     """OpenAI's, and under `penstock` what each of several calls has taken of it."""
     said = counts(used) | {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}}
+    if used.reasoning_tokens:
+        said["completion_tokens_details"] = {"reasoning_tokens": used.reasoning_tokens}
     return said | {"penstock": breakdown(used)} if used.calls else said
 
 

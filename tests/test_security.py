@@ -28,6 +28,7 @@ Paths around the key
 Paths to files
 Administration left open
 Privilege by way of the API
+Steps of the caller's choice
 Keys that leak
 Tools and agents led astray
 One tenant and another

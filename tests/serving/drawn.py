@@ -101,7 +101,8 @@ def fields_of(random: Random, schema: Json, document: Json, examples: Mapping[st
         else:
             found[name] = drawn(random, properties[name], document)
     if isinstance(more := schema.get("additionalProperties"), dict):
-        found |= {str(number): drawn(random, more, document) for number in range(random.randrange(3))}
+        count = random.randint(schema.get("minProperties", 0), schema.get("maxProperties", 2))
+        found |= {str(number): drawn(random, more, document) for number in range(count)}
     return found
 
 

@@ -68,6 +68,7 @@ RICH: dict[str, dict[str, Any]] = {
     fields.SCORE: {"text_2": [{"content": [IMAGE]}], "truncate_prompt_tokens": 5},
     fields.TOKENIZE: {"add_special_tokens": True, "return_token_strs": True},
     fields.DETOKENIZE: {"tokens": [1, 2, 3]},
+    fields.MODERATIONS: {"input": [{"type": "text", "text": "a"}]},
     fields.RESPONSES: {
         "input": [
             {"role": "user", "content": [{"type": "input_text", "text": "a"}]},

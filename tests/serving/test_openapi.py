@@ -90,8 +90,11 @@ def test_every_route_and_no_other_stands_in_it() -> None:
 @pytest.mark.parametrize("path", fields.PATHS)
 def test_every_field_stands_in_it_as_the_tables_have_it(path: str) -> None:
     schema = body_schema(path)
-    marked = {name for name, of in schema["properties"].items() if RAW_MARK in of}
-    assert schema["properties"].keys() - marked == fields.plain(path)
+    scopes = {name: of[RAW_MARK] for name, of in schema["properties"].items() if RAW_MARK in of}
+    assert schema["properties"].keys() - scopes.keys() == fields.plain(path)
+    assert scopes.pop(fields.STEPS, None) == ("steps" if path in fields.STEPPED else None)
+    marked = scopes.keys()
+    assert set(scopes.values()) == {"raw-fields"}
     assert marked == fields.RAW.keys() - fields.plain(path)
     assert not (schema["properties"].keys() - fields.plain(path)) & fields.INSTEAD.keys()
     for name in marked:
@@ -153,7 +156,7 @@ def test_its_bounds_are_the_policys(path: str, name: str, most: Any, more: Any) 
 
 
 def test_what_is_checked_has_its_bounds_there_or_cannot_be_said() -> None:
-    grammars = {"output_config", "response_format", "text"}
+    grammars = {"output_config", "penstock", "response_format", "text"}
     assert CHECKS.keys() - bounds(configured().policy).keys() == grammars
 
 

@@ -42,6 +42,7 @@ LEAST: dict[str, dict[str, Any]] = {
     fields.SCORE: {"model": "m", "text_1": "hi", "text_2": ["a"]},
     fields.TOKENIZE: {"model": "m", "prompt": "hi"},
     fields.DETOKENIZE: {"model": "m", "tokens": [1]},
+    fields.MODERATIONS: {"model": "m", "input": "hi"},
 }
 
 

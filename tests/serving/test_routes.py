@@ -35,6 +35,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/score": {"text_1": "hi", "text_2": "a"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
+    "/v1/moderations": {"input": "hi"},
     "/v1/responses": {"input": "hi"},
     "/v1/messages": {"messages": TURNS, "max_tokens": 5},
     "/v1/messages/count_tokens": {"messages": TURNS},
@@ -58,6 +59,7 @@ POST    /v1/rerank                  401  401   401     400    400  403     403  
 POST    /v1/score                   401  401   401     400    400  403     403   403
 POST    /tokenize                   401  401   401     200    200  403     403   403
 POST    /detokenize                 401  401   401     200    200  403     403   403
+POST    /v1/moderations             401  401   401     404    404  403     403   403
 POST    /v1/responses               401  401   401     200    200  403     403   403
 POST    /v1/messages                401  401   401     200    200  403     403   403
 POST    /v1/messages/count_tokens   401  401   401     200    200  403     403   403

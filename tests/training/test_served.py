@@ -17,6 +17,7 @@ from training.sft import train
 
 FAMILIES = ("greeting", "label", "handbook", "copying", "extraction", "one_passage", "tool_call", "react")
 PROMPTS = 200
+SOME = 4  # One in so many is asked of the base alone, too: enough to see that the adapter changes what is said.
 TOKENS = 32
 
 
@@ -55,7 +56,7 @@ def test_an_adapter_served_is_the_merged_model_served_is_transformers(tmp_path: 
     command = [sys.executable, "-m", "tests.training.offline_engine", str(tmp_path / "asked.json")]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as engine:
         base = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
-        before = greedy(base, tokenizer, asked)
+        before = greedy(base, tokenizer, asked[::SOME])
         here = greedy(peft.PeftModel.from_pretrained(base, adapter), tokenizer, asked)
         out, error = engine.communicate()
     assert engine.returncode == 0, error[-3000:]
@@ -63,6 +64,6 @@ def test_an_adapter_served_is_the_merged_model_served_is_transformers(tmp_path: 
 
     assert why_not(adapter, DEMO) == why_not(merged) == []
     assert len(asked) == PROMPTS
-    assert sum(one != other for one, other in zip(before, here, strict=True)) > PROMPTS / 4
+    assert sum(one != other for one, other in zip(before, here[::SOME], strict=True)) > PROMPTS / SOME / 4
     assert as_adapter == here
     assert as_merged == here

@@ -1,0 +1,155 @@
+"""A filter for streams: text goes out as soon as nothing that is looked for can begin in it, and no sooner.
+
+What comes out is that of the whole text, however it was cut into pieces: from left to right the leftmost match of all
+detectors, then the longest, then that of the first of them, is replaced, and the search goes on behind it. It is held
+back, not looked back at: nothing is sent that could still turn out to be the beginning of a match.
+"""
+
+from collections.abc import Callable, Sequence
+
+from guards.spans import Detector, Span
+
+PIECE = 2048  # characters searched at a time, so that a long text costs no more than a stream of it
+
+Replace = Callable[[Span, str], str | None]
+
+
+class HoldBack:
+    """One text, piece by piece. `replace(span, text)` says what is to stand for a match, None for itself; its offsets
+    are those of the whole text. It may raise to end the answer: `flush` (again, if that raised) then gives what stood
+    before the match and had not come out, and nothing else comes. After `flush` another text may begin."""
+
+    def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
+        self._detectors = detectors
+        self._replace = replace
+        self._begin()
+
+    @property
+    def longest(self) -> int:
+        """No more characters are ever held, apart from a match that is only waiting for its end."""
+        return max((detector.longest for detector in self._detectors), default=0)
+
+    @property
+    def held(self) -> int:
+        """Characters that were fed and have not come out yet."""
+        return len(self._text) - self._context + sum(map(len, self._swallowed))
+
+    def feed(self, piece: str) -> str:
+        """What may go out now."""
+        if self._stopped:
+            return ""
+        for i in range(0, len(piece), PIECE):
+            self._text += piece[i : i + PIECE]
+            self._settle()
+        return self._passed()
+
+    def flush(self) -> str:
+        """The rest, when nothing more comes."""
+        if not self._stopped:
+            self._settle(ended=True)
+        rest = self._passed()
+        self._begin()
+        return rest
+
+    def _begin(self) -> None:
+        self._text = ""  # what is held, behind at most one character that is not: a word may end between them
+        self._context = 0
+        self._before = 0  # characters of the whole text before `_text`
+        self._next: dict[int, Span] = {}  # by detector, in the whole text: a match that nothing can change any more
+        self._last_end = 0  # in the whole text, of the match before
+        self._swallowing: Span | None = None  # a match that goes on as long as its tail does
+        self._swallowed: list[str] = []
+        self._tail_end = ""  # as much of the tail as `until` could have begun in
+        self._out: list[str] = []
+        self._stopped = False
+
+    def _passed(self) -> str:
+        passed = "".join(self._out)
+        self._out.clear()
+        return passed
+
+    def _settle(self, ended: bool = False) -> None:
+        while True:
+            if self._swallowing and not self._swallow(self._swallowing, ended):
+                return
+            alive = []
+            for detector in self._detectors:
+                alive.append(len(self._text) if ended else detector.alive(self._text))
+                if alive[-1] <= self._context:
+                    return
+            limit = min(alive, default=len(self._text))
+            span = self._leftmost(alive) if limit > self._context else None
+            if span is None or span.begins >= self._before + limit:
+                self._out.append(self._taken(self._before + limit))
+                return
+            self._out.append(self._taken(span.begins))
+            if span.begins < span.start:
+                self._pass_evidence(self._taken(span.start), span.begins)
+            self._swallowed = [self._taken(span.end)]
+            self._swallowing = span
+
+    def _pass_evidence(self, text: str, at: int) -> None:
+        """What shows that a match is one but is not to be replaced with it: a text of its own, as it ends here."""
+        inner = HoldBack(self._detectors, lambda span, matched: self._replace(span.moved(at), matched))
+        self._stopped = True
+        try:
+            self._out.append(inner.feed(text))
+            self._out.append(inner.flush())
+        except BaseException:  # whatever ends the answer, what stood before it goes out
+            self._out.append(inner.flush())
+            raise
+        self._stopped = False
+
+    def _leftmost(self, alive: Sequence[int]) -> Span | None:
+        """The next match of those that nothing to come can change."""
+        for i, detector in enumerate(self._detectors):
+            if i in self._next and self._next[i].begins >= self._last_end:
+                continue
+            self._next.pop(i, None)
+            span = detector.search(self._text, self._context)
+            if span and span.begins < alive[i]:
+                self._next[i] = span.moved(self._before)
+        first = min(self._next, key=lambda i: (self._next[i].begins, -self._next[i].end, i), default=None)
+        return None if first is None else self._next[first]
+
+    def _swallow(self, span: Span, ended: bool) -> bool:
+        """The match's tail as far as it has come; whether that was its end."""
+        held = self._text[self._context :]
+        tail = held[: len(held) - len(held.lstrip(span.tail))] if span.tail else ""
+        goes_on = bool(span.tail) and len(tail) == len(held) and not ended
+        if span.until:
+            tail_so_far = self._tail_end + tail
+            before, found, _ = tail_so_far.partition(span.until)
+            if found:
+                tail, goes_on = (before + found)[len(self._tail_end) :], False
+            self._tail_end = tail_so_far[1 - len(span.until) :] if len(span.until) > 1 else ""
+        self._swallowed.append(self._taken(self._before + self._context + len(tail)))
+        if goes_on:
+            return False
+        text = "".join(self._swallowed)
+        self._last_end = span.start + len(text)
+        self._swallowing, self._swallowed, self._tail_end = None, [], ""
+        self._stopped = True
+        replaced = self._replace(Span(span.start, self._last_end, span.kind, span.since), text)
+        self._stopped = False
+        self._out.append(text if replaced is None else replaced)
+        return True
+
+    def _taken(self, end: int) -> str:
+        """The held text up to `end`, a position in the whole text, which is held no longer."""
+        at = end - self._before
+        taken = self._text[self._context : at]
+        dropped = max(at - 1, 0)
+        self._text = self._text[dropped:]
+        self._before += dropped
+        self._context = at - dropped
+        return taken
+
+
+def found(detectors: Sequence[Detector], text: str) -> list[Span]:
+    """Everything that a filter with these detectors would replace in a text that is there at once."""
+    spans: list[Span] = []
+    filtered = HoldBack(detectors, lambda span, _: spans.append(span))
+    filtered.feed(text)
+    filtered.flush()
+    return spans

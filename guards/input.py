@@ -1,0 +1,93 @@
+"""A request on its way in: what is masked, refused, or only noted."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import TypeVar
+
+from guards.guard import Looked
+from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
+from guards.texts import Noted, changed
+from guards.vault import Vault
+from guards.verdicts import Verdicts, took
+from penstock.chat import ChatRequest
+from penstock.errors import ContentFiltered, PenstockError
+
+ASIDE_CHARS = 100_000
+"""From here on a thread looks for places, so that other requests go on."""
+
+T = TypeVar("T")
+
+
+class Input:
+    """Of one policy; made once."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self.watches = watches
+        self.spans = Spans(watches, "input")
+        self.looks = [watch for watch in watches if watch.look]
+
+    async def request(self, request: ChatRequest, vault: Vault, verdicts: Verdicts) -> ChatRequest:
+        """Raises ContentFiltered, GuardFailed; BadRequest for what is nested too deeply."""
+        self._ran(verdicts)
+        try:
+            if self.spans.detectors:
+                clean = cleaning(self.spans.filter(vault, verdicts))
+                size = sum(len(message.text) for message in request.messages)
+                request = await self._timed(size, lambda before=request: changed(before, clean), verdicts)  # type: ignore[misc]
+            for watch in self.looks:
+                texts = texts_of(request)
+                found = await opinion(watch, Looked("input", texts, request), verdicts)
+                if found.texts is not None:
+                    now = dict(zip(texts, found.texts, strict=True))
+                    request = changed(request, lambda text, now=now: now.get(text, text))  # type: ignore[misc]
+        except Blocked as blocked:
+            raise refused(verdicts.policy, blocked) from None
+        return request
+
+    async def texts(self, texts: Sequence[str], vault: Vault, verdicts: Verdicts) -> Sequence[str]:
+        """Those of a request that generates nothing."""
+        self._ran(verdicts)
+        try:
+            if self.spans.detectors:
+                clean = cleaning(self.spans.filter(vault, verdicts))
+                given = texts
+                texts = await self._timed(sum(map(len, texts)), lambda: [clean(text) for text in given], verdicts)
+            for watch in self.looks:
+                found = await opinion(watch, Looked("input", texts), verdicts)
+                texts = texts if found.texts is None else found.texts
+        except Blocked as blocked:
+            raise refused(verdicts.policy, blocked) from None
+        return texts
+
+    def _ran(self, verdicts: Verdicts) -> None:
+        for watch in self.watches:
+            verdicts.ran(watch.name, "input")
+
+    async def _timed(self, size: int, work: Callable[[], T], verdicts: Verdicts) -> T:
+        began = perf_counter()
+        try:
+            return await asyncio.to_thread(work) if size > ASIDE_CHARS else work()
+        except (Blocked, PenstockError):
+            raise
+        except Exception as error:
+            raise unforeseen(verdicts.policy, error) from None
+        finally:
+            took(SPANS, "input", perf_counter() - began)
+
+
+def texts_of(request: ChatRequest) -> list[str]:
+    """All that guards look at, in its order."""
+    texts = Noted()
+    changed(request, texts)
+    return texts
+
+
+def given(request: ChatRequest) -> Callable[[], Iterable[str]]:
+    return lambda: texts_of(request)
+
+
+def refused(policy: str, blocked: Blocked) -> ContentFiltered:
+    return ContentFiltered(
+        f"the guard {policy}/{blocked.guard} does not let this request through: it found {', '.join(blocked.kinds)}"
+    )

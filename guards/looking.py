@@ -1,0 +1,163 @@
+"""Guards at work: what they find, and what becomes of it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
+from guards.hold_back import HoldBack, Replace
+from guards.skimming import Lexicon, Skimming
+from guards.spans import Detector, Span
+from guards.vault import KIND, Vault
+from guards.verdicts import Verdicts, took
+from penstock.errors import GuardFailed, PenstockError
+from penstock.steps import Parts
+
+log = logging.getLogger(__name__)
+
+SPANS = "spans"
+"""How metrics name all guards that look for places: they look together."""
+
+
+class Blocked(Exception):
+    """A guard lets nothing pass. Bears no text."""
+
+    def __init__(self, guard: str, kinds: Sequence[str]) -> None:
+        super().__init__(f"{guard}: {', '.join(kinds)}")
+        self.guard = guard
+        self.kinds = kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A guard as it is used; `of` makes it, once."""
+
+    name: str
+    guard: Guard
+    detectors: Sequence[Detector]
+    look: Look | None
+
+    @classmethod
+    def of(cls, name: str, guard: Guard, parts: Parts) -> "Watch":
+        detectors = guard.detectors(parts)
+        if guard.fail == "open":
+            detectors = [Tolerant(name, detector) for detector in detectors]
+        return cls(name, guard, detectors, guard.look(parts))
+
+    @property
+    def decides(self) -> bool:
+        """Whether what it thinks of a whole text can change what becomes of it."""
+        return self.look is not None and self.guard.action != "flag"
+
+
+class Tolerant:
+    """A detector that finds nothing where it fails."""
+
+    def __init__(self, name: str, detector: Detector) -> None:
+        self.kinds = detector.kinds
+        self.longest = detector.longest
+        self._name = name
+        self._detector = detector
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        try:
+            return self._detector.search(text, start)
+        except Exception as error:
+            self._failed(error)
+            return None
+
+    def alive(self, text: str) -> int:
+        try:
+            return self._detector.alive(text)
+        except Exception as error:
+            self._failed(error)
+            return len(text)
+
+    def _failed(self, error: Exception) -> None:
+        log.error("the guard %s fails, and lets pass: %s", self._name, type(error).__name__)
+
+
+class Spans:
+    """What guards look for that has a place in a text: all together, from left to right."""
+
+    def __init__(self, watches: Sequence[Watch], direction: Direction) -> None:
+        self.watches = [watch for watch in watches if watch.detectors]
+        self.direction = direction
+        self.detectors = [detector for watch in self.watches for detector in watch.detectors]
+        self.by_kind: Mapping[str, Watch] = {
+            kind: watch for watch in reversed(self.watches) for detector in watch.detectors for kind in detector.kinds
+        }
+        self.lexicon = Lexicon(self.detectors)
+
+    def skimming(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> Skimming:
+        """The same as `filter`, for a text that streams."""
+        detectors = [known, *self.detectors] if known else self.detectors
+        return Skimming(detectors, self._replacing(vault, verdicts, known), self.lexicon)
+
+    def filter(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> HoldBack:
+        """For one text. `vault` takes what is masked; the placeholders of `known` are put back."""
+        detectors = [known, *self.detectors] if known else self.detectors
+        return HoldBack(detectors, self._replacing(vault, verdicts, known))
+
+    def _replacing(self, vault: Vault, verdicts: Verdicts, known: Vault | None) -> Replace:
+        def replace(span: Span, text: str) -> str | None:
+            if known and span.kind == KIND:
+                return known.value(text)
+            watch = self.by_kind[span.kind]
+            action = watch.guard.action
+            verdicts.found(watch.name, self.direction, action, span.kind)
+            if action == "block":
+                raise Blocked(watch.name, [span.kind])
+            if action == "flag":
+                return None
+            return vault.placeholder(span.kind, text, unmask=watch.guard.unmasks and self.direction == "input")
+
+        return replace
+
+
+def cleaning(made: HoldBack) -> Callable[[str], str]:
+    """For texts that are whole, one after the other. Raises Blocked."""
+
+    def clean(text: str) -> str:
+        return made.feed(text) + made.flush()
+
+    return clean
+
+
+async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
+    """Raises Blocked, or GuardFailed where the guard could not look and is not to be done without."""
+    found = await asked(watch, looked, verdicts)
+    action = "block" if found.refuses else watch.guard.action
+    for kind in found.kinds:
+        verdicts.found(watch.name, looked.direction, action, kind)
+    if found.kinds and action == "block":
+        raise Blocked(watch.name, sorted(found.kinds))
+    return found
+
+
+async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
+    """What it thinks. Raises GuardFailed, too."""
+    assert watch.look
+    began = perf_counter()
+    try:
+        async with asyncio.timeout(watch.guard.patience_s):
+            return await watch.look(looked)
+    except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
+        verdicts.found(watch.name, looked.direction, "failed", type(error).__name__)
+        if watch.guard.fail == "open":
+            return NOTHING
+        raise failed(verdicts.policy, watch.name) from None
+    finally:
+        took(watch.name, looked.direction, perf_counter() - began)
+
+
+def failed(policy: str, guard: str) -> GuardFailed:
+    return GuardFailed(f"the guard {policy}/{guard} could not look at this, so it does not pass: try again later")
+
+
+def unforeseen(policy: str, error: Exception) -> PenstockError:
+    """What a detector did that it should not; its message may have text in it."""
+    log.error("a guard of %s failed: %s", policy, type(error).__name__)
+    return failed(policy, SPANS)

@@ -1,0 +1,290 @@
+"""An answer on its way out: each choice has a filter for what it says, and one for what it thinks.
+
+The calls of tools of a choice are withheld until they are whole: their arguments are JSON, in which the same text can
+be written in many ways, and programs act on them. What is looked at is what they say; what is masked there is written
+anew. A choice that is blocked ends there, alone; with the last one the engine's answer is cut off.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from guards.guard import Looked
+from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
+from guards.skimming import Skimming
+from guards.texts import Noted, call, parts, within
+from guards.vault import Vault
+from guards.verdicts import Verdicts, took
+from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Usage
+from penstock.errors import PenstockError
+
+REASONING = ("reasoning", "reasoning_content")
+AGAIN = "\n"
+"""Between what was thought before something was said and what is thought afterwards: no match goes across."""
+
+
+class Ended(Exception):
+    """No choice goes on."""
+
+
+class Output:
+    """Of one policy; made once."""
+
+    def __init__(self, watches: Sequence[Watch], whole: Literal["buffer", "end"]) -> None:
+        self.watches = watches
+        self.spans = Spans(watches, "output")
+        self.looks = [watch for watch in watches if watch.look]
+        self.buffers = whole == "buffer" and any(watch.decides for watch in watches)
+
+    def nothing_to_do(self, vault: Vault) -> bool:
+        return not self.watches and not vault
+
+    async def answer(self, chat: Chat, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> Reply:
+        """`vault`: what was masked in the request. Raises GuardFailed."""
+        for watch in self.watches:
+            verdicts.ran(watch.name, "output")
+        passing = Passing(self, request, emit, vault, verdicts)
+        try:
+            return await passing.run(chat)
+        finally:
+            if self.spans.watches:
+                took(SPANS, "output", passing.seconds)
+
+
+class Filter:
+    """A text as it came and as it goes out."""
+
+    __slots__ = ("came", "hold", "out")
+
+    def __init__(self, hold: Skimming) -> None:
+        self.hold = hold
+        self.came: list[str] = []
+        self.out: list[str] = []
+
+    def feed(self, piece: str) -> str:
+        self.came.append(piece)
+        passed = self.hold.feed(piece)
+        if passed:
+            self.out.append(passed)
+        return passed
+
+    def flush(self) -> str:
+        rest = self.hold.flush()
+        if rest:
+            self.out.append(rest)
+        return rest
+
+    def rest(self) -> str:
+        """What may still go out of a choice that is blocked."""
+        try:
+            return self.flush()
+        except Blocked:
+            return self.flush()
+
+
+class Said:
+    """One choice, as far as it has come."""
+
+    __slots__ = "blocked came content has_paused last out reasoning skim speaks whole".split()
+
+    def __init__(self, output: Output, known: Vault, verdicts: Verdicts) -> None:
+        vault = Vault.beside(known)
+
+        self.whole = partial(output.spans.filter, vault, verdicts, known or None)
+        """Makes a filter for texts that are there at once."""
+        self.content = Filter(output.spans.skimming(vault, verdicts, known or None))
+        self.reasoning = Filter(output.spans.skimming(vault, verdicts, known or None))
+        self.skim, self.came, self.out = self.content.hold.skim, self.content.came.append, self.content.out.append
+        """What happens to every piece, at hand."""
+        self.last: Delta | None = None
+        """The one that came last of those whose content was skimmed."""
+        self.speaks = True
+        """Neither blocked nor in thought."""
+        self.has_paused = False
+        self.blocked: Blocked | None = None
+
+    def think(self, piece: str) -> str:
+        if self.has_paused:
+            self.has_paused = False
+            piece = AGAIN + piece
+        self.speaks = False
+        return self.reasoning.feed(piece)
+
+    def pause(self) -> str:
+        """It has thought, and now says something: what was held of its thoughts goes before that."""
+        self.speaks = True
+        held = self.reasoning.flush()
+        self.has_paused = bool(held)
+        return held
+
+
+class Passing:
+    """One answer."""
+
+    def __init__(self, output: Output, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> None:
+        self.output = output
+        self.buffers = output.buffers
+        self.request = request
+        self.emit = emit
+        self.vault = vault
+        self.verdicts = verdicts
+        self.choices: dict[int, Said] = {}
+        self.count = getattr(request, "n", None) or 1
+        self.over = False
+
+    @property
+    def seconds(self) -> float:
+        """What looking for places took, but for words that were known."""
+        return sum(said.content.hold.seconds + said.reasoning.hold.seconds for said in self.choices.values())
+
+    async def run(self, chat: Chat) -> Reply:
+        try:
+            reply = await chat(self.request, self.heard)
+        except Exception:  # of a step that has wrapped `Ended` in its own, too
+            if not self.over:
+                raise
+            choices = [await self._end(index, None) for index in sorted(self.choices)]
+            return Reply.of(choices, Usage())
+        choices = [await self._end(index, choice) for index, choice in enumerate(reply.choices)]
+        return Reply.of(choices, reply.usage)
+
+    async def heard(self, delta: Delta) -> None:
+        said = self.choices.get(delta.choice)
+        if said is None:
+            said = self._begun(delta.choice)
+        piece = delta.content
+        if piece and said.speaks and not delta.reasoning:
+            passed = said.skim(piece)
+            if passed is not None:
+                said.came(piece)
+                last = said.last
+                said.last = delta
+                if passed:
+                    said.out(passed)
+                    if not self.buffers:
+                        same = last is not None and last.content is passed
+                        await self.emit(last if same else Delta(passed, choice=delta.choice))  # type: ignore[arg-type]
+                return
+        if not said.blocked:
+            await self._look_into(said, delta)
+
+    async def _look_into(self, said: Said, delta: Delta) -> None:
+        content = reasoning = ""
+        try:
+            if delta.reasoning:
+                reasoning = said.think(delta.reasoning)
+            if delta.content:
+                if not said.speaks:
+                    reasoning += said.pause()
+                content = said.content.feed(delta.content)
+        except Blocked as blocked:
+            self._block(said, blocked)
+            reasoning += said.reasoning.rest()
+            content += said.content.rest()
+        except Exception as error:
+            raise unforeseen(self.verdicts.policy, error) from None
+        if not self.buffers and (content or reasoning):
+            await self.emit(Delta(content, reasoning, choice=delta.choice))
+        if said.blocked and self.over:
+            raise Ended
+
+    def _begun(self, index: int) -> Said:
+        said = self.choices[index] = Said(self.output, self.vault, self.verdicts)
+        return said
+
+    def _block(self, said: Said, blocked: Blocked) -> None:
+        said.blocked, said.speaks = blocked, False
+        self.over = sum(each.blocked is not None for each in self.choices.values()) >= self.count
+
+    async def _end(self, index: int, choice: Choice | None) -> Choice:
+        """A choice as it goes out, when all of it has come; None for one that was cut off here."""
+        said = self.choices.get(index) or self._begun(index)
+        if choice and not said.blocked:
+            await self._finish(index, said)
+        if choice and not said.blocked:
+            try:
+                message = Message(**rewritten(choice.message, said))
+                passed = Choice(message, choice.finish_reason)
+                await self._look(passed)
+            except Blocked as blocked:
+                self._block(said, blocked)
+            except RecursionError:
+                self._block(said, Blocked("arguments", ["nesting"]))
+            except PenstockError:
+                raise
+            except Exception as error:
+                raise unforeseen(self.verdicts.policy, error) from None
+            else:
+                await self._release(index, passed)
+                return passed
+        return Choice(Message(role="assistant", **self._released(said)), "content_filter")
+
+    async def _finish(self, index: int, said: Said) -> None:
+        """Nothing more comes of its texts."""
+        reasoning = content = ""
+        try:
+            reasoning = said.reasoning.flush()
+            content = said.content.flush()
+        except Blocked as blocked:
+            self._block(said, blocked)
+            reasoning += said.reasoning.rest()
+            content += said.content.rest()
+        except Exception as error:
+            raise unforeseen(self.verdicts.policy, error) from None
+        if not self.buffers and (content or reasoning):
+            await self.emit(Delta(content, reasoning, choice=index))
+
+    def _released(self, said: Said) -> dict[str, Any]:
+        """What of a blocked choice is out already."""
+        if self.buffers:
+            return {"content": None}
+        reasoning = "".join(said.reasoning.out)
+        return {"content": "".join(said.content.out) or None} | ({"reasoning": reasoning} if reasoning else {})
+
+    async def _look(self, choice: Choice) -> None:
+        if not self.output.looks:
+            return
+        texts = Noted()
+        said = choice.message.model_dump(exclude_unset=True, exclude={"role"})
+        calls = said.pop("tool_calls", None) or ()
+        for name in (*REASONING, "content"):
+            within(said.pop(name, None), texts)
+        for each in calls:
+            call(each, texts)
+        within(list(said.values()), texts)
+        looked = Looked("output", texts, self.request, choice)
+        for watch in self.output.looks:
+            await opinion(watch, looked, self.verdicts)
+
+    async def _release(self, index: int, choice: Choice) -> None:
+        """What was withheld until here: calls of tools, and all of it where a verdict had to come first."""
+        message = choice.message
+        if self.buffers:
+            reasoning = getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or ""
+            if reasoning or message.text:
+                await self.emit(Delta(message.text, reasoning, choice=index))
+        if message.tool_calls:
+            calls = [{"index": number, **each} for number, each in enumerate(message.tool_calls)]
+            await self.emit(Delta(tool_calls=calls, choice=index))
+
+
+def rewritten(message: Message, said: Said) -> dict[str, Any]:
+    """The whole message as it goes out. Its texts have passed as they came; what has not is looked at here. Raises
+    Blocked."""
+    clean = cleaning(said.whole())
+    new: dict[str, Any] = {}
+    for name, value in message.model_dump(exclude_unset=True).items():
+        if name == "role":
+            new[name] = value
+        elif name == "tool_calls" and value:
+            new[name] = [call(each, clean) for each in value]
+        elif name == "function_call" and value:
+            new[name] = call({"function": value}, clean)["function"]
+        elif name == "content" and isinstance(value, list):
+            new[name] = parts(value, clean)
+        elif isinstance(value, str) and (name == "content" or name in REASONING):
+            passed = said.content if name == "content" else said.reasoning
+            new[name] = "".join(passed.out) if value and value == "".join(passed.came) else clean(value)
+        else:
+            new[name] = within(value, clean)
+    return new

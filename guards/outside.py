@@ -1,0 +1,138 @@
+"""A service outside as a guard, asked over HTTP in one of three ways.
+
+`penstock`: POST {"direction": "input", "model": ..., "texts": [...]} -> {"kinds": {"KIND": 0.9}}, empty where nothing
+is the matter; with `texts` beside it, those stand in the place of the ones sent. `litellm`: what LiteLLM's generic
+guardrail API asks of a service, POST URL/beta/litellm_basic_guardrail_api -> `action` NONE, BLOCKED or
+GUARDRAIL_INTERVENED with `texts`. `nemo`: NeMo Guardrails' POST URL/v1/guardrail/checks -> `status`.
+"""
+
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import httpx2
+from pydantic import Field, field_validator, model_validator
+
+from guards.classifier import conversation
+from guards.guard import NOTHING, Action, Asking, Look, Looked, Opinion
+from penstock.config import is_address
+from penstock.errors import ConfigError, EngineError
+from penstock.steps import Parts, circumstances
+
+KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NEMO_PASSES = frozenset({"success", "passed", "allowed"})
+
+
+class Http(Asking):
+    """An outside service that looks at whole texts. It is sent them: mind what they are."""
+
+    operators: ClassVar[frozenset[str]] = frozenset({"url", "api_key_file"})
+
+    action: Action = Field(  # type: ignore[assignment]
+        "block", description="block, flag; or mask: the service's own texts stand in the place of those of the request"
+    )
+    url: str = Field(description="http://HOST:PORT/PATH; of litellm and nemo without the path")
+    shape: Literal["penstock", "litellm", "nemo"] = Field("penstock", description="how it is asked")
+    config_id: str | None = Field(None, description="NeMo's name for the rails [default: the server's own]")
+    api_key_file: str | None = Field(None, description="a file with what is sent as `Authorization: Bearer KEY`")
+
+    @field_validator("url")
+    @classmethod
+    def url_is_one(cls, url: str) -> str:
+        if not url.startswith("http") or not is_address(url):
+            raise ValueError(f"{url!r} is no address: write http://HOST:PORT/PATH")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def only_requests_are_rewritten(self) -> "Http":
+        if self.action == "mask" and self.on != "input":
+            raise ValueError("with `action: mask` a service rewrites requests: say `on: input`")
+        return self
+
+    def look(self, parts: Parts) -> Look:
+        context = ssl.create_default_context()  # made once: it takes longer than a request
+        headers = (
+            {"authorization": f"Bearer {read(Path(parts.folder) / self.api_key_file)}"} if self.api_key_file else {}
+        )
+
+        async def look(looked: Looked) -> Opinion:
+            if not any(text.strip() for text in looked.texts):
+                return NOTHING
+            path, body = self.asked(looked)
+            async with httpx2.AsyncClient(
+                verify=context, timeout=self.timeout_s, trust_env=False, headers=headers
+            ) as client:
+                answer = await client.post(self.url + path, json=body)
+            if answer.status_code != 200:
+                raise EngineError(f"the guard at {self.url} answers {answer.status_code}")
+            return self.understood(answer.json(), looked)
+
+        return look
+
+    def asked(self, looked: Looked) -> tuple[str, dict[str, Any]]:
+        """The path behind `url`, and the body."""
+        now = circumstances.get()
+        if self.shape == "litellm":
+            kind = "request" if looked.direction == "input" else "response"
+            body = {"texts": list(looked.texts), "input_type": kind, "litellm_call_id": now.request_id}
+            return "/beta/litellm_basic_guardrail_api", body
+        if self.shape == "nemo":
+            turns = [{"role": turn.role, "content": turn.text} for turn in conversation(looked)]
+            rails = {"guardrails": {"config_id": self.config_id}} if self.config_id else {}
+            return "/v1/guardrail/checks", {"model": now.model, "messages": turns, **rails}
+        return "", {"direction": looked.direction, "model": now.model, "texts": list(looked.texts)}
+
+    def understood(self, answer: Any, looked: Looked) -> Opinion:
+        """Raises EngineError for what is no verdict."""
+        if not isinstance(answer, Mapping):
+            raise EngineError(f"the guard at {self.url} gives no verdict")
+        if self.shape == "nemo":
+            status = answer.get("status")
+            if status in NEMO_PASSES:
+                return NOTHING
+            if status not in ("blocked", "modified"):
+                raise EngineError(f"the guard at {self.url} gives no verdict")
+            return Opinion({str(status): 1.0})
+        if self.shape == "litellm":
+            action = answer.get("action")
+            if action == "NONE":
+                return NOTHING
+            if action not in ("BLOCKED", "GUARDRAIL_INTERVENED"):
+                raise EngineError(f"the guard at {self.url} gives no verdict")
+            return Opinion(
+                {action.lower(): 1.0},
+                self._texts(answer, looked),
+                refuses=action == "BLOCKED" and self.action != "flag",
+            )
+        kinds = answer.get("kinds")
+        if not isinstance(kinds, Mapping):
+            raise EngineError(f"the guard at {self.url} gives no verdict")
+        # what it names ends up in logs: no text of a request is to come back as a name
+        named = {kind if KIND.fullmatch(str(kind)) else "unnamed": score_of(score) for kind, score in kinds.items()}
+        return Opinion(named, self._texts(answer, looked))
+
+    def _texts(self, answer: Mapping[str, Any], looked: Looked) -> list[str] | None:
+        texts = answer.get("texts")
+        if self.action != "mask" or looked.direction != "input" or texts is None:
+            return None
+        if not isinstance(texts, list) or len(texts) != len(looked.texts) or not all(map(is_text, texts)):
+            raise EngineError(f"the guard at {self.url} gives other texts than it was asked about")
+        return texts
+
+
+def read(file: Path) -> str:
+    """Raises ConfigError."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the key {file} cannot be read: {type(error).__name__}") from error
+
+
+def score_of(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 1.0
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)

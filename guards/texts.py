@@ -1,0 +1,134 @@
+"""The texts of a request and of an answer: every string that a model or a client reads, wherever it stands.
+
+A value is walked with a function that says what a text becomes. Looked at are the conversation, tools, documents and
+what a chat template is told; not what only binds the engine (`response_format`, `stop`), not roles and the names by
+which calls of tools are known, and not media.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from penstock.chat import ChatRequest, Message
+from penstock.errors import BadRequest
+
+OF_MESSAGES = frozenset({"role", "tool_call_id"})
+OF_CALLS = frozenset({"id", "type", "index"})
+MEDIA = frozenset("image_url input_image input_audio audio_url video_url file image audio video image_embeds".split())
+OF_PARTS = frozenset({"type"}) | MEDIA
+BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
+"""Fields that the prompt is made of, beside the messages."""
+ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
+
+Change = Callable[[str], str]
+
+
+def changed(request: ChatRequest, change: Change) -> ChatRequest:
+    """The request with all its texts as `change` has them; the same where nothing is another. Raises BadRequest for
+    what is nested too deeply to be looked at."""
+    try:
+        messages = [turn(message, change) for message in request.messages]
+        given = {name: value for name in BESIDE if (value := getattr(request, name, None)) is not None}
+        beside = {name: within(value, change) for name, value in given.items()}
+    except RecursionError:
+        raise BadRequest("the request is nested too deeply for its guards to look at it") from None
+    if any(now is not before for now, before in zip(messages, request.messages, strict=True)):
+        request = request.with_messages(messages)
+    return request.but(**beside) if beside != given else request
+
+
+def turn(message: Message, change: Change) -> Message:
+    """The same message where nothing in it is another."""
+    said = message.model_dump(exclude_unset=True)
+    new = {name: _of_message(name, value, change) for name, value in said.items()}
+    return message if new == said else Message(**new)
+
+
+def _of_message(name: str, value: Any, change: Change) -> Any:
+    if name == "tool_calls":
+        return [call(each, change) for each in value or ()] if value is not None else None
+    if name == "function_call" and isinstance(value, dict):
+        return call({"function": value}, change)["function"]
+    if name == "content" and isinstance(value, list):
+        return parts(value, change)
+    return value if name in OF_MESSAGES else within(value, change)
+
+
+def parts(given: Sequence[Any], change: Change) -> list[Any]:
+    """Each by itself, then, as the engine joins them, what stands on both sides of where one ends. If something is
+    found only there, all of the text goes into the first of its parts."""
+    new = [without(OF_PARTS, part, change) for part in given]
+    texts = [part for part in new if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    joined = "".join(part["text"] for part in texts)
+    if len(texts) > 1 and (now := change(joined)) != joined:
+        for part in texts:
+            part["text"] = ""
+        texts[0]["text"] = now
+    return new
+
+
+def without(names: Collection[str], value: Any, change: Change) -> Any:
+    """The same as `within`, but for what a few fields hold."""
+    if not isinstance(value, dict):
+        return within(value, change)
+    return {name: part if name in names else within(part, change) for name, part in value.items()}
+
+
+def within(value: Any, change: Change) -> Any:
+    """A string, number or name in it at a time; numbers become texts only where they are changed."""
+    if isinstance(value, str):
+        return change(value) if value else value
+    if isinstance(value, dict):
+        return {change(name): within(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [within(part, change) for part in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        written = repr(value)
+        now = change(written)
+        return value if now == written else now
+    return value
+
+
+def call(given: Any, change: Change) -> Any:
+    """A call of a tool with its arguments, which are JSON in a string."""
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return without(OF_CALLS, given, change)
+    now = {
+        name: arguments(value, change) if name == "arguments" else within(value, change)
+        for name, value in function.items()
+    }
+    return without(OF_CALLS | {"function"}, given, change) | {"function": now}
+
+
+def arguments(written: str, change: Change) -> str:
+    r"""`{"to": "\u0061@b.org"}`: what is looked at is what it says, not how it is written. What is no JSON, as of an
+    answer that was cut off, is looked at as a lenient reader would take it."""
+    try:
+        pairs: list[int] = []
+        value = json.loads(written, object_pairs_hook=lambda found: _object(found, pairs))
+    except ValueError:
+        read = ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], written)
+        now = change(read)
+        return written if now == read else now
+    now = within(value, change)
+    if now == value and not pairs:
+        return written
+    return json.dumps(now, ensure_ascii=False)
+
+
+def _object(found: list[tuple[str, Any]], pairs: list[int]) -> dict[str, Any]:
+    """`pairs` is told of names that are there twice: who reads the first would read what was not looked at."""
+    read = dict(found)
+    if len(read) != len(found):
+        pairs.append(len(found))
+    return read
+
+
+class Noted(list[str]):
+    """A `Change` that changes nothing, and has all texts in their order."""
+
+    def __call__(self, text: str) -> str:
+        self.append(text)
+        return text

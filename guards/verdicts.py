@@ -1,0 +1,69 @@
+"""What came of a request's guards: counted, logged, and told to whoever writes the access log. Never the text."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+from guards.guard import Direction
+from penstock import metrics
+from penstock.log import request_id
+from penstock.steps import circumstances
+
+log = logging.getLogger(__name__)
+
+RANK = ("pass", "flag", "mask", "block", "failed")
+
+
+class Verdicts:
+    """Of one policy and one request. A guard that looked and found nothing has its verdict, too."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self._found: dict[tuple[str, Direction], Counter[str]] = {}
+        self._verdicts: dict[tuple[str, Direction], str] = {}
+
+    def ran(self, guard: str, direction: Direction) -> None:
+        self._verdicts.setdefault((guard, direction), "pass")
+
+    def found(self, guard: str, direction: Direction, verdict: str, kind: str = "", count: int = 1) -> None:
+        """The gravest of a guard's verdicts is the one that is told."""
+        before = self._verdicts.get((guard, direction), "pass")
+        self._verdicts[guard, direction] = max(before, verdict, key=RANK.index)
+        if kind:
+            self._found.setdefault((guard, direction), Counter())[kind] += count
+
+    def tell(self) -> None:
+        """Once, when the request is over, however it ended."""
+        now = circumstances.get()
+        for (guard, direction), verdict in self._verdicts.items():
+            metrics.guard_verdicts.inc(guard, direction, verdict)
+            kinds: Mapping[str, int] = self._found.get((guard, direction), {})
+            said = ",".join(f"{kind}:{count}" for kind, count in sorted(kinds.items()))
+            now.verdicts[f"{self.policy}/{guard}/{direction}"] = f"{verdict}({said})" if said else verdict
+            if verdict != "pass":
+                self._log(guard, direction, verdict, said)
+
+    def _log(self, guard: str, direction: Direction, verdict: str, kinds: str) -> None:
+        now = circumstances.get()
+        token = request_id.set(now.request_id or request_id.get())
+        try:
+            log.log(
+                logging.ERROR if verdict == "failed" else logging.WARNING,
+                "guard %s",
+                verdict,
+                extra={
+                    "policy": self.policy,
+                    "guard": guard,
+                    "direction": direction,
+                    "kinds": kinds or None,
+                    "key": now.caller.id,
+                    "model": now.model or None,
+                    "surface": now.surface or None,
+                },
+            )
+        finally:
+            request_id.reset(token)
+
+
+def took(guard: str, direction: Direction, seconds: float) -> None:
+    metrics.guard_seconds.observe(seconds, guard, direction)

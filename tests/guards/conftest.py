@@ -1,0 +1,3 @@
+from tests.prompting.conftest import bench
+
+__all__ = ["bench"]

@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--url", help="a gateway that serves them already")
     parser.add_argument("--task", action="append", help=f"as of `penstock eval` [default: {', '.join(TASKS)}]")
-    parser.add_argument("--limit", type=int, default=100, help="items of each")
+    parser.add_argument("--limit", type=int, default=200, help="items of each")
     parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="of the answers")
     parser.add_argument("--out", type=Path, help="a folder for every answer")
     given = parser.parse_args()

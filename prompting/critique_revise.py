@@ -13,7 +13,7 @@ from penstock.errors import StartError
 from penstock.steps import Around, Parts, Step
 from prompting.aloud import Aloud, thought_through
 from prompting.asking import NO_ROOM, aside, is_settled, turn
-from prompting.principles import OWN, Principle, drawn, load
+from prompting.principles import Principle, drawn, load, own
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,10 @@ class CritiqueRevise(Step):
     show: bool = Field(True, description="whether drafts and critiques stream as reasoning")
 
     def around(self, parts: Parts) -> Around:
-        path = parts.folder / self.principles if self.principles else OWN
-        principles = load(path)
+        principles = load(parts.folder / self.principles) if self.principles else own()
         if self.per_request > len(principles):
             raise StartError(
-                f"critique_revise: per_request is {self.per_request}, and {path} has {len(principles)} principles"
+                f"critique_revise: per_request is {self.per_request}, of {len(principles)} principles that there are"
             )
 
         def wrap(chat: Chat) -> Chat:

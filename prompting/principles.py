@@ -1,6 +1,7 @@
 """Written principles: what answers are held to, by the step critique_revise and by training."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Self
@@ -39,7 +40,7 @@ class Principles(Written):
         return self
 
 
-def load(path: Path = OWN) -> Sequence[Principle]:
+def load(path: Path) -> Sequence[Principle]:
     """Raises ConfigError with everything that is wrong with the file, a line each."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -55,6 +56,12 @@ def load(path: Path = OWN) -> Sequence[Principle]:
     except ValidationError as error:
         wrong = [explain(detail, path, tree, {}, Principles) for detail in error.errors()]
         raise ConfigError("\n".join(wrong)) from error
+
+
+@cache
+def own() -> Sequence[Principle]:
+    """Eight, which come with Penstock."""
+    return load(OWN)
 
 
 def drawn(principles: Sequence[Principle], count: int, seed: str) -> list[Principle]:

@@ -25,7 +25,7 @@ STRUCTURE = (REPOSITORY / "docs" / "structure.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent
 
-ASKS = ("curl ", ".venv/bin/penstock chat", ".venv/bin/penstock models", ".venv/bin/penstock doctor")
+ASKS = ("curl ", *(f".venv/bin/penstock {name}" for name in ("chat", "models", "steps", "doctor")))
 BENCH = ".venv/bin/python -m engine.vllm_cli bench serve"
 MEASURES = ".venv/bin/python -m benchmarks."  # minutes each: what they are made of is tried in tests/benchmarks
 TRAINS = ".venv/bin/penstock train"  # tried with a smaller recipe in tests/training

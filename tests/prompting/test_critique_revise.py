@@ -7,7 +7,7 @@ import pytest
 from engine.scripted import Scripted
 from penstock.errors import ConfigError, StartError
 from prompting.critique_revise import CritiqueRevise, revised
-from prompting.principles import OWN, Principle, drawn, load
+from prompting.principles import Principle, drawn, load, own
 from tests.prompting.conftest import Bench, Compose, asking, told
 
 pytestmark = pytest.mark.anyio
@@ -68,9 +68,8 @@ async def test_drawn_principles_are_the_same_for_the_same_question(composed: Com
 
 
 def test_own_principles_can_be_drawn() -> None:
-    own = load(OWN)
-    assert len(own) == 8
-    assert {one.id for one in drawn(own, 8, "0")} == {one.id for one in own}
+    assert len(own()) == 8
+    assert {one.id for one in drawn(own(), 8, "0")} == {one.id for one in own()}
 
 
 @pytest.mark.parametrize(
@@ -95,5 +94,5 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path, text: str | None, tol
 
 
 def test_more_principles_than_there_are_are_an_error(bench: Bench, two: str) -> None:
-    with pytest.raises(StartError, match=r"per_request is 3, and .*two.yaml has 2"):
+    with pytest.raises(StartError, match="per_request is 3, of 2 principles that there are"):
         CritiqueRevise(principles=two, per_request=3).around(bench)

@@ -49,12 +49,11 @@ class Composition:
 PLAIN = Composition()
 
 
-def parsed(written: Written, place: Place, table: Table = STEPS) -> Step:
+def parsed(written: Written, place: Place, table: Table, what: str = "step") -> Step:
     """{self_refine: {rounds: 1}} -> the step. Raises WrongAt for a name or an option that does not exist."""
     ((name, options),) = written.items()
     kind = table.get(name)
     if kind is None:
-        what = "step" if table is STEPS else "guard"
         near = nearest(name, list(table))
         raise WrongAt(tuple(map(str, place)), f"unknown {what} {name!r}{near} (`penstock steps`)")
     try:
@@ -110,7 +109,7 @@ def param_of(place: Iterable[str]) -> str:
 
 def step_at(config: Config, written: Written, place: Place) -> Step:
     """The same as `parsed`, where a policy is the one of that name. Raises WrongAt."""
-    step = parsed(written, place)
+    step = parsed(written, place, STEPS)
     if not isinstance(step, Named):
         return step
     if step.name not in config.guards and step.name not in GUARDS:
@@ -125,7 +124,7 @@ def policy_of(config: Config, name: str) -> Policy:
     guards: list[tuple[str, Guard]] = []
     for number, written in enumerate(config.guards.get(name, [{name: {}}])):
         place: Place = ("guards", name, number)
-        step = parsed(written, place, IN_POLICIES)
+        step = parsed(written, place, IN_POLICIES, "guard")
         if isinstance(step, Guard):
             guards.append((next(iter(written)), step))
         else:

@@ -72,9 +72,7 @@ class Answer:
         surface = SURFACES.get(exchange.path)
         if surface is None:
             return await self._pass_on(exchange, body, dialect)
-        as_json(
-            [[[[body]]]]
-        )  # or refused: steps and engines write it again, a few levels deeper where it is translated
+        as_json([[[[body]]]])  # or refused: it will be written again, up to four levels deeper
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
         exchange.cost = Cost(meter=meter)

@@ -74,7 +74,7 @@ class Answer:
             if exchange.path in TOKEN_LIMITS:
                 raise BadRequest(f"the model {self.name!r} is composed of steps, and does not serve {exchange.path}")
             return await self._pass_on(exchange, body, dialect)
-        as_json([[[[body]]]])  # or refused: it is written again, a few levels deeper where it is translated
+        as_json([[[[body]]]])  # or refused: it will be written again, up to four levels deeper
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
         exchange.cost = Cost(meter=meter)

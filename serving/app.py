@@ -157,7 +157,7 @@ class Gateway:
         self, call: Call, served: Served, body: dict[str, Any], dialect: Dialect
     ) -> Coroutine[Any, Any, None]:
         """By what was answered before, where the caller or the configuration wants that."""
-        cached = isinstance(served, Relay) or served.composition is PLAIN
+        cached = isinstance(served, Relay) or (served.composition is PLAIN and not served.chosen)
         if not self.replays.concern(call.exchange, body, cached=cached):
             return self._served(call, served, body, dialect)
         generate = partial(self._apart, call, served, body, dialect)

@@ -158,7 +158,7 @@ class ServingParts:
         self.folder = folder
         self.named: set[str] = set()
         """The served models that steps have asked for."""
-        self._names = names
+        self._names = names if allowed is None else [name for name in names if name in allowed]
         self._allowed = allowed
         self._reached = reached
         self._asked = asked

@@ -20,7 +20,7 @@ TRANSLATED = frozenset(
 )
 """Fields that a chat has not, or not so; those of the last two lines say nothing about the answer. All others mean the
 same in both."""
-CHANGING = ("context_management", "compaction", "fallback_credit_token", "inference_geo")
+UNSERVED = ("context_management", "compaction", "fallback_credit_token", "inference_geo", "n")
 
 Display = Literal["summarized", "omitted", "updates"]
 
@@ -163,7 +163,7 @@ def messages(body: Mapping[str, Any], model: str, request_id: str) -> tuple[Chat
         asked = Asked.model_validate(body)
     except ValidationError as error:
         raise explained(error, dict(body)) from None
-    for name in CHANGING:
+    for name in UNSERVED:
         if body.get(name):
             raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
     if asked.messages[-1].role == "assistant":

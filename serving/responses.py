@@ -19,7 +19,7 @@ TRANSLATED = frozenset(
     tool_choice top_logprobs truncation""".split()
 )
 """Fields that a chat has not, or not so. All others mean the same in both."""
-OF_STORED_ANSWERS = ("context_management", "enable_response_messages", "previous_input_messages")
+UNSERVED = ("previous_response_id", "context_management", "enable_response_messages", "previous_input_messages", "n")
 ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "prompt", "reasoning", "temperature")
 ECHOED_LAST = ("text", "top_logprobs", "top_p", "safety_identifier", "prompt_cache_key")
 LOGPROBS = "message.output_text.logprobs"
@@ -140,7 +140,7 @@ def responses(body: Mapping[str, Any], model: str, request_id: str) -> tuple[Cha
         asked = Asked.model_validate(body)
     except ValidationError as error:
         raise explained(error, dict(body)) from None
-    for name in ("previous_response_id", *OF_STORED_ANSWERS):
+    for name in UNSERVED:
         if body.get(name):
             raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
     messages = turns(asked.input)

@@ -336,4 +336,6 @@ async def test_the_response_cache_keeps_no_answer_of_steps() -> None:
             for model in ("m", "m", "bare", "bare"):
                 answer = await client.post(CHAT, json=HELLO | {"model": model, "temperature": 0})
                 assert ("x-penstock-cache" in answer.headers) == (model == "bare")
-    assert sum(request.path == CHAT for request in sim.requests) == 3
+            chosen = HELLO | {"model": "bare", "temperature": 0, "penstock": {"steps": []}}
+            assert "x-penstock-cache" not in (await client.post(CHAT, json=chosen)).headers
+    assert sum(request.path == CHAT for request in sim.requests) == 4

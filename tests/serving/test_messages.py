@@ -230,12 +230,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"context_management": {"edits": [{"type": "clear"}]}}, "context_management"),
     ({"speed": "fast"}, "speed"),
     ({"container": "c"}, "container"),
+    ({"n": 2}, "n is not for"),
 ]
 
 
 async def test_what_cannot_be_honoured_is_refused_by_its_name() -> None:
     chat = Telling([Delta("Hello.")])
-    async with run_gateway({"m": chat}, hot=True) as client:
+    async with run_gateway({"m": chat}, hot=True, policy={"unknown_fields": "pass"}) as client:
         for body, param in REFUSED:
             answer = await client.post(PATH, json=HELLO | body)
             error = answer.json()

@@ -275,12 +275,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
     ({"prompt": {"id": "p"}}, "prompt"),
+    ({"n": 2}, "n"),
 ]
 
 
 async def test_what_cannot_be_honoured_is_refused_by_its_name() -> None:
     chat = Telling([Delta("Hello.")])
-    async with run_gateway({"m": chat}, hot=True) as client:
+    async with run_gateway({"m": chat}, hot=True, policy={"unknown_fields": "pass"}) as client:
         for body, param in REFUSED:
             answer = await client.post(PATH, json={"model": "m", "input": "Hello!", **body})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.json()

@@ -157,7 +157,7 @@ class Passing:
             passed = said.skim(piece)
             if passed is not None:
                 said.came(piece)
-                last, said.last = said.last, delta
+                last, said.last = said.last, None if delta.tool_calls or delta.logprobs else delta
                 if passed:
                     said.out(passed)
                     if last is not None and last.content is passed and not self.buffers:

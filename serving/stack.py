@@ -68,7 +68,6 @@ class Stack:
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
         self.compositions = Compositions(self.other, self.ask)
         self._moderations: dict[str, Moderation] = {}
-        self._guarded: dict[tuple[Served, tuple[str, ...]], Answer] = {}
 
     @property
     def ready(self) -> bool:
@@ -90,7 +89,6 @@ class Stack:
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.room.most_bytes = config.gateway.max_answers_bytes
         self.models = self._served(config)
-        self._guarded.clear()
         self._moderations.clear()
         self._coming &= set(self.pools.values())
         self._config = config
@@ -156,17 +154,13 @@ class Stack:
         return Trial(canary, Route(pool, adapter, canary.tried), self.count(canary))
 
     def guarded(self, served: Served, names: tuple[str, ...]) -> Answer:
-        """The same behind these policies, the first outermost, for the callers that they are for. There are as many as
-        models and policies are configured, at most."""
-        found = self._guarded.get((served, names))
-        if found is None:
-            around = self.compositions.policies(names)
-            base, inside, budget = (
-                (served, PLAIN, None) if isinstance(served, Relay) else (served.base, served.composition, served.budget)
-            )
-            both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
-            found = self._guarded[served, names] = Answer(served.name, base, both, budget)
-        return found
+        """The same behind these policies, the first outermost, for one of the callers that they are for."""
+        around = self.compositions.policies(names)
+        if isinstance(served, Relay):
+            return Answer(served.name, served, around)
+        inside = served.composition
+        both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
+        return Answer(served.name, served.base, both, served.budget)
 
     def moderation(self, name: str) -> Moderation:
         """One of the configuration's `guards`, asked for its opinion. Raises PenstockError where it cannot be made."""

@@ -97,7 +97,7 @@ async def measured(url: str, pid: int, texts: int, rounds: int) -> dict[str, See
     async with httpx2.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         for pass_ in range(rounds + 1):
             for number in range(texts):
-                for kind in ("bare", "steps"):
+                for kind in sorted(("bare", "steps"), reverse=pass_ % 2 == 1):  # neither is always the second
                     before = cpu_s(tree(pid))
                     tokens, _ = await streamed(client, f"fast{number}-{kind}")
                     spent = cpu_s(tree(pid)) - before

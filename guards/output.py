@@ -157,13 +157,13 @@ class Passing:
             passed = said.skim(piece)
             if passed is not None:
                 said.came(piece)
-                last = said.last
-                said.last = delta
+                last, said.last = said.last, None if delta.tool_calls or delta.logprobs else delta
                 if passed:
                     said.out(passed)
-                    if not self.buffers:
-                        same = last is not None and last.content is passed
-                        await self.emit(last if same else Delta(passed, choice=delta.choice))  # type: ignore[arg-type]
+                    if last is not None and last.content is passed and not self.buffers:
+                        await self.emit(last)
+                    elif not self.buffers:
+                        await self.emit(Delta(passed, choice=delta.choice))
                 return
         if not said.blocked:
             await self._look_into(said, delta)

@@ -128,7 +128,8 @@ class Made:
             if getattr(request, field, None):
                 raise BadRequest(f"{field} is not for a model with guards: {name} cannot look into it", param=field)
         for field in SHOWING if self.output.watches else ():
-            if getattr(request, field, None) not in (None, False):
+            value = getattr(request, field, None)
+            if value is not None and value is not False:  # `logprobs: 0` asks for those of the tokens themselves
                 raise BadRequest(
                     f"{field} is not for a model whose answers pass guards: it would show what {name} holds back",
                     param=field,

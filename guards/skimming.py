@@ -68,6 +68,11 @@ class Skimming(HoldBack):
     def skim(self, piece: str) -> str | None:
         """What may go out now; None if it has to be fed. `piece` is not empty."""
         segment = self._segment
+        if segment and piece[0] == " " and self._known.get(segment) and len(piece) <= LONGEST:
+            passed = self._passed_before = self._pending
+            self._segment = self._pending = piece
+            self._grown = False
+            return passed  # what most pieces come to; the rest says it in full
         if segment is None or len(piece) > LONGEST:
             return None
         if piece[0] == " ":

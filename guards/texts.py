@@ -17,6 +17,12 @@ OF_MESSAGES = frozenset({"role", "tool_call_id"})
 OF_CALLS = frozenset({"id", "type", "index"})
 MEDIA = frozenset("image_url input_image input_audio audio_url video_url file image audio video image_embeds".split())
 OF_PARTS = frozenset({"type"}) | MEDIA
+WORDS = frozenset(
+    """type text function name description parameters properties required items enum strict anyOf oneOf allOf not const
+    default title format additionalProperties $defs $ref arguments content role object string number integer boolean
+    array null""".split()
+)
+"""Of the shapes themselves, and nobody's text: a list of terms may have some of them."""
 BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
 """Fields that the prompt is made of, beside the messages."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
@@ -80,7 +86,12 @@ def within(value: Any, change: Change) -> Any:
     if isinstance(value, str):
         return change(value) if value else value
     if isinstance(value, dict):
-        return {change(name): within(part, change) for name, part in value.items()}
+        return {
+            name if name in WORDS else change(name): part
+            if name == "type" and isinstance(part, str) and part in WORDS
+            else within(part, change)
+            for name, part in value.items()
+        }
     if isinstance(value, list):
         return [within(part, change) for part in value]
     if isinstance(value, int | float) and not isinstance(value, bool):

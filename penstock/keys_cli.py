@@ -65,6 +65,10 @@ def create(
         "expires": expires,
         "guards": guards,
     }
+    if guards is not None and guards not in loaded(config).guards:
+        typer.echo(
+            f"the configuration has no guards {guards!r}: until it has, no request of this key is served", err=True
+        )
     with explained():
         asked = wanted({field: value for field, value in fields.items() if value is not None})
         tell(with_keyring(config, lambda ring, actor: ring.create(asked, actor)), json)

@@ -71,7 +71,6 @@ class Stack:
         self._over: set[int] = set()  # canaries that have ended, and are still among the versions
         self.compositions = Compositions(self.other, self.ask)
         self._moderations: dict[str, Moderation] = {}
-        self._guarded: dict[tuple[Served, tuple[str, ...]], Answer] = {}
 
     @property
     def ready(self) -> bool:
@@ -93,7 +92,6 @@ class Stack:
         self.pools = {name: self._pool(name, engine, config) for name, engine in engines.items()}
         self.room.most_bytes = config.gateway.max_answers_bytes
         self.models = self._served(config)
-        self._guarded.clear()
         self._moderations.clear()
         self._coming &= set(self.pools.values())
         self._config = config
@@ -167,17 +165,11 @@ class Stack:
         return Answer(served.name, served, composition, None, said)
 
     def guarded(self, served: Served, names: tuple[str, ...]) -> Answer:
-        """The same behind these policies, the first outermost, for the callers that they are for. There are as many as
-        models and policies are configured, at most, beside those whose steps a request has chosen."""
-        found = self._guarded.get((served, names))
-        if found is None:
-            answer = Answer(served.name, served) if isinstance(served, Relay) else served
-            around, inside = self.compositions.policies(names), answer.composition
-            both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
-            found = Answer(answer.name, answer.base, both, answer.budget, answer.chosen)
-            if not answer.chosen:
-                self._guarded[served, names] = found
-        return found
+        """The same behind these policies, the first outermost, for one of the callers that they are for."""
+        answer = Answer(served.name, served) if isinstance(served, Relay) else served
+        around, inside = self.compositions.policies(names), answer.composition
+        both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
+        return Answer(answer.name, answer.base, both, answer.budget, answer.chosen)
 
     def moderation(self, name: str) -> Moderation:
         """One of the configuration's `guards`, asked for its opinion. Raises PenstockError where it cannot be made."""

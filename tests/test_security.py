@@ -31,10 +31,11 @@ Privilege by way of the API
 Steps of the caller's choice
 Keys that leak
 Tools and agents led astray
+Guards gone around
 One tenant and another
 Answers as code
 The supply chain""".splitlines()
-PACKAGES = ("penstock", "serving", "engine", "registry", "training", "benchmarks")
+PACKAGES = ("penstock", "serving", "engine", "guards", "registry", "training", "benchmarks")
 SOURCES = [file for package in PACKAGES for file in sorted((REPOSITORY / package).rglob("*.py"))]
 # Each turns bytes into code, or a text into a command.
 NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}

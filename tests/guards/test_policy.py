@@ -192,9 +192,32 @@ async def test_flags_change_nothing_and_are_told(bench: Bench, caplog: pytest.Lo
     assert "ann.lee" not in str([vars(record) for record in caplog.records])
 
 
+async def test_words_of_json_schemas_are_nobodys_text(bench: Bench) -> None:
+    schema = {"type": "object", "properties": {"river": {"type": "string", "description": "function"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    engine = Scripted(["ok"])
+    guard = Terms(terms=("object", "string", "function", "river"), action="mask")
+    await told(behind(bench, engine, guard), asking(tools=tools))
+    (tool,) = engine.calls[0].to_wire()["tools"]
+    assert tool["type"] == "function"
+    assert tool["function"]["parameters"] == {
+        "type": "object",
+        "properties": {"<TERM_1>": {"type": "string", "description": "<TERM_2>"}},
+    }
+
+
+async def test_calls_and_probabilities_that_come_with_words_are_withheld(bench: Bench) -> None:
+    call = {"index": 0, **tool_call(json.dumps({"to": MAIL}))}
+    deltas = [Delta(" word", tool_calls=[call], logprobs={"content": [{"token": MAIL}]}) for _ in range(6)]
+    reply, streamed = await told(behind(bench, Saying(deltas), Pii()), asking())
+    assert streamed.content() == reply.message.text == " word" * 6
+    assert not any(delta.tool_calls or delta.logprobs for delta in streamed.deltas)
+
+
+@pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("field", ["logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "echo"])
-async def test_fields_that_show_what_is_held_back_are_refused(bench: Bench, field: str) -> None:
-    fields: dict[str, Any] = {field: 1}
+async def test_fields_that_show_what_is_held_back_are_refused(bench: Bench, field: str, value: int) -> None:
+    fields: dict[str, Any] = {field: value}
     with pytest.raises(BadRequest, match=f"{field}.*strict") as caught:
         await told(behind(bench, Scripted(), Pii()), asking(**fields))
     assert caught.value.param == field

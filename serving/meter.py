@@ -47,6 +47,10 @@ class Meter:
             total, estimated = total + running.estimated(), True
         return total, estimated
 
+    def add(self, usage: Usage) -> None:
+        """A call that is over, of an engine that generates nothing."""
+        self._ended += usage
+
     def around(self, chat: Chat) -> Chat:
         """An engine's `Chat`, whose calls are counted. Raises BudgetSpent."""
 

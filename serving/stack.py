@@ -192,7 +192,8 @@ class Stack:
         relay = self.relays.get(name)
         if relay is None:
             raise BadRequest(f"the model {name!r} has no engine that answers {path}")
-        return await whole(relay, path, body)
+        now = asking.get(None)
+        return await whole(relay, path, body, now.meter if now else None)
 
     def leaving(self) -> set[str]:
         """What requests run on that new ones do not come to: replicas by their names, adapters as ENGINE/NAME@VERSION.

@@ -8,7 +8,7 @@ import orjson
 from engine.affinity import hint_of
 from engine.asked import Asked, DeadlineOver, Source
 from engine.dispatch import Dispatch
-from engine.openai import OpenAIChat
+from engine.openai import OpenAIChat, usage_of
 from penstock import metrics
 from penstock.chat import ChatRequest, Delta, Emit, Reply
 from penstock.errors import EngineError
@@ -89,8 +89,8 @@ class Unstreamed:
     def used(self, usage: Mapping[str, Any] | None, texts: Sequence[Sequence[str]]) -> None: ...
 
 
-async def whole(relay: "Relay", path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What the engine answers there, as JSON. Raises PenstockError."""
+async def whole(relay: "Relay", path: str, body: Mapping[str, Any], meter: Meter | None) -> dict[str, Any]:
+    """What the engine answers there, as JSON; what it says that this has cost goes to `meter`. Raises PenstockError."""
     route = relay.current
     asked = Asked(path, {**body, "model": relay.name}, hint=hint_of(body), name=route.name)
     answer = await Dispatch(route.pool, asked, Unstreamed(), relay.limits, relay.name).run()
@@ -98,4 +98,6 @@ async def whole(relay: "Relay", path: str, body: Mapping[str, Any]) -> dict[str,
         document: dict[str, Any] = orjson.loads(answer.body if answer else b"")
     except ValueError as error:
         raise EngineError(f"{relay.name}'s engine answers {path} with no JSON") from error
+    if meter and isinstance(document, dict) and isinstance(document.get("usage"), dict):
+        meter.add(usage_of(document["usage"]))
     return document

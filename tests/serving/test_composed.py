@@ -205,6 +205,22 @@ async def test_usage_is_the_sum_and_told_by_step(tmp_path: Path) -> None:
     assert (row["requests"], row["completion_tokens"], row["prompt_tokens"], row["estimated"]) == (3, 24, 30, 0)
 
 
+async def test_what_an_engine_reads_for_a_step_is_in_the_ledger_too(tmp_path: Path) -> None:
+    (tmp_path / "shown.jsonl").write_text('{"user": "Where does rain go?", "assistant": "Down."}\n')
+    shown = {"few_shot": {"examples": "shown.jsonl", "choose": "similar", "k": 1, "model": "vectors"}}
+    async with opened(f"sqlite:///{tmp_path}/usage.db") as store, simulator() as sim:
+        ledger = Ledger(store)
+        more = {"files": str(tmp_path), "ledger": ledger}
+        async with over_sim(sim, more, m={"steps": [shown]}, vectors={}) as client:
+            usages = [(await client.post(CHAT, json=HELLO | {"model": "m"})).json()["usage"] for _ in range(2)]
+            example = await client.post("/v1/embeddings", json={"model": "vectors", "input": "Where does rain go?"})
+        await ledger.close()
+        rows = {row["model"]: row for row in await used(store, [])}
+    assert all(usage["penstock"]["steps"]["few_shot.embedding"]["prompt_tokens"] > 0 for usage in usages)
+    answered, read_once = sum(usage["prompt_tokens"] for usage in usages), example.json()["usage"]["prompt_tokens"]
+    assert rows["m"]["prompt_tokens"] == answered + read_once
+
+
 async def test_a_budget_bounds_all_calls_together() -> None:
     async with simulator(mean_tokens=64) as sim:
         async with over_sim(

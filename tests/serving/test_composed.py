@@ -215,7 +215,7 @@ async def test_what_an_engine_reads_for_a_step_is_in_the_ledger_too(tmp_path: Pa
             usages = [(await client.post(CHAT, json=HELLO | {"model": "m"})).json()["usage"] for _ in range(2)]
             example = await client.post("/v1/embeddings", json={"model": "vectors", "input": "Where does rain go?"})
         await ledger.close()
-        rows = {row["model"]: row for row in await used(store, [])}
+        rows = {row["model"]: row for row in await used(store, ["model"])}
     assert all(usage["penstock"]["steps"]["few_shot.embedding"]["prompt_tokens"] > 0 for usage in usages)
     answered, read_once = sum(usage["prompt_tokens"] for usage in usages), example.json()["usage"]["prompt_tokens"]
     assert rows["m"]["prompt_tokens"] == answered + read_once

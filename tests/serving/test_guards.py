@@ -33,6 +33,8 @@ pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 MODERATIONS = "/v1/moderations"
 MAIL = "heron.ann@example.org"
 TURNS = [{"role": "user", "content": "hello"}]
@@ -44,6 +46,28 @@ def scripted(*answers: str, **more: Any) -> dict[str, Any]:
 
 def of_model(*guards: Any) -> dict[str, Any]:
     return {"models": {"m": {"engine": "e", "guards": "strict"}}, "guards": {"strict": list(guards)}}
+
+
+def heard_on(path: str, answer: httpx2.Response) -> tuple[str, str | None]:
+    """Text and finish reason, the latter in the words of chats, on any route."""
+    if path in (CHAT, TEXT):
+        return joined(answer)[:2]
+    whole = answer.headers["content-type"] == "application/json"
+    events = [] if whole else [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    if path == RESPONSES:
+        document = answer.json() if whole else events[-1]["response"]
+        parts = [part for item in document["output"] for part in item.get("content") or ()]
+        text = "".join(part["text"] for part in parts)
+        if not whole:
+            kinds = "response.output_text.delta"
+            assert text == "".join(event["delta"] for event in events if event["type"] == kinds)
+        return text, (document["incomplete_details"] or {}).get("reason") or "stop"
+    if whole:
+        text, why = "".join(block["text"] for block in answer.json()["content"]), answer.json()["stop_reason"]
+    else:
+        text = "".join(event["delta"]["text"] for event in events if event["type"] == "content_block_delta")
+        (why,) = [event["delta"]["stop_reason"] for event in events if event["type"] == "message_delta"]
+    return text, {"end_turn": "stop", "refusal": "content_filter"}[why]
 
 
 def joined(answer: httpx2.Response) -> tuple[str, str | None, dict[str, Any] | None]:
@@ -162,13 +186,16 @@ async def test_all_surfaces_say_the_same_and_none_a_secret(cases: list[tuple[lis
         for words, pii, secrets in cases:
             said = " ".join(words)
             heard = set()
+            turns = [{"role": "user", "content": said}]
             for path, asked in (
-                (CHAT, {"messages": [{"role": "user", "content": said}]}),
+                (CHAT, {"messages": turns}),
                 (TEXT, {"prompt": said}),
+                (RESPONSES, {"input": said}),
+                (MESSAGES, {"messages": turns, "max_tokens": 100}),
             ):
                 for stream in (False, True):
                     body = {"model": f"{pii}-{secrets}", "stream": stream, **asked}
-                    heard.add(joined(await client.post(path, json=body))[:2])
+                    heard.add(heard_on(path, await client.post(path, json=body)))
             ((text, finish),) = heard
             done = {word: secrets if word.startswith("AKIA") else pii for word in words if len(word) > 10}
             assert not any(secret[:8] in text for secret, action in done.items() if action != "flag")

@@ -1,4 +1,4 @@
-"""`penstock steps`: what a served model can be composed of, with every option."""
+"""`penstock steps`: what a served model and a policy can be composed of, with every option."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -19,13 +19,15 @@ def steps(
     name: Annotated[str | None, typer.Argument(metavar="STEP", help="One alone, its defaults in full")] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
 ) -> None:
-    """List the steps that a served model can have, with their options and defaults."""
+    """List the steps that a served model can have, and the guards of policies, with their options and defaults."""
     from penstock.config import nearest
-    from serving.composing import STEPS
+    from serving.composing import IN_POLICIES, STEPS
 
-    if name is not None and name not in STEPS:
-        fail(f"unknown step {name!r}{nearest(name, list(STEPS))}: there are {', '.join(sorted(STEPS))}")
-    found = [described(one, STEPS[one]) for one in sorted(STEPS) if name in (None, one)]
+    known = {**STEPS, **IN_POLICIES}
+    if name is not None and name not in known:
+        fail(f"unknown step {name!r}{nearest(name, list(known))}: there are {', '.join(sorted(known))}")
+    names = [*sorted(STEPS), *sorted(IN_POLICIES)]
+    found = [described(one, known[one]) for one in names if name in (None, one)]
     if json:
         import orjson
 

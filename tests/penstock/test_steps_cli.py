@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 from penstock.cli import app
 from penstock.steps import Step
 from penstock.steps_cli import described, typed
-from serving.composing import STEPS
+from serving.composing import IN_POLICIES, STEPS
+
+ALL = {**STEPS, **IN_POLICIES}
+assert not STEPS.keys() & IN_POLICIES.keys()
 
 
 def steps(*words: str) -> str:
@@ -45,17 +48,18 @@ def test_a_step_is_told_with_its_options() -> None:
 
 def test_every_step_is_listed_and_every_option_says_what_it_is() -> None:
     found = json.loads(steps("--json"))
-    assert [step["name"] for step in found] == sorted(STEPS)
+    assert [step["name"] for step in found] == [*sorted(STEPS), *sorted(IN_POLICIES)]
     for step in found:
-        kind = STEPS[step["name"]]
-        assert [option["name"] for option in step["options"]] == list(kind.model_fields)
+        kind = ALL[step["name"]]
+        written = [field.alias or name for name, field in kind.model_fields.items()]
+        assert [option["name"] for option in step["options"]] == written
         assert step["does"]
         assert all(option["description"] for option in step["options"]), step["name"]
 
 
 def test_the_table_says_the_same() -> None:
     shown = steps()
-    assert all(f"{name} ({kind.__module__.partition('.')[0]})" in shown for name, kind in STEPS.items())
+    assert all(f"{name} ({kind.__module__.partition('.')[0]})" in shown for name, kind in ALL.items())
     row = next(line for line in steps("self_refine").splitlines() if "rounds" in line and "integer" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         *("rounds", "integer >= 1, <= 8", "1", "how often the answer is criticized and written again"),

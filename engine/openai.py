@@ -136,7 +136,7 @@ class Answer:
             if heard is None:
                 heard = self.choices[index] = Heard()
             piece = heard.add(choice, index)
-            if piece.content or piece.reasoning or piece.tool_calls:
+            if piece.content or piece.reasoning or piece.tool_calls or piece.logprobs:
                 pieces.append(piece)
         return pieces
 

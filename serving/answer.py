@@ -60,10 +60,10 @@ class Answer:
     def version(self) -> str | None:
         return self.base.version if isinstance(self.base, Relay) else None
 
-    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter) -> Chat:
-        """For one request."""
+    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter, *, own: bool = True) -> Chat:
+        """For one request; not its `own` where a step of another model asks for it."""
         base = self.base
-        chat = base.chat(exchange, body, meter) if isinstance(base, Relay) else meter.around(base)
+        chat = base.chat(exchange, body, meter, own=own) if isinstance(base, Relay) else meter.around(base)
         if body.get("prompt") and exchange.path != TEXT:
             chat = unprompted(chat)
         return self.composition.around(chat)
@@ -77,7 +77,7 @@ class Answer:
         as_json([[[[body]]]])  # or refused: it will be written again, up to four levels deeper
         request, shape = surface(body, self.name, exchange.request_id)
         meter = Meter(self.budget)
-        exchange.cost = Cost(meter=meter)
+        exchange.cost = Cost(meter=meter, streamed=bool(body.get("stream")))
         asking.set(Asking(exchange, body, meter))
         self._tell(exchange)
         chat = metered(self.chat(exchange, body, meter), meter)

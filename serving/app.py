@@ -18,6 +18,7 @@ import orjson
 from engine.affinity import hint_of
 from penstock import metrics
 from penstock.callers import UNLIMITED, Caller
+from penstock.chat import Usage
 from penstock.config import Config
 from penstock.config import nearest as nearest_name
 from penstock.errors import (
@@ -44,7 +45,7 @@ from serving.exchange import AsgiExchange, Exchange, Receive, Scope, Send, nothi
 from serving.fields import MODERATIONS, STEPS
 from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
-from serving.ledger import Ledger, tokens_of_both
+from serving.ledger import Cost, Ledger, tokens_of_both
 from serving.moderations import USUAL
 from serving.policy import Policy, Unfetched
 from serving.relay import Relay, Relayed, as_json
@@ -414,7 +415,7 @@ class Gateway:
         """Its place is free, and what it has cost is known. What was given again has cost nothing."""
         exchange = call.exchange
         cost, exchange.cost = exchange.cost, None
-        asked = cost if cost and cost.sent and (exchange.status == 200 or exchange.gone) else None
+        asked = cost if cost and cost.sent and (exchange.status == 200 or exchange.gone or owed(cost, call)) else None
         tokens = 0
         try:
             if cost and cost.tally and (call.error or not cut) and not self.ended:
@@ -426,6 +427,11 @@ class Gateway:
         finally:
             if call.ticket:
                 call.ticket.leave(tokens)
+
+
+def owed(cost: Cost, call: Call) -> bool:
+    """Whether a composed model's engine has worked for what then could not be answered, through no fault of its own."""
+    return cost.meter is not None and cost.meter.told()[0] != Usage() and not isinstance(call.error, EngineError)
 
 
 @contextmanager

@@ -54,6 +54,8 @@ class Cost:
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     meter: Meter | None = None
+    streamed: bool = False
+    """Of a composed model's answer, whether it streams."""
     texts: Sequence[Sequence[str]] = ()
     """The pieces of all that was generated: each choice's text, reasoning and calls of tools in lists of their own."""
     tally: "Tally | None" = None

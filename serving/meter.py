@@ -21,12 +21,14 @@ class Running:
 
     request: ChatRequest
     pieces: list[str] = field(default_factory=list)
+    tokens: int = 0
+    """In them."""
 
     def estimated(self) -> Usage:
         """Four characters a token for the prompt; a piece of a stream is a token, most often."""
         wire = self.request.to_wire()
         prompt = sum(characters(wire.get(name)) for name in ("messages", "tools", "functions"))
-        return Usage(prompt // CHARS_PER_TOKEN, sum(map(tokens_in_piece, self.pieces)))
+        return Usage(prompt // CHARS_PER_TOKEN, self.tokens)
 
 
 class Meter:
@@ -37,6 +39,8 @@ class Meter:
         self.came = 0
         """How many pieces have, of all calls."""
         self._ended = Usage()
+        self._generated = 0
+        """By all calls, those that run among them."""
         self._estimated = False
         self._running: set[Running] = set()
 
@@ -61,9 +65,13 @@ class Meter:
 
             async def heard(delta: Delta) -> None:
                 self.came += 1
-                pieces.append(text_of(delta))
-                if self.budget is not None and self.came > self.budget:
-                    raise spent(self.budget)  # calls side by side
+                text = text_of(delta)
+                pieces.append(text)
+                tokens = tokens_in_piece(text)
+                running.tokens += tokens
+                self._generated += tokens
+                if self.budget is not None and self._generated > self.budget and len(self._running) > 1:
+                    raise spent(self.budget)  # each was let have what was left when it began
                 await emit(delta)
 
             told = False
@@ -72,6 +80,7 @@ class Meter:
                 if reply.usage != Usage():
                     told = True
                     self._ended += reply.usage
+                    self._generated += reply.usage.completion_tokens - running.tokens
                 return reply
             except PenstockError:
                 told = not pieces  # refused, and not begun

@@ -57,9 +57,10 @@ class Relay:
         trial = self.trial
         return self.current if trial is None else trial.route(self.current, exchange, body)
 
-    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter) -> Chat:
-        """The same engine for the steps of a composed model, which ask it in turns, for one request."""
-        return Upstream(self, exchange, body, meter)
+    def chat(self, exchange: Exchange, body: Mapping[str, Any], meter: Meter, *, own: bool = True) -> Chat:
+        """The same engine for the steps of a composed model, which ask it in turns, for one request; not its `own`
+        where a step of another model asks for it."""
+        return Upstream(self, exchange, body, meter, own=own)
 
     @property
     def version(self) -> str | None:

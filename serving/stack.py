@@ -183,7 +183,8 @@ class Stack:
 
         async def asked(request: ChatRequest, emit: Emit) -> Reply:
             now = asking.get()
-            return await self.models[name].chat(now.exchange, now.body, now.meter)(request, emit)
+            chat = self.models[name].chat(now.exchange, now.body, now.meter, own=False)
+            return await chat(request.but(**self._salted(request.to_wire())), emit)
 
         return asked
 
@@ -193,7 +194,13 @@ class Stack:
         if relay is None:
             raise BadRequest(f"the model {name!r} has no engine that answers {path}")
         now = asking.get(None)
-        return await whole(relay, path, body, now.meter if now else None)
+        return await whole(relay, path, {**body, **self._salted(body)}, now.meter if now else None)
+
+    def _salted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a step asks on a caller's behalf shares the prefix cache with that caller's requests alone."""
+        now = asking.get(None)
+        salt = now.body.get("cache_salt") if now else None
+        return {"cache_salt": salt} if salt and not body.get("cache_salt") else {}
 
     def leaving(self) -> set[str]:
         """What requests run on that new ones do not come to: replicas by their names, adapters as ENGINE/NAME@VERSION.

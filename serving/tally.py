@@ -48,17 +48,18 @@ class Tally:
     def _left(self, cost: Cost, exchange: Exchange, waited_s: float) -> None:
         """No failure of the version's; but if nobody had the patience to see it begin, that is told by the times."""
         self.figures.gone += 1
-        if cost.asked and cost.asked.streamed and exchange.first_byte_at is None:
+        if streams(cost) and exchange.first_byte_at is None:
             self.figures.first.note(max(LEAST_S, waited_s))
         self._counted("gone")
 
     def _answered(self, cost: Cost, exchange: Exchange, seconds: float, began: float) -> None:
         figures, asked = self.figures, cost.asked
+        generates = cost.meter is not None or (asked is not None and asked.path in STREAMING)
         figures.requests += 1
         figures.whole.note(max(LEAST_S, seconds))
-        if asked and asked.streamed and exchange.first_byte_at is not None:
+        if streams(cost) and exchange.first_byte_at is not None:
             figures.first.note(max(LEAST_S, exchange.first_byte_at - began))
-        if asked and asked.path in STREAMING and (tokens := generated(cost)) is not None:
+        if generates and (tokens := generated(cost)) is not None:
             figures.length.note(1 + tokens)
         self._counted("answered")
 
@@ -66,7 +67,11 @@ class Tally:
         metrics.canary_requests.inc(self.subject, self.arm, result)
 
 
+def streams(cost: Cost) -> bool:
+    return cost.streamed or bool(cost.asked and cost.asked.streamed)
+
+
 def generated(cost: Cost) -> int | None:
     """The tokens of the answer, as the engine says; None if it does not."""
-    used = used_of(cost) if cost.usage else None
+    used = used_of(cost) if cost.usage or cost.meter else None
     return used.completion_tokens if used else None

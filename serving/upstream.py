@@ -9,6 +9,7 @@ from engine.affinity import hint_of
 from engine.asked import Asked, DeadlineOver, Source
 from engine.dispatch import Dispatch
 from engine.openai import OpenAIChat, usage_of
+from engine.route import VERSION, Route
 from penstock import metrics
 from penstock.chat import ChatRequest, Delta, Emit, Reply
 from penstock.errors import EngineError
@@ -21,22 +22,30 @@ if TYPE_CHECKING:
     from serving.relay import Relay
 
 
+FALLBACK = b"x-penstock-fallback"
+
+
 class Upstream:
     """Every call is routed anew, so that a version which moves is followed in the midst of an answer. What this engine
-    cannot answer, as long as nothing has come of it, the relay's fallback does."""
+    cannot answer, as long as nothing has come of it, the relay's fallback does.
 
-    def __init__(self, relay: "Relay", exchange: Exchange, body: Mapping[str, Any], meter: Meter) -> None:
+    The answer's headers and a canary's figures are those of the request's `own` model, whatever others its steps ask.
+    """
+
+    def __init__(
+        self, relay: "Relay", exchange: Exchange, body: Mapping[str, Any], meter: Meter, *, own: bool = True
+    ) -> None:
         self.relay = relay
         self.exchange = exchange
         self.body = body
         self.meter = meter
+        self.own = own
 
     async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
         relay, exchange = self.relay, self.exchange
         route = relay.route(exchange, self.body)
-        self._mark(route.version, route.marks)
-        if relay.trial and exchange.cost:
-            exchange.cost.tally = relay.trial.tally(route)
+        if self.own:
+            self._mark(route)
         chat = OpenAIChat(
             route.pool,
             relay.limits,
@@ -63,16 +72,33 @@ class Upstream:
             if began or isinstance(error, DeadlineOver):
                 raise
             metrics.fallbacks.inc(relay.name, other.name)
-            if exchange.status is None:
-                exchange.marks = [*exchange.marks, (b"x-penstock-fallback", other.name.encode())]
-            return await other.chat(exchange, {**self.body, "model": other.name}, self.meter)(request, emit)
+            if self.own:
+                self._failed(error, (FALLBACK, other.name.encode()))
+            body = {**self.body, "model": other.name}
+            return await other.chat(exchange, body, self.meter, own=self.own)(request, emit)
 
-    def _mark(self, version: str | None, marks: Any) -> None:
+    def _mark(self, route: Route) -> None:
         """The answer's headers tell the version that was asked first."""
-        exchange = self.exchange
-        if exchange.version is None and exchange.status is None:
-            exchange.version = version
-            exchange.marks = [*exchange.marks, *marks]
+        exchange, trial = self.exchange, self.relay.trial
+        if exchange.version is None and exchange.status is None and not marked(exchange, FALLBACK):
+            exchange.version = route.version
+            exchange.marks = [*exchange.marks, *route.marks]
+        if trial and exchange.cost and not marked(exchange, FALLBACK):
+            exchange.cost.tally = trial.tally(route)
+
+    def _failed(self, error: EngineError, mark: tuple[bytes, bytes]) -> None:
+        """Another will answer: a canary is told now, and the headers say so."""
+        exchange, cost = self.exchange, self.exchange.cost
+        if cost and cost.tally:
+            cost.tally.failed(cost, error)
+            cost.tally = None
+        if exchange.status is None:
+            exchange.version = None
+            exchange.marks = [*(each for each in exchange.marks if each[0] not in (VERSION, FALLBACK)), mark]
+
+
+def marked(exchange: Exchange, name: bytes) -> bool:
+    return any(each[0] == name for each in exchange.marks)
 
 
 class Unstreamed:

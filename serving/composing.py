@@ -40,9 +40,10 @@ class Composition:
     arounds: Sequence[Around] = ()
     inputs: Sequence[OnInput] = ()
 
-    def around(self, chat: Chat) -> Chat:
+    def around(self, chat: Chat, between: Around | None = None) -> Chat:
+        """`between`: what stands around each `Chat` that a step is given."""
         for around in reversed(self.arounds):
-            chat = around(chat)
+            chat = around(between(chat) if between else chat)
         return chat
 
 

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.anyio
 
 PEPPER = "pepper of the tests, which is long enough"
 LOUD: Any = {"penstock": {"steps": ["shout"]}}
-SAMPLES: Any = {"self_consistency": {"k": 64}}
 TEXTS: Any = {
     CHAT: lambda said: said["choices"][0]["message"]["content"],
     TEXT: lambda said: said["choices"][0]["text"],
@@ -144,23 +143,21 @@ async def test_a_key_of_idempotency_is_one_choice_of_steps() -> None:
     assert answers[0].content == answers[1].content
 
 
-@pytest.mark.parametrize(
-    ("steps", "n"),
-    [
-        (["tree_of_thoughts"] * 3, 1),
+async def test_however_steps_multiply_an_engine_is_asked_for_so_many_answers() -> None:
+    multiplying: list[tuple[list[Any], int]] = [
         (["tree_of_thoughts"] * 16, 1),
         ([{"self_consistency": {"k": 64}}] * 3, 1),
         ([{"self_consistency": {"k": 16}}], 5),
-    ],
-)
-async def test_however_steps_multiply_an_engine_is_asked_for_so_many_answers(steps: list[Any], n: int) -> None:
+    ]
     async with simulator() as sim, serving(sim) as client:
-        answer = await client.post(CHAT, json=HELLO | {"model": "bare", "n": n, "penstock": {"steps": steps}})
-        asked = [orjson.loads(request.raw) for request in sim.requests if request.path == CHAT]
-        few = await client.post(CHAT, json=HELLO | {"model": "bare", "penstock": {"steps": [SAMPLES]}})
-    assert sum(body.get("n") or 1 for body in asked) <= MOST_CHOSEN_ANSWERS
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "budget_spent")
-    assert few.status_code == 200
+        for steps, n in multiplying:
+            sim.requests.clear()
+            answer = await client.post(CHAT, json=HELLO | {"model": "bare", "n": n, "penstock": {"steps": steps}})
+            asked = [orjson.loads(request.raw) for request in sim.requests if request.path == CHAT]
+            assert sum(body.get("n") or 1 for body in asked) <= MOST_CHOSEN_ANSWERS
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "budget_spent")
+        few = {"penstock": {"steps": [{"self_consistency": {"k": 16}}]}}
+        assert (await client.post(CHAT, json=HELLO | {"model": "bare", "n": 4} | few)).status_code == 200
 
 
 def test_what_was_chosen_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,11 @@ class Step(BaseModel):
     """Options that reach beyond the request, such as files and addresses: only the configuration may set them, and no
     caller who chooses a request's steps."""
 
+    def files(self, folder: Path) -> Sequence[Path]:
+        """All that it reads, with what its defaults read of the operator's: it is made anew when one of them is
+        another, has gone or has come. `folder`: that of `Parts`."""
+        return ()
+
     def around(self, parts: Parts) -> Around:
         """Made once, when the configuration is taken; what it returns wraps every request's `Chat`. Whatever belongs
         to one request is kept by that `Chat`'s call. Raises StartError for options that cannot be used."""

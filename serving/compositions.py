@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from serving.composing import (
     for_callers,
     no_circle,
     param_of,
+    parsed,
     policies_of,
     policy_of,
     steps_of,
@@ -37,6 +39,7 @@ from serving.composing import (
 log = logging.getLogger(__name__)
 
 CHOSEN_AT: Place = ("penstock", "steps")
+Stamps = Sequence[tuple[str, tuple[int, int] | None]]
 MOST_CHOSEN = 256
 """Compositions that callers have chosen, which are kept."""
 
@@ -57,8 +60,9 @@ class Compositions:
         it was looked at, every request is refused, and the log says why."""
         made = {}
         self._chosen.clear()
+        stamped = stamps(config)
         for name in config.models:
-            key = key_of(config, name)
+            key = key_of(config, name, stamped)
             before = self._made.get(name)
             if before and before[0] == key:
                 made[name] = before
@@ -169,23 +173,22 @@ def check(config: Config) -> None:
     no_circle(edges)
 
 
-def key_of(config: Config, name: str) -> str:
+def key_of(config: Config, name: str, stamped: Stamps) -> str:
     model = config.models[name]
     guards = config.guards if model.steps or model.guards else None
-    return repr((model.steps, guards, model.guards, config.files, stamps(config)))
+    return repr((model.steps, guards, model.guards, config.files, stamped))
 
 
-def stamps(config: Config) -> Sequence[tuple[int, int] | None]:
-    """Of the files that steps and guards name: others whenever one of them is another."""
-    written = [*(model.steps for model in config.models.values()), *config.guards.values()]
-    places = [
-        Path(config.files or ".") / value
-        for name, options in (item for listed in written for step in listed for item in step.items())
-        if (kind := STEPS.get(name) or IN_POLICIES.get(name))
-        for option in sorted(kind.operators)
-        if isinstance(value := options.get(option), str)
-    ]
-    return [stamp(place) for place in places]
+def stamps(config: Config) -> Stamps:
+    """Of the files that steps and guards read: others whenever one of them is another, has gone or has come."""
+    folder = Path(config.files or ".")
+    written = [(STEPS, step) for model in config.models.values() for step in model.steps]
+    written += [(IN_POLICIES, guard) for guards in config.guards.values() for guard in guards]
+    files: set[Path] = set()
+    for table, step in written:
+        with suppress(WrongAt):  # `check` says so
+            files.update(parsed(step, (), table).files(folder))
+    return [(str(file), stamp(file)) for file in sorted(files)]
 
 
 def refused(error: WrongAt) -> Composition:

@@ -77,8 +77,7 @@ class Relayed:
     def __init__(self, relay: Relay, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         if "prompt" in body and exchange.path in PROMPTED and body["prompt"]:
             raise BadRequest(
-                f"prompt: the engine of {relay.name!r} would ignore it: ask a model with the step `prompt`, or send the "
-                "turns themselves",
+                f"prompt: the engine of {relay.name!r} would ignore it: ask a model with the step `prompt`",
                 param="prompt",
             )
         hide_usage = exchange.path in OPENAI_STREAMS and bool(body.get("stream")) and not usage_wanted(body)

@@ -39,6 +39,8 @@ class Step(BaseModel):
     """Its fields are its options, each with a default where there is a sensible one, and a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    choosable: ClassVar[bool] = True
+    """Whether a caller may choose it for a request: not where it reaches beyond the request whatever its options."""
     operators: ClassVar[frozenset[str]] = frozenset()
     """Options that reach beyond the request, such as files and addresses: only the configuration may set them, and no
     caller who chooses a request's steps."""

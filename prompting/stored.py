@@ -37,7 +37,8 @@ class StoredPrompt(Step):
     """The request's field `prompt: {id, version, variables}` becomes turns before the conversation, the prompt's system
     turn first. All are read when the configuration is taken; a request names one of them, and never a file."""
 
-    operators: ClassVar[frozenset[str]] = frozenset({"folder"})
+    choosable: ClassVar[bool] = False
+    operators: ClassVar[frozenset[str]] = frozenset({"folder", "variable_characters"})
 
     folder: str = Field("prompts", min_length=1, description="where they are: ID/VERSION.yaml or ID/VERSION.md")
     default: Asked | None = Field(None, description="{id, version, variables} for requests that name none")

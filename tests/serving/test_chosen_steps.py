@@ -96,6 +96,7 @@ WRONG = [
     ({"steps": ["shout", {"draft": {"fist": 1}}]}, 400, "penstock.steps[1].draft", "did you mean 'first'?"),
     ({"steps": [{"draft": {"first": "bair"}}]}, 400, "penstock.steps[0]", "did you mean 'bare'?"),
     ({"steps": [{"shout": {"file": "/etc/passwd"}}]}, 403, "penstock.steps[0]", "the configuration's alone"),
+    ({"steps": ["shout", {"prompt": {}}]}, 403, "penstock.steps[1]", "the configuration's alone"),
     ({"steps": [{"a": {}, "b": {}}]}, 400, "penstock.steps[0]", ""),
     ({"steps": [7]}, 400, "penstock.steps[0]", ""),
     ({"steps": ["shout"] * 17}, 400, "penstock.steps", ""),
@@ -115,6 +116,13 @@ async def test_a_mistake_in_them_is_told_with_its_place() -> None:
         other = await client.post("/v1/embeddings", json={"model": "bare", "input": "a", **LOUD})
     assert (other.status_code, other.json()["error"]["param"]) == (400, "penstock")
     assert not [request for request in sim.requests if request.path in (CHAT, "/v1/embeddings")]
+
+
+def test_no_step_that_a_caller_may_choose_reads_a_file_by_default() -> None:
+    for kind in {**composing.STEPS, **composing.IN_POLICIES}.values():
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        if kind.choosable and not needed & kind.operators:
+            assert not kind.model_construct().files(Path("/operators"))
 
 
 async def test_they_take_the_scope_steps(tmp_path: Path) -> None:

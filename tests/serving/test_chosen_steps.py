@@ -11,9 +11,11 @@ import pytest
 from openai import AsyncOpenAI
 
 from engine.sim import Simulator, simulator
+from guards.guard import Guard
 from penstock.callers import LOCAL
 from penstock.config import Config
 from penstock.keyring import Keyring, wanted
+from penstock.steps import Parts
 from penstock.store import opened
 from serving import composing
 from serving.compositions import MOST_CHOSEN, Compositions, unasked, unreached
@@ -178,3 +180,23 @@ def test_what_was_chosen_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) 
         compositions.chosen("m", [{"instruct": {"text": str(number)}}], LOCAL)
     assert len(compositions._chosen) == MOST_CHOSEN
     assert compositions.chosen("m", ["shout"], LOCAL) is not first
+
+
+def test_the_models_own_guards_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    class Counted(Guard):
+        def look(self, parts: Parts) -> None:
+            made.append("guard")
+
+    monkeypatch.setattr(composing, "IN_POLICIES", {**composing.IN_POLICIES, "counted": Counted})
+    of_model: Any = {"engine": "e", "guards": "strict", "steps": ["shout", {"guard": "strict"}]}
+    config = Config(engines={"e": {"kind": "scripted"}}, guards={"strict": ["counted"]}, models={"m": of_model})
+    compositions = Compositions(unreached, unasked)
+    own, before = compositions.change(config)["m"], len(made)
+    chosen = compositions.chosen("m", [{"instruct": {"text": "Be short."}}], LOCAL)
+    assert (before > 0, len(made)) == (True, before)
+    assert [*chosen.arounds[:2]] == [own.arounds[0], own.arounds[2]]
+    assert len(chosen.arounds) == 3
+    compositions.chosen("m", [{"guard": "strict"}], LOCAL)
+    assert len(made) > before

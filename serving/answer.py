@@ -10,7 +10,7 @@ import orjson
 
 from penstock.callers import LOCAL
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
-from penstock.errors import BadRequest, PenstockError
+from penstock.errors import BadRequest
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
@@ -121,12 +121,9 @@ class Streaming:
 
     async def run(self, chat: Chat, request: ChatRequest) -> None:
         self._timer = self._loop.call_later(SILENCE_S, self._look)
+        self.exchange.failing = self.shape.failed
         try:
             reply = await chat(request, self.emit)
-        except PenstockError as error:
-            if self.exchange.status is not None:
-                self._write(self.shape.failed(error))
-            raise
         finally:
             self._timer.cancel()
         self._begin()

@@ -8,7 +8,7 @@ GUARDRAIL_INTERVENED with `texts`. `nemo`: NeMo Guardrails' POST URL/v1/guardrai
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -50,6 +50,9 @@ class Http(Asking):
         if self.action == "mask" and self.on != "input":
             raise ValueError("with `action: mask` a service rewrites requests: say `on: input`")
         return self
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.api_key_file] if self.api_key_file else []
 
     def look(self, parts: Parts) -> Look:
         context = ssl.create_default_context()  # made once: it takes longer than a request

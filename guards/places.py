@@ -45,6 +45,9 @@ class Secrets(Masking):
     action: Action = Field("block", description=ACTION)
     rules: str | None = Field(None, description="a file of rules, such as gitleaks' own [default: those of Penstock]")
 
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.rules] if self.rules else []
+
     def detectors(self, parts: Parts) -> Sequence[Detector]:
         rules = Path(parts.folder) / self.rules if self.rules else RULES
         return of_rules(rules, stamp(rules))
@@ -66,6 +69,9 @@ class Terms(Masking):
         if not self.terms and not self.file:
             raise ValueError("a list is needed: `terms: [...]` or `file: PATH`")
         return self
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.file] if self.file else []
 
     def detectors(self, parts: Parts) -> Sequence[Detector]:
         listed = terms_of(Path(parts.folder) / self.file) if self.file else []

@@ -5,6 +5,7 @@ is refused. Its answer passes on its way out (`output.py`).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -51,6 +52,9 @@ class Policy(Options):
 
     name: str
     guards: tuple[tuple[str, Guard], ...]
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [file for _, guard in self.guards for file in guard.files(folder)]
 
     def around(self, parts: Parts) -> Around:
         made = Made(self, parts)

@@ -1,6 +1,7 @@
 """Answers that must be JSON of a schema."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,9 @@ class Schema(Guard):
         if (self.schema_ is None) == (self.file is None):
             raise ValueError("one of `schema` and `file` is needed")
         return self
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.file] if self.file else []
 
     def look(self, parts: Parts) -> Look:
         from jsonschema import Draft202012Validator, SchemaError

@@ -1,8 +1,8 @@
 """The texts of a request and of an answer: every string that a model or a client reads, wherever it stands.
 
 A value is walked with a function that says what a text becomes. Looked at are the conversation, tools, documents and
-what a chat template is told; not what only binds the engine (`response_format`, `stop`), not roles and the names by
-which calls of tools are known, and not media.
+what the template of a chat or of a stored prompt is told; not what only binds the engine (`response_format`, `stop`),
+not roles and the names by which calls of tools are known, and not media.
 """
 
 import json
@@ -23,7 +23,7 @@ WORDS = frozenset(
     array null""".split()
 )
 """Of the shapes themselves, and nobody's text: a list of terms may have some of them."""
-BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
+BESIDE = ("tools", "functions", "documents", "chat_template_kwargs", "prompt")
 """Fields that the prompt is made of, beside the messages."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
 

@@ -39,9 +39,16 @@ class Step(BaseModel):
     """Its fields are its options, each with a default where there is a sensible one, and a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    choosable: ClassVar[bool] = True
+    """Whether a caller may choose it for a request: not where it reaches beyond the request whatever its options."""
     operators: ClassVar[frozenset[str]] = frozenset()
     """Options that reach beyond the request, such as files and addresses: only the configuration may set them, and no
     caller who chooses a request's steps."""
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        """All that it reads, with what its defaults read of the operator's: it is made anew when one of them is
+        another, has gone or has come. `folder`: that of `Parts`."""
+        return ()
 
     def around(self, parts: Parts) -> Around:
         """Made once, when the configuration is taken; what it returns wraps every request's `Chat`. Whatever belongs

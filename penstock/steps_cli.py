@@ -47,7 +47,7 @@ def described(name: str, kind: "type[Step]") -> dict[str, Any]:
             "required": option in required,
             "default": said.get("default"),
             "description": said.get("description", ""),
-            "configured": option in kind.operators,
+            "configured": option in kind.operators or not kind.choosable,
         }
         for option, said in schema.get("properties", {}).items()
     ]

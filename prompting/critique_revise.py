@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -52,6 +53,9 @@ class CritiqueRevise(Step):
     seed: int = Field(0, description="of the draw: the same question gets the same principles")
     max_tokens: int = Field(1024, ge=1, description="of a critique")
     show: bool = Field(True, description="whether drafts and critiques stream as reasoning")
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.principles] if self.principles else []
 
     def around(self, parts: Parts) -> Around:
         principles = load(parts.folder / self.principles) if self.principles else own()

@@ -6,6 +6,7 @@ Similar ones are chosen as by Liu et al. 2022 (What Makes Good In-Context Exampl
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -54,6 +55,9 @@ class FewShot(Step):
         if self.model is not None and self.choose != "similar":
             raise ValueError("model is for choose: similar")
         return self
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.examples]
 
     def around(self, parts: Parts) -> Around:
         choose = self._chooser(loaded(parts.folder / self.examples), parts)

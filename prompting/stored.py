@@ -1,7 +1,7 @@
 """Stored prompts: turns kept in files by name and version, rendered with the caller's variables."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,11 +37,15 @@ class StoredPrompt(Step):
     """The request's field `prompt: {id, version, variables}` becomes turns before the conversation, the prompt's system
     turn first. All are read when the configuration is taken; a request names one of them, and never a file."""
 
-    operators: ClassVar[frozenset[str]] = frozenset({"folder"})
+    choosable: ClassVar[bool] = False
+    operators: ClassVar[frozenset[str]] = frozenset({"folder", "variable_characters"})
 
     folder: str = Field("prompts", min_length=1, description="where they are: ID/VERSION.yaml or ID/VERSION.md")
     default: Asked | None = Field(None, description="{id, version, variables} for requests that name none")
     variable_characters: int = Field(10_000, ge=1, description="of all variables of a request together, at most")
+
+    def files(self, folder: Path) -> Sequence[Path]:
+        return [folder / self.folder, *files_in(folder / self.folder)]
 
     def around(self, parts: Parts) -> Around:
         shelf = Shelf(parts.folder / self.folder)
@@ -161,12 +165,11 @@ class Shelf:
         if not folder.is_dir():
             raise StartError(f"the directory of prompts {folder} is not there")
         self._prompts: dict[str, dict[str, Prompt]] = {}
-        for path in sorted(folder.glob("*/*")):
-            if path.suffix in SUFFIXES and path.is_file():
-                versions = self._prompts.setdefault(path.parent.name, {})
-                if path.stem in versions:
-                    raise StartError(f"{path} is a version that is there already, under another ending")
-                versions[path.stem] = Prompt(path)
+        for path in files_in(folder):
+            versions = self._prompts.setdefault(path.parent.name, {})
+            if path.stem in versions:
+                raise StartError(f"{path} is a version that is there already, under another ending")
+            versions[path.stem] = Prompt(path)
 
     def find(self, id_: str, version: str | None) -> Prompt:
         """Raises BadRequest."""
@@ -179,6 +182,11 @@ class Shelf:
             known = ", ".join(sorted(versions, key=natural))
             raise BadRequest(f"the prompt {id_!r} has no version {version!r}: it has {known}", param="prompt.version")
         return versions[version]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Those that are prompts, ID/VERSION.yaml."""
+    return [path for path in sorted(folder.glob("*/*")) if path.suffix in SUFFIXES and path.is_file()]
 
 
 def natural(version: str) -> list[tuple[int, str]]:

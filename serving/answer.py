@@ -10,14 +10,14 @@ import orjson
 
 from penstock.callers import LOCAL
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
-from penstock.errors import BadRequest, PenstockError
+from penstock.errors import BadRequest
 from penstock.steps import Circumstances, circumstances
 from serving.composing import PLAIN, Composition
 from serving.exchange import Exchange, Headers
 from serving.fields import TEXT, TOKEN_LIMITS
 from serving.inputs import changed
 from serving.ledger import Cost
-from serving.meter import Meter
+from serving.meter import MOST_ANSWERS, MOST_CHOSEN_ANSWERS, Meter
 from serving.relay import Relay, as_json
 from serving.surfaces import SURFACES, Shape
 from serving.wire import EVENT_STREAM, JSON, Dialect
@@ -66,7 +66,7 @@ class Answer:
         chat = base.chat(exchange, body, meter, own=own) if isinstance(base, Relay) else meter.around(base)
         if body.get("prompt") and exchange.path != TEXT:
             chat = unprompted(chat)
-        return self.composition.around(chat)
+        return self.composition.around(chat, meter.between)
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         surface = SURFACES.get(exchange.path)
@@ -76,7 +76,7 @@ class Answer:
             return await self._pass_on(exchange, body, dialect)
         as_json([[[[body]]]])  # or refused: it will be written again, up to four levels deeper
         request, shape = surface(body, self.name, exchange.request_id)
-        meter = Meter(self.budget)
+        meter = self._meter()
         exchange.cost = Cost(meter=meter, streamed=bool(body.get("stream")))
         asking.set(Asking(exchange, body, meter))
         self._tell(exchange)
@@ -93,11 +93,14 @@ class Answer:
         if not isinstance(self.base, Relay):
             raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
         if self.composition.inputs:
-            meter = Meter(self.budget)
+            meter = self._meter()
             asking.set(Asking(exchange, body, meter))
             self._tell(exchange)
             body = await changed(exchange.path, body, self.composition.inputs)
         await self.base(exchange, body, dialect)
+
+    def _meter(self) -> Meter:
+        return Meter(self.budget, MOST_CHOSEN_ANSWERS if self.chosen else MOST_ANSWERS)
 
     def _tell(self, exchange: Exchange) -> None:
         """The steps, where they are."""
@@ -118,12 +121,9 @@ class Streaming:
 
     async def run(self, chat: Chat, request: ChatRequest) -> None:
         self._timer = self._loop.call_later(SILENCE_S, self._look)
+        self.exchange.failing = self.shape.failed
         try:
             reply = await chat(request, self.emit)
-        except PenstockError as error:
-            if self.exchange.status is not None:
-                self._write(self.shape.failed(error))
-            raise
         finally:
             self._timer.cancel()
         self._begin()

@@ -456,7 +456,8 @@ def shutting_down() -> EngineUnavailable:
 def refuse(exchange: Exchange, dialect: Dialect, error: PenstockError) -> None:
     """The error as a status while nothing is out, else as the stream's last event."""
     if exchange.status is not None:
-        return exchange.end(dialect.error_event(error, exchange.request_id))
+        before = exchange.failing(error) if exchange.failing else b""
+        return exchange.end(before + dialect.error_event(error, exchange.request_id))
     headers = [*JSON, *dialect.headers(exchange.request_id)]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))

@@ -233,6 +233,7 @@ class ChatCompletions(Sampling, Circumstances):
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: Many[Literal["text", "audio"]] | None = None
     prediction: Prediction | None = None
+    prompt: Identified | None = None
     audio: Audio | None = None
     web_search_options: dict[str, Any] | None = None
 

@@ -40,9 +40,10 @@ class Composition:
     arounds: Sequence[Around] = ()
     inputs: Sequence[OnInput] = ()
 
-    def around(self, chat: Chat) -> Chat:
+    def around(self, chat: Chat, between: Around | None = None) -> Chat:
+        """`between`: what stands around each `Chat` that a step is given."""
         for around in reversed(self.arounds):
-            chat = around(chat)
+            chat = around(between(chat) if between else chat)
         return chat
 
 
@@ -95,8 +96,11 @@ def steps_of(config: Config, listed: Listed, place: Place) -> list[tuple[Step, P
 
 
 def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
-    """Raises Forbidden for options that only the configuration may set."""
+    """Raises Forbidden for steps and options that only the configuration may have."""
     for step, place in steps:
+        if not type(step).choosable:
+            param = param_of(map(str, place))
+            raise Forbidden(f"{param}: this step is the configuration's alone", param=param)
         if reserved := sorted(type(step).operators & step.model_fields_set):
             param = param_of(map(str, place))
             raise Forbidden(f"{param}: the option {reserved[0]} is the configuration's alone", param=param)

@@ -3,6 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from penstock.callers import Caller
 from penstock.chat import Chat, ChatRequest, Emit, Reply
 from penstock.config import Config, WrongAt, listed
 from penstock.errors import BadRequest, PenstockError, StartError
-from penstock.steps import Listed, Step
 from serving.composing import (
     IN_POLICIES,
     PLAIN,
@@ -29,6 +29,7 @@ from serving.composing import (
     for_callers,
     no_circle,
     param_of,
+    parsed,
     policies_of,
     policy_of,
     steps_of,
@@ -37,6 +38,7 @@ from serving.composing import (
 log = logging.getLogger(__name__)
 
 CHOSEN_AT: Place = ("penstock", "steps")
+Stamps = Sequence[tuple[str, tuple[int, int] | None]]
 MOST_CHOSEN = 256
 """Compositions that callers have chosen, which are kept."""
 
@@ -47,7 +49,7 @@ class Compositions:
     def __init__(self, reached: Reached, asked: Asked) -> None:
         self._reached = reached
         self._asked = asked
-        self._made: dict[str, tuple[str, Composition]] = {}
+        self._made: dict[str, tuple[str, OfModel]] = {}
         self._config = Config.model_construct()
         self._chosen: OrderedDict[bytes, Composition] = OrderedDict()
         self._policies: dict[tuple[str, ...], Composition] = {}
@@ -57,31 +59,36 @@ class Compositions:
         it was looked at, every request is refused, and the log says why."""
         made = {}
         self._chosen.clear()
+        stamped = stamps(config)
         for name in config.models:
-            key = key_of(config, name)
+            key = key_of(config, name, stamped)
             before = self._made.get(name)
             if before and before[0] == key:
                 made[name] = before
                 continue
             try:
-                made[name] = key, made_of(config, name, self._reached, self._asked)[0]
+                made[name] = key, made_of(config, name, self._reached, self._asked)
             except WrongAt as error:
-                made[name] = "", refused(error)
+                nothing = refused(error)
+                made[name] = "", OfModel(nothing, nothing)
         self._made = made
         self._policies = {}
         self._config = config
-        return {name: composition for name, (_, composition) in made.items()}
+        return {name: of_model.whole for name, (_, of_model) in made.items()}
 
     def chosen(self, name: str, written: Sequence[Any], caller: Caller) -> Composition:
-        """Steps that a caller has chosen in place of a model's own: kept for the next request, since making them may
-        cost. Raises BadRequest, or Forbidden for what this caller may not choose."""
+        """Steps that a caller has chosen in place of a model's own, but of no guards: these stay, before them, as they
+        were made. Kept for the next request, since making them may cost. Raises BadRequest, or Forbidden for what this
+        caller may not choose."""
         allowed = sorted(caller.models) if caller.models is not None else None
         key = orjson.dumps((name, allowed, written))
         found = self._chosen.get(key)
         if found is None:
-            steps = listed(written)
             try:
-                found, _ = made_of(self._config, name, self._reached, self._asked, Chosen(steps, caller.models))
+                picked = steps_of(self._config, listed(written), CHOSEN_AT)
+                for_callers(picked)
+                parts = parts_of(self._config, self._reached, self._asked, caller.models)
+                found = joined([self._made[name][1].guards, composed(picked, parts)])
             except WrongAt as error:
                 param = param_of(error.loc)
                 raise BadRequest(f"{param}: {error}", param=param) from None
@@ -114,44 +121,33 @@ class Compositions:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """`models`: those that the caller may use; None: all."""
+class OfModel:
+    """`guards`: of the whole what stays where a caller chooses the steps. `asks`: other models that its steps do."""
 
-    steps: Listed
-    models: frozenset[str] | None
+    whole: Composition
+    guards: Composition
+    asks: Sequence[str] = ()
 
 
-def made_of(
-    config: Config, name: str, reached: Reached, asked: Asked, chosen: Chosen | None = None
-) -> tuple[Composition, Sequence[str]]:
-    """One model's, and the other models that its steps ask. `chosen` ones take the place of its own, but of no guards:
-    these stay, before them. Raises WrongAt, and Forbidden for what may not be chosen."""
+def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> OfModel:
+    """Raises WrongAt."""
     model = config.models[name]
-    guards = policies_of(config, [model.guards] if model.guards else [])
-    own = steps_of(config, model.steps, ("models", name, "steps"))
-    if chosen is None:
-        return made_from(config, [*guards, *own], reached, asked)
-    picked = steps_of(config, chosen.steps, CHOSEN_AT)
-    for_callers(picked)
-    kept = [*guards, *((step, place) for step, place in own if isinstance(step, Policy))]
-    outside, outer = made_from(config, kept, reached, asked)
-    inside, inner = made_from(config, picked, reached, asked, chosen.models)
-    both = Composition([*outside.arounds, *inside.arounds], [*outside.inputs, *inside.inputs])
-    return both, [*outer, *inner]
+    steps = policies_of(config, [model.guards] if model.guards else [])
+    steps += steps_of(config, model.steps, ("models", name, "steps"))
+    parts = parts_of(config, reached, asked)
+    made = [(isinstance(step, Policy), composed([(step, place)], parts)) for step, place in steps]
+    guards = [composition for is_guard, composition in made if is_guard]
+    return OfModel(joined([composition for _, composition in made]), joined(guards), sorted(parts.named))
 
 
-def made_from(
-    config: Config,
-    steps: Sequence[tuple[Step, Place]],
-    reached: Reached,
-    asked: Asked,
-    allowed: Collection[str] | None = None,
-) -> tuple[Composition, Sequence[str]]:
-    """`allowed`: the models that the steps may ask; None: all."""
-    if not steps:
-        return PLAIN, ()
-    parts = parts_of(config, reached, asked, allowed)
-    return composed(steps, parts), sorted(parts.named)
+def joined(compositions: Sequence[Composition]) -> Composition:
+    """The outermost first."""
+    if not compositions:
+        return PLAIN
+    return Composition(
+        [around for each in compositions for around in each.arounds],
+        [on_input for each in compositions for on_input in each.inputs],
+    )
 
 
 def parts_of(config: Config, reached: Reached, asked: Asked, allowed: Collection[str] | None = None) -> ServingParts:
@@ -160,32 +156,31 @@ def parts_of(config: Config, reached: Reached, asked: Asked, allowed: Collection
 
 def check(config: Config) -> None:
     """Raises WrongAt for steps and guards that cannot be used."""
-    edges = {name: list(made_of(config, name, unreached, unasked)[1]) for name in config.models}
+    edges = {name: list(made_of(config, name, unreached, unasked).asks) for name in config.models}
     for name, model in config.models.items():
         if model.fallback:
             edges[name].append(model.fallback)
     for name in config.guards:
-        made_from(config, policies_of(config, [name]), unreached, unasked)
+        composed(policies_of(config, [name]), parts_of(config, unreached, unasked))
     no_circle(edges)
 
 
-def key_of(config: Config, name: str) -> str:
+def key_of(config: Config, name: str, stamped: Stamps) -> str:
     model = config.models[name]
     guards = config.guards if model.steps or model.guards else None
-    return repr((model.steps, guards, model.guards, config.files, stamps(config)))
+    return repr((model.steps, guards, model.guards, config.files, stamped))
 
 
-def stamps(config: Config) -> Sequence[tuple[int, int] | None]:
-    """Of the files that steps and guards name: others whenever one of them is another."""
-    written = [*(model.steps for model in config.models.values()), *config.guards.values()]
-    places = [
-        Path(config.files or ".") / value
-        for name, options in (item for listed in written for step in listed for item in step.items())
-        if (kind := STEPS.get(name) or IN_POLICIES.get(name))
-        for option in sorted(kind.operators)
-        if isinstance(value := options.get(option), str)
-    ]
-    return [stamp(place) for place in places]
+def stamps(config: Config) -> Stamps:
+    """Of the files that steps and guards read: others whenever one of them is another, has gone or has come."""
+    folder = Path(config.files or ".")
+    written = [(STEPS, step) for model in config.models.values() for step in model.steps]
+    written += [(IN_POLICIES, guard) for guards in config.guards.values() for guard in guards]
+    files: set[Path] = set()
+    for table, step in written:
+        with suppress(WrongAt):  # `check` says so
+            files.update(parsed(step, (), table).files(folder))
+    return [(str(file), stamp(file)) for file in sorted(files)]
 
 
 def refused(error: WrongAt) -> Composition:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.asked import Source
 from penstock.callers import Caller
-from penstock.errors import BodyTooLarge, BodyTooSlow
+from penstock.errors import BodyTooLarge, BodyTooSlow, PenstockError
 
 if TYPE_CHECKING:
     from serving.ledger import Cost
@@ -49,6 +49,8 @@ class Exchange:
     """What an engine was asked for it, and says that it has cost."""
     verdicts: Mapping[str, str] | None = None
     """Which guards have run, and what came of it."""
+    failing: "Callable[[PenstockError], bytes] | None" = None
+    """The events that a stream which has begun has for whatever ends it, before the one that tells the error."""
     source: Source | None = None
     _size = 0
     _whole = False

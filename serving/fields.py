@@ -34,6 +34,8 @@ PROMPTS = frozenset(
     """messages system instructions input prompt query queries documents items text_1 text_2 data_1 data_2 tokens tools
     previous_input_messages""".split()
 )
+PROMPTED = frozenset({CHAT, RESPONSES})
+"""Where the field `prompt` names a stored one, for a step to lay."""
 STEPS = "penstock"
 """What a request is to pass before the engine, chosen by the caller: it takes the scope `steps`."""
 STEPPED = frozenset({CHAT, TEXT, RESPONSES, MESSAGES})
@@ -64,7 +66,7 @@ _ANTHROPIC = """betas billing_policy cache_control chat_template_kwargs compacti
 
 _FIELDS: Mapping[str, str] = {
     CHAT: f"""messages {_GENERATION} {_CIRCUMSTANCES} {_TEMPLATE} documents include_reasoning max_completion_tokens
-        modalities parallel_tool_calls prediction reasoning_effort tool_choice tools top_logprobs verbosity""",
+        modalities parallel_tool_calls prediction prompt reasoning_effort tool_choice tools top_logprobs verbosity""",
     TEXT: f"prompt {_GENERATION} best_of suffix",
     RESPONSES: f"""input {_SAMPLING} {_CIRCUMSTANCES} chat_template_kwargs context_management include
         include_reasoning instructions max_output_tokens max_tool_calls parallel_tool_calls prompt reasoning text

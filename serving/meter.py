@@ -13,6 +13,10 @@ from serving.media import characters
 from serving.policy import USUAL_COMPLETION_TOKENS
 
 LONGEST_TOKEN_CHARS = 16
+MOST_ANSWERS = 1024
+"""What one request may ask of engines in all, calls and choices of calls, by the steps of the configuration."""
+MOST_CHOSEN_ANSWERS = 64
+"""The same, where the caller has chosen the steps: those of one within another multiply."""
 
 
 @dataclass(eq=False, slots=True)
@@ -32,10 +36,13 @@ class Running:
 
 
 class Meter:
-    """`budget`: the tokens that all calls of one answer may generate together; None is without limit."""
+    """`budget`: the tokens that all calls of one answer may generate together; None is without limit. `answers`: how
+    many they may ask for together, a call with `n` for n of them."""
 
-    def __init__(self, budget: int | None = None) -> None:
+    def __init__(self, budget: int | None = None, answers: int = MOST_ANSWERS) -> None:
         self.budget = budget
+        self.answers = answers
+        self._asked = 0
         self.came = 0
         """How many pieces have, of all calls."""
         self._ended = Usage()
@@ -59,6 +66,7 @@ class Meter:
         """An engine's `Chat`, whose calls are counted. Raises BudgetSpent."""
 
         async def metered(request: ChatRequest, emit: Emit) -> Reply:
+            self._count(request)
             running = Running(self._within(request))
             pieces = running.pieces
             self._running.add(running)
@@ -93,6 +101,22 @@ class Meter:
 
         return metered
 
+    def _count(self, request: ChatRequest) -> None:
+        """Before the call: what is too much is not asked."""
+        self._asked = counted(self._asked, request, self.answers)
+
+    def between(self, chat: Chat) -> Chat:
+        """What a step asks, the same bound at each step: side by side, those of one within another would all be there
+        before the first of them gets to an engine. Raises BudgetSpent."""
+        asked = 0
+
+        async def bounded(request: ChatRequest, emit: Emit) -> Reply:
+            nonlocal asked
+            asked = counted(asked, request, self.answers)
+            return await chat(request, emit)
+
+        return bounded
+
     def _within(self, request: ChatRequest) -> ChatRequest:
         if self.budget is None:
             return request
@@ -104,6 +128,17 @@ class Meter:
         if request.is_plain and not any(limits):
             limits = [USUAL_COMPLETION_TOKENS]
         return request.but(max_tokens=min([each, *(limit for limit in limits if limit)]), max_completion_tokens=None)
+
+
+def counted(before: int, request: ChatRequest, most: int) -> int:
+    """How many answers have been asked for with this request. Raises BudgetSpent."""
+    more = getattr(request, "n", None) or 1
+    if before + more > most:
+        raise BudgetSpent(
+            f"a request of this model may ask engines for {most} answers, and its steps want more: choose fewer steps, "
+            "samples or choices"
+        )
+    return before + more
 
 
 def spent(budget: int) -> BudgetSpent:

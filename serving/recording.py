@@ -146,6 +146,7 @@ class Recording(Exchange):
                 headers = own(self._headers, exchange, dialect, again=again)
                 if self._at_once:
                     return exchange.send(self.status, headers, b"".join(self._said))
+                exchange.failing = self.failing
                 exchange.start(self.status, headers)
             while reader.pieces < self._dropped + len(self._said):
                 count, piece = batch(self._said, reader.pieces - self._dropped)

@@ -23,6 +23,7 @@ from penstock import metrics
 from penstock.chat import Chat
 from penstock.errors import BadRequest, EngineError, PenstockError
 from serving.exchange import Exchange, Headers
+from serving.fields import PROMPTED
 from serving.forwarded import DEADLINE, deadline_of, forwarded
 from serving.ledger import Cost
 from serving.meter import Meter
@@ -75,6 +76,11 @@ class Relayed:
     """One request on its way through. Raises BadRequest for what can be seen to be wrong before it is sent."""
 
     def __init__(self, relay: Relay, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
+        if "prompt" in body and exchange.path in PROMPTED and body["prompt"]:
+            raise BadRequest(
+                f"prompt: the engine of {relay.name!r} would ignore it: ask a model with the step `prompt`",
+                param="prompt",
+            )
         hide_usage = exchange.path in OPENAI_STREAMS and bool(body.get("stream")) and not usage_wanted(body)
         self.body = body
         self.route = route = relay.route(exchange, body)

@@ -53,6 +53,7 @@ class ResponsesShape(Blocks):
         response = self._response("failed") | {"error": {"code": code, "message": error.message}}
         event = self._event("response.failed", response=response)
         error.event_number = self._sequence + 1
+        self._sequence -= 1  # there may be others who read the same stream
         return event
 
     def alive(self) -> bytes:

@@ -27,7 +27,7 @@ class Shape(Protocol):
         """The events after the last piece, to the stream's end."""
 
     def failed(self, error: PenstockError) -> bytes:
-        """The events before a stream's last one, which tells the error."""
+        """The events before a stream's last one, which tells the error: the same for each who reads it."""
 
     def alive(self) -> bytes:
         """What says, while nothing comes, that something will."""

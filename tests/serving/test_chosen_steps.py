@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 from openai import AsyncOpenAI
 
 from engine.sim import Simulator, simulator
+from guards.guard import Guard
 from penstock.callers import LOCAL
 from penstock.config import Config
 from penstock.keyring import Keyring, wanted
+from penstock.steps import Parts
 from penstock.store import opened
 from serving import composing
 from serving.compositions import MOST_CHOSEN, Compositions, unasked, unreached
+from serving.meter import MOST_CHOSEN_ANSWERS
 from tests.serving.conftest import run_gateway
 from tests.serving.test_composed import BODIES, CHAT, HELLO, MESSAGES, RESPONSES, TEXT, Draft, Shout
 
@@ -94,6 +98,7 @@ WRONG = [
     ({"steps": ["shout", {"draft": {"fist": 1}}]}, 400, "penstock.steps[1].draft", "did you mean 'first'?"),
     ({"steps": [{"draft": {"first": "bair"}}]}, 400, "penstock.steps[0]", "did you mean 'bare'?"),
     ({"steps": [{"shout": {"file": "/etc/passwd"}}]}, 403, "penstock.steps[0]", "the configuration's alone"),
+    ({"steps": ["shout", {"prompt": {}}]}, 403, "penstock.steps[1]", "the configuration's alone"),
     ({"steps": [{"a": {}, "b": {}}]}, 400, "penstock.steps[0]", ""),
     ({"steps": [7]}, 400, "penstock.steps[0]", ""),
     ({"steps": ["shout"] * 17}, 400, "penstock.steps", ""),
@@ -113,6 +118,13 @@ async def test_a_mistake_in_them_is_told_with_its_place() -> None:
         other = await client.post("/v1/embeddings", json={"model": "bare", "input": "a", **LOUD})
     assert (other.status_code, other.json()["error"]["param"]) == (400, "penstock")
     assert not [request for request in sim.requests if request.path in (CHAT, "/v1/embeddings")]
+
+
+def test_no_step_that_a_caller_may_choose_reads_a_file_by_default() -> None:
+    for kind in {**composing.STEPS, **composing.IN_POLICIES}.values():
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        if kind.choosable and not needed & kind.operators:
+            assert not kind.model_construct().files(Path("/operators"))
 
 
 async def test_they_take_the_scope_steps(tmp_path: Path) -> None:
@@ -141,6 +153,23 @@ async def test_a_key_of_idempotency_is_one_choice_of_steps() -> None:
     assert answers[0].content == answers[1].content
 
 
+async def test_however_steps_multiply_an_engine_is_asked_for_so_many_answers() -> None:
+    multiplying: list[tuple[list[Any], int]] = [
+        (["tree_of_thoughts"] * 16, 1),
+        ([{"self_consistency": {"k": 64}}] * 3, 1),
+        ([{"self_consistency": {"k": 16}}], 5),
+    ]
+    async with simulator() as sim, serving(sim) as client:
+        for steps, n in multiplying:
+            sim.requests.clear()
+            answer = await client.post(CHAT, json=HELLO | {"model": "bare", "n": n, "penstock": {"steps": steps}})
+            asked = [orjson.loads(request.raw) for request in sim.requests if request.path == CHAT]
+            assert sum(body.get("n") or 1 for body in asked) <= MOST_CHOSEN_ANSWERS
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "budget_spent")
+        few = {"penstock": {"steps": [{"self_consistency": {"k": 16}}]}}
+        assert (await client.post(CHAT, json=HELLO | {"model": "bare", "n": 4} | few)).status_code == 200
+
+
 def test_what_was_chosen_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(engines={"e": {"kind": "scripted"}}, models={"m": {"engine": "e"}})
     compositions = Compositions(unreached, unasked)
@@ -151,3 +180,23 @@ def test_what_was_chosen_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) 
         compositions.chosen("m", [{"instruct": {"text": str(number)}}], LOCAL)
     assert len(compositions._chosen) == MOST_CHOSEN
     assert compositions.chosen("m", ["shout"], LOCAL) is not first
+
+
+def test_the_models_own_guards_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    class Counted(Guard):
+        def look(self, parts: Parts) -> None:
+            made.append("guard")
+
+    monkeypatch.setattr(composing, "IN_POLICIES", {**composing.IN_POLICIES, "counted": Counted})
+    of_model: Any = {"engine": "e", "guards": "strict", "steps": ["shout", {"guard": "strict"}]}
+    config = Config(engines={"e": {"kind": "scripted"}}, guards={"strict": ["counted"]}, models={"m": of_model})
+    compositions = Compositions(unreached, unasked)
+    own, before = compositions.change(config)["m"], len(made)
+    chosen = compositions.chosen("m", [{"instruct": {"text": "Be short."}}], LOCAL)
+    assert (before > 0, len(made)) == (True, before)
+    assert [*chosen.arounds[:2]] == [own.arounds[0], own.arounds[2]]
+    assert len(chosen.arounds) == 3
+    compositions.chosen("m", [{"guard": "strict"}], LOCAL)
+    assert len(made) > before

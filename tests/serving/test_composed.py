@@ -355,3 +355,36 @@ async def test_the_response_cache_keeps_no_answer_of_steps() -> None:
             chosen = HELLO | {"model": "bare", "temperature": 0, "penstock": {"steps": []}}
             assert "x-penstock-cache" not in (await client.post(CHAT, json=chosen)).headers
     assert sum(request.path == CHAT for request in sim.requests) == 4
+
+
+async def test_a_chat_names_a_stored_prompt_as_the_documentation_has_it(tmp_path: Path) -> None:
+    (tmp_path / "prompts/support").mkdir(parents=True)
+    (tmp_path / "prompts/support/2.yaml").write_text("{variables: {product: {}}, system: 'You support {{ product }}.'}")
+    models = {
+        "desk": {"steps": ["prompt"]},
+        "bare": {},
+        "loud": {"steps": ["shout"]},
+        "shy": {"steps": ["prompt"], "guards": "no_mail"},
+    }
+    more = {"files": str(tmp_path), "guards": {"no_mail": [{"pii": {"action": "block", "kinds": ["email"]}}]}}
+    prompt = {"id": "support", "version": "2", "variables": {"product": "Penstock"}}
+    mail = prompt | {"variables": {"product": "ann@example.org"}}
+    async with simulator() as sim, over_sim(sim, more, **models) as client:
+        for path in (CHAT, RESPONSES):
+            for model, given, status in (
+                ("desk", prompt, 200),
+                ("desk", {"version": "2"}, 400),
+                ("desk", None, 200),
+                ("bare", prompt, 400),
+                ("bare", None, 200),
+                ("loud", prompt, 400),
+                ("shy", prompt, 200),
+                ("shy", mail, 400),
+            ):
+                answer = await client.post(path, json=BODIES[path] | {"model": model, "prompt": given})
+                assert answer.status_code == status, (path, model, given, answer.text)
+                if status == 400 and given is prompt:
+                    assert answer.json()["error"]["param"] == "prompt"
+        seen = [request.raw for request in sim.requests if request.path in (CHAT, RESPONSES)]
+    assert sum(b"You support Penstock." in raw for raw in seen) == 4
+    assert not [raw for raw in seen if b"ann@" in raw]

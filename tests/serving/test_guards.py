@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 
 from engine.scripted import Scripted
 from engine.sim import simulator
+from penstock.chat import ChatRequest, silent
 from penstock.config import Config, WrongAt
 from penstock.errors import ConfigError
 from penstock.keyring import Keyring, pepper, wanted
@@ -331,6 +332,68 @@ async def test_files_that_guards_name_are_read_again(tmp_path: Path) -> None:
     chat = compositions.change(config)["m"].around(Scripted())
     reply, _ = await told(chat, asking("the delta"))
     assert reply.message.text == "You wrote: the <TERM_1>"
+
+
+RULES = "[[rules]]\nid = 'one'\nregex = 'one-[0-9]{4}'\n"
+READ = [
+    ("prompts/support/1.yaml", "system: Hello.", "steps: [prompt]"),
+    ("examples.yaml", "[{user: Hello., assistant: Hello.}]", "steps: [{few_shot: {examples: examples.yaml}}]"),
+    (
+        "rules.yaml",
+        "principles: [{id: a, critique: Judge it., revision: Mend it.}]",
+        "steps: [{critique_revise: {principles: rules.yaml}}]",
+    ),
+    ("secrets.toml", RULES, "steps: [{guard: strict}]}}\nguards: {strict: [{secrets: {rules: secrets.toml}}]"),
+    ("schema.json", "{}", "guards: strict}}\nguards: {strict: [{schema: {file: schema.json}}]"),
+    ("key", "secret", "guards: strict}}\nguards: {strict: [{http: {url: 'http://127.0.0.1:1', api_key_file: key}}]"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "model"), READ)
+async def test_whatever_steps_read_is_read_again_when_it_is_another(
+    tmp_path: Path, name: str, text: str, model: str
+) -> None:
+    place, file = tmp_path / name, tmp_path / "penstock.yaml"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    end = "}" if "guards:" in model else "}}"
+    file.write_text(f"engines: {{e: {{kind: scripted}}}}\nmodels: {{m: {{engine: e, {model}{end}\n")
+    source, applied = Source(file), list[Config]()
+    config = source.load()
+    compositions = Compositions(unreached, unasked)
+    before = compositions.change(config)["m"]
+    reload = Reload(source, config, applied.append)
+    await reload.again()
+    assert not applied
+    assert compositions.change(config)["m"] is before
+    place.write_text(f"{text}\n")
+    await reload.again()
+    assert applied == [config]
+    assert compositions.change(config)["m"] is not before
+
+
+async def test_a_stored_prompt_that_has_come_or_gone_is_seen(tmp_path: Path) -> None:
+    first, second = (tmp_path / "prompts/support" / name for name in ("1.yaml", "2.yaml"))
+    first.parent.mkdir(parents=True)
+    first.write_text("system: The first.")
+    file = tmp_path / "penstock.yaml"
+    file.write_text("engines: {e: {kind: scripted}}\nmodels: {m: {engine: e, steps: [prompt]}}\n")
+    source, applied = Source(file), list[Config]()
+    config = source.load()
+    compositions = Compositions(unreached, unasked)
+    compositions.change(config)
+    reload = Reload(source, config, applied.append)
+    for change, said in (
+        (lambda: second.write_text("system: The second."), "The second."),
+        (second.unlink, "The first."),
+    ):
+        change()
+        await reload.again()
+        engine = Scripted()
+        request = ChatRequest(**{"model": "m", "messages": TURNS, "prompt": {"id": "support"}})
+        await compositions.change(config)["m"].around(engine)(request, silent)
+        assert engine.calls[0].messages[0].text == said
+    assert applied == [config] * 2
 
 
 async def test_a_client_that_leaves_in_the_midst_of_a_guarded_answer_ends_the_generation(gateway: Running) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from engine.reading import ResponsesReading
 from engine.scripted import Scripted
-from penstock.chat import Chat, Delta, Usage
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
 from penstock.errors import EngineError
 from serving.responses import responses
 from tests.serving.conftest import run_gateway
@@ -241,6 +241,20 @@ async def test_a_failure_in_mid_stream_is_told_in_the_response_and_as_an_event()
     assert failed.response.error is not None
     assert (failed.response.error.message, last.message, last.code) == ("it broke", "it broke", "engine_error")
     assert [event.sequence_number for event in events] == [*range(len(events))]
+
+
+async def test_so_is_one_that_nobody_has_foreseen() -> None:
+    async def broken(request: ChatRequest, emit: Emit) -> Reply:
+        await emit(Delta("Once"))
+        raise ZeroDivisionError
+
+    async with asking(broken) as caller:
+        for headers in ({}, {"idempotency-key": "one"}):
+            stream = await caller.responses.create(model="m", input="Hello!", stream=True, extra_headers=headers)
+            events: list[Any] = [event async for event in stream]
+            assert [event.type for event in events[-2:]] == ["response.failed", "error"]
+            assert "went wrong" in events[-1].message
+            assert [event.sequence_number for event in events] == [*range(len(events))]
 
 
 async def test_a_failure_before_any_event_is_a_status() -> None:

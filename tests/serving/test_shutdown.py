@@ -17,6 +17,7 @@ from tests.conftest import Served, arguments, children, free_port, running
 
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 STREAMS = 6
 
 Start = Callable[..., AbstractContextManager[Served]]
@@ -39,8 +40,10 @@ def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Start:
 class Streams:
     """Several streams of 50 words, each on a connection and a thread of its own."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, path: str = CHAT, **headers: str) -> None:
         self.served = served
+        self.path = path
+        self.headers = headers
         self.begun = 0
         self._threads = ThreadPoolExecutor(STREAMS)
 
@@ -54,8 +57,10 @@ class Streams:
         self._threads.shutdown()
 
     def _read(self) -> list[str]:
-        body = {"model": "scripted", "messages": [{"role": "user", "content": "word " * 50}], "stream": True}
-        with httpx2.stream("POST", f"{self.served.url}{CHAT}", json=body, timeout=30, trust_env=False) as answer:
+        turns = [{"role": "user", "content": "word " * 50}]
+        body = {"model": "scripted", "stream": True, "messages" if self.path == CHAT else "input": turns}
+        url = f"{self.served.url}{self.path}"
+        with httpx2.stream("POST", url, json=body, headers=self.headers, timeout=30, trust_env=False) as answer:
             lines = answer.iter_lines()
             said = [next(lines)]
             self.begun += 1
@@ -114,8 +119,19 @@ def test_running_streams_end_while_idle_connections_close_and_new_ones_are_refus
 
 
 def test_a_stream_that_outlasts_the_drain_ends_in_an_error_event(serve: Start) -> None:
-    with serve(0.5, shutdown_s=0.5) as served, Streams(served) as lines:
+    with (
+        serve(0.5, shutdown_s=0.5) as served,
+        Streams(served) as lines,
+        Streams(served, RESPONSES) as responses,
+        Streams(served, RESPONSES, **{"idempotency-key": "one"}) as shared,
+    ):
         served.process.send_signal(signal.SIGTERM)
+        for each in [*responses, *shared]:
+            events = [json.loads(line.removeprefix("data: ")) for line in each.result() if line.startswith("data: ")]
+            assert [event["type"] for event in events[-2:]] == ["response.failed", "error"]
+            assert [event["sequence_number"] for event in events] == [*range(len(events))]
+            assert "shutting down" in events[-1]["message"]
+            assert events[-2]["response"]["error"]["message"] == events[-1]["message"]
         for each in lines:
             last = json.loads(each.result()[-1].removeprefix("data: "))
             assert "shutting down" in last["error"]["message"]

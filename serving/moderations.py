@@ -14,7 +14,7 @@ from serving.answer import Answer, Asking, asking
 from serving.composing import Composition
 from serving.exchange import Exchange
 from serving.ledger import Cost
-from serving.meter import Meter
+from serving.meter import MOST_ANSWERS, Meter
 from serving.wire import JSON, Dialect
 
 USUAL = "moderation"
@@ -48,7 +48,7 @@ class Moderation(Answer):
 
     async def __call__(self, exchange: Exchange, body: Mapping[str, Any], dialect: Dialect) -> None:
         texts = texts_of(body["input"])
-        meter = Meter()
+        meter = Meter(answers=len(texts) * MOST_ANSWERS)  # each text has its own
         exchange.cost = Cost(meter=meter)
         asking.set(Asking(exchange, body, meter))
         now = Circumstances(exchange.request_id, self.name, exchange.path, exchange.caller or LOCAL)

@@ -21,6 +21,7 @@ from penstock.keyring import Keyring, pepper, wanted
 from penstock.log import lines
 from penstock.source import Source
 from penstock.store import opened
+from serving import moderations
 from serving.access import access
 from serving.compositions import Compositions, check, unasked, unreached
 from serving.reload import Reload
@@ -149,6 +150,15 @@ async def test_moderations_are_what_guards_think(gateway: Running) -> None:
         missing = await client.post(MODERATIONS, json={"input": "a", "model": "moderatoin"})
         assert missing.status_code == 404
         assert "did you mean 'moderation'" in missing.text
+
+
+async def test_many_texts_to_moderate_may_take_a_call_each(monkeypatch: pytest.MonkeyPatch, gateway: Running) -> None:
+    monkeypatch.setattr(moderations, "MOST_ANSWERS", 2)
+    tree = scripted("no", models={"m": {"engine": "e"}})
+    tree["guards"] = {"moderation": [{"judge": {"model": "m", "rubric": "Be kind."}}]}
+    async with gateway(**tree) as client:
+        answer = await client.post(MODERATIONS, json={"input": ["a", "b", "c", "d", "e"]})
+    assert [result["flagged"] for result in answer.json()["results"]] == [False] * 5
 
 
 async def test_llama_guards_hazards_are_told_by_openais_names_too(gateway: Running) -> None:

@@ -1,20 +1,16 @@
 """A request on its way in: what is masked, refused, or only noted."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
-from guards.guard import Looked
+from guards.guard import Looked, aside
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
-from guards.texts import Noted, changed
+from guards.texts import Noted, changed, chars_of
 from guards.vault import Vault
 from guards.verdicts import Verdicts, took
 from penstock.chat import ChatRequest
 from penstock.errors import ContentFiltered, PenstockError
-
-ASIDE_CHARS = 100_000
-"""From here on a thread looks for places, so that other requests go on."""
 
 T = TypeVar("T")
 
@@ -33,8 +29,7 @@ class Input:
         try:
             if self.spans.detectors:
                 clean = cleaning(self.spans.filter(vault, verdicts))
-                size = sum(len(message.text) for message in request.messages)
-                request = await self._timed(size, lambda before=request: changed(before, clean), verdicts)  # type: ignore[misc]
+                request = await self._timed(chars_of(request), lambda before=request: changed(before, clean), verdicts)  # type: ignore[misc]
             for watch in self.looks:
                 texts = texts_of(request)
                 found = await opinion(watch, Looked("input", texts, request), verdicts)
@@ -67,7 +62,7 @@ class Input:
     async def _timed(self, size: int, work: Callable[[], T], verdicts: Verdicts) -> T:
         began = perf_counter()
         try:
-            return await asyncio.to_thread(work) if size > ASIDE_CHARS else work()
+            return await aside(size, work)
         except (Blocked, PenstockError):
             raise
         except Exception as error:

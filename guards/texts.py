@@ -44,6 +44,26 @@ def changed(request: ChatRequest, change: Change) -> ChatRequest:
     return request.but(**beside) if beside != given else request
 
 
+def chars_of(request: ChatRequest) -> int:
+    """About how many characters all its texts have, found without making them."""
+    left: list[Any] = [getattr(request, name, None) for name in BESIDE]
+    for message in request.messages:
+        left += [message.content, message.tool_calls, message.name, *(message.model_extra or {}).values()]
+    count = 0
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, dict):
+            count += sum(map(len, value))
+            left += [part for name, part in value.items() if name not in MEDIA]
+        elif isinstance(value, list):
+            left += value
+        elif value is not None:
+            count += 1
+    return count
+
+
 def turn(message: Message, change: Change) -> Message:
     """The same message where nothing in it is another."""
     said = message.model_dump(exclude_unset=True)

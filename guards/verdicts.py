@@ -37,7 +37,8 @@ class Verdicts:
         now = circumstances.get()
         for (guard, direction), verdict in self._verdicts.items():
             metrics.guard_verdicts.inc(guard, direction, verdict)
-            kinds: Mapping[str, int] = self._found.get((guard, direction), {})
+            # a copy: of a request whose client has left, a thread may still be looking
+            kinds: Mapping[str, int] = dict(self._found.get((guard, direction), {}))
             said = ",".join(f"{kind}:{count}" for kind, count in sorted(kinds.items()))
             now.verdicts[f"{self.policy}/{guard}/{direction}"] = f"{verdict}({said})" if said else verdict
             if verdict != "pass":

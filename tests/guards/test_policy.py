@@ -3,8 +3,9 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from engine.scripted import Scripted
 from guards.guard import Action, Guard, Look, Looked, Opinion
 from guards.places import Pii, Secrets, Terms
+from guards.policy import Made, Policy
 from guards.signals import Injection, Language, Size
 from guards.spans import Detector, Span
 from penstock.chat import Delta
@@ -365,3 +367,55 @@ async def test_an_answer_is_the_same_however_it_is_cut(
     for action, kinds in ((actions[0], (CARD, MAIL)), (actions[1], ("AKIAIOSFODNN7EXAMPLF",))):
         if action != "flag":
             assert not any(secret[:8] in sent for secret in kinds if secret in text)
+
+
+BIG = "and so on " * 600
+
+
+class Where(Guard):
+    """Notes the threads in which it looks."""
+
+    threads: ClassVar[list[int]] = []
+
+    def detectors(self, parts: Parts) -> Sequence[Detector]:
+        return [Noting(self.threads)]
+
+
+class Noting:
+    kinds = ("none",)
+    longest = 1
+
+    def __init__(self, threads: list[int]) -> None:
+        self.threads = threads
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        self.threads.append(threading.get_ident())
+        return None
+
+    def alive(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": BIG},
+        {"documents": [{"text": BIG}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": BIG}}]},
+        {"messages": [{"role": "assistant", "tool_calls": [tool_call(json.dumps({"a": BIG}))]}]},
+        {"messages": [{"role": "assistant", "reasoning": BIG}]},
+    ],
+)
+async def test_much_text_is_searched_in_a_thread_wherever_it_stands(bench: Bench, fields: dict[str, Any]) -> None:
+    guard = Where(on="input")
+    guard.threads.clear()
+    await told(behind(bench, Scripted(), guard), asking())
+    assert set(guard.threads) == {threading.get_ident()}
+    guard.threads.clear()
+    await told(behind(bench, Scripted(["ok"]), guard), asking(**fields))
+    assert guard.threads
+    assert threading.get_ident() not in guard.threads
+    guard.threads.clear()
+    await Made(Policy(name="p", guards=(("where", guard),)), bench).weighed(BIG)
+    assert guard.threads
+    assert threading.get_ident() not in guard.threads

@@ -121,19 +121,19 @@ def within(value: Any, change: Change) -> Any:
     return value
 
 
-def call(given: Any, change: Change) -> Any:
-    """A call of a tool with its arguments, which are JSON in a string."""
+def call(given: Any, change: Change, torn: Change | None = None) -> Any:
+    """A call of a tool with its arguments, which are JSON in a string; `torn` is for what is no whole one."""
     function = given.get("function") if isinstance(given, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return without(OF_CALLS, given, change)
     now = {
-        name: arguments(value, change) if name == "arguments" else within(value, change)
+        name: arguments(value, change, torn or change) if name == "arguments" else within(value, change)
         for name, value in function.items()
     }
     return without(OF_CALLS | {"function"}, given, change) | {"function": now}
 
 
-def arguments(written: str, change: Change) -> str:
+def arguments(written: str, change: Change, torn: Change) -> str:
     r"""`{"to": "\u0061@b.org"}`: what is looked at is what it says, not how it is written. What is no JSON, as of an
     answer that was cut off, is looked at as a lenient reader would take it."""
     try:
@@ -141,7 +141,7 @@ def arguments(written: str, change: Change) -> str:
         value = json.loads(written, object_pairs_hook=lambda found: _object(found, pairs))
     except ValueError:
         read = ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], written)
-        now = change(read)
+        now = torn(read)
         return written if now == read else now
     now = within(value, change)
     if now == value and not pairs:

@@ -419,3 +419,45 @@ async def test_much_text_is_searched_in_a_thread_wherever_it_stands(bench: Bench
     await Made(Policy(name="p", guards=(("where", guard),)), bench).weighed(BIG)
     assert guard.threads
     assert threading.get_ident() not in guard.threads
+
+
+KEY = "AKIAQYLPMN5HHHFPZAM2"
+
+
+@pytest.mark.parametrize(
+    "ended", [{"finish": "length"}, {"stopped_by": "M2"}, {"stop_token_ids": [7]}], ids=["length", "stop", "token"]
+)
+@pytest.mark.parametrize("name", ["content", "reasoning"])
+async def test_of_an_answer_that_was_broken_off_no_beginning_of_a_secret_comes_out(
+    bench: Bench, ended: dict[str, Any], name: str
+) -> None:
+    text = f"The key is {KEY} and the card {CARD}, ok"
+    fields = {field: ended[field] for field in ended if field == "stop_token_ids"}
+    ended = {field: ended[field] for field in ended if field not in fields}
+    for action in ("block", "mask", "flag"):
+        chat_guards = (Secrets(action=action), Pii(action=action))
+        for end in range(1, len(text)):
+            engine = Saying([Delta(**{name: piece}) for piece in pieces(text[:end], range(0, end, 3))], **ended)
+            reply, streamed = await told(behind(bench, engine, *chat_guards), asking(**fields))
+            sent = getattr(streamed, name)()
+            assert sent == (reply.message.text if name == "content" else getattr(reply.message, name, ""))
+            if action == "flag":
+                assert sent == text[:end]
+            else:
+                assert "AKIA" not in sent
+                assert "4111" not in sent
+                assert text.startswith(sent.partition("<")[0])
+                assert reply.finish_reason in (ended.get("finish", "stop"), "content_filter")
+
+
+async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: Bench) -> None:
+    for end in range(4, len(KEY)):
+        engine = Saying([], [tool_call('{"key": "' + KEY[:end])], finish="length")
+        reply, _ = await told(behind(bench, engine, Secrets(action="mask")), asking())
+        assert reply.message.tool_calls
+        assert reply.message.tool_calls[0]["function"] == {"name": "send", "arguments": '{"key": "'}
+
+
+async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: Bench) -> None:
+    reply, streamed = await told(behind(bench, Saying([Delta("It is AKIAQYLP")]), Secrets()), asking(stop=["x"]))
+    assert streamed.content() == reply.message.text == "It is AKIAQYLP"

@@ -9,6 +9,7 @@ GUARDRAIL_INTERVENED with `texts`. `nemo`: NeMo Guardrails' POST URL/v1/guardrai
 import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +50,8 @@ class Http(Asking):
     def only_requests_are_rewritten(self) -> "Http":
         if self.action == "mask" and self.on != "input":
             raise ValueError("with `action: mask` a service rewrites requests: say `on: input`")
+        if self.action == "mask" and self.shape == "nemo":
+            raise ValueError("NeMo Guardrails gives no texts that could stand in the place of others: block, or flag")
         return self
 
     def look(self, parts: Parts) -> Look:
@@ -85,7 +88,14 @@ class Http(Asking):
         return "", {"direction": looked.direction, "model": now.model, "texts": list(looked.texts)}
 
     def understood(self, answer: Any, looked: Looked) -> Opinion:
-        """Raises EngineError for what is no verdict."""
+        """With `action: mask`, what it objects to without other texts does not pass. Raises EngineError for what is
+        no verdict."""
+        opinion = self._opinion(answer, looked)
+        if self.action == "mask" and opinion.kinds and opinion.texts is None:
+            return replace(opinion, refuses=True)
+        return opinion
+
+    def _opinion(self, answer: Any, looked: Looked) -> Opinion:
         if not isinstance(answer, Mapping):
             raise EngineError(f"the guard at {self.url} gives no verdict")
         if self.shape == "nemo":

@@ -221,6 +221,24 @@ async def test_a_service_outside_may_rewrite_requests(bench: Bench) -> None:
     assert engine.calls[0].messages[-1].text == "How is <PERSON>?"
 
 
+@pytest.mark.parametrize(
+    ("shape", "answer", "found"),
+    [
+        ("penstock", {"kinds": {"spam": 0.9}}, "spam"),
+        ("litellm", {"action": "GUARDRAIL_INTERVENED"}, "guardrail_intervened"),
+        ("penstock", {"kinds": {}}, "stop"),
+    ],
+)
+async def test_what_a_service_objects_to_and_does_not_rewrite_is_refused(
+    bench: Bench, shape: Any, answer: dict[str, Any], found: str
+) -> None:
+    async with upstream(answers(200, json.dumps(answer).encode())) as service:
+        guard = Http(url=service.url, shape=shape, on="input", action="mask")
+        assert await verdict(bench, guard) == found
+    with pytest.raises(ValueError, match="NeMo"):
+        Http(url=service.url, shape="nemo", on="input", action="mask")
+
+
 @pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"no json"), (200, b"[]"), (200, b'{"status": "?"}')])
 async def test_a_service_that_gives_no_verdict_has_failed(bench: Bench, answer: tuple[int, bytes]) -> None:
     async with upstream(answers(*answer)) as service:

@@ -25,6 +25,8 @@ WORDS = frozenset(
 """Of the shapes themselves, and nobody's text: a list of terms may have some of them."""
 BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
 """Fields that the prompt is made of, beside the messages."""
+STORED = "prompt"
+"""Names a prompt that is stored here, and has what is put into it."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
 
 Change = Callable[[str], str]
@@ -37,6 +39,8 @@ def changed(request: ChatRequest, change: Change) -> ChatRequest:
         messages = [turn(message, change) for message in request.messages]
         given = {name: value for name in BESIDE if (value := getattr(request, name, None)) is not None}
         beside = {name: within(value, change) for name, value in given.items()}
+        if (prompt := getattr(request, STORED, None)) is not None:
+            given[STORED], beside[STORED] = prompt, of_stored(prompt, change)
     except RecursionError:
         raise BadRequest("the request is nested too deeply for its guards to look at it") from None
     if any(now is not before for now, before in zip(messages, request.messages, strict=True)):
@@ -46,7 +50,7 @@ def changed(request: ChatRequest, change: Change) -> ChatRequest:
 
 def chars_of(request: ChatRequest) -> int:
     """About how many characters all its texts have, found without making them."""
-    left: list[Any] = [getattr(request, name, None) for name in BESIDE]
+    left: list[Any] = [getattr(request, name, None) for name in (*BESIDE, STORED)]
     for message in request.messages:
         left += [message.content, message.tool_calls, message.name, *(message.model_extra or {}).values()]
     count = 0
@@ -62,6 +66,16 @@ def chars_of(request: ChatRequest) -> int:
         elif value is not None:
             count += 1
     return count
+
+
+def of_stored(prompt: Any, change: Change) -> Any:
+    """`{"id": ..., "version": ..., "variables": {"name": TEXT}}`: the names are the template's."""
+    if not isinstance(prompt, dict):
+        return within(prompt, change)
+    variables = prompt.get("variables")
+    if not isinstance(variables, dict):
+        return prompt if variables is None else prompt | {"variables": within(variables, change)}
+    return prompt | {"variables": {name: without(OF_PARTS, part, change) for name, part in variables.items()}}
 
 
 def turn(message: Message, change: Change) -> Message:

@@ -461,3 +461,16 @@ async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: B
 async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: Bench) -> None:
     reply, streamed = await told(behind(bench, Saying([Delta("It is AKIAQYLP")]), Secrets()), asking(stop=["x"]))
     assert streamed.content() == reply.message.text == "It is AKIAQYLP"
+
+
+async def test_what_is_put_into_a_stored_prompt_is_looked_at(bench: Bench) -> None:
+    engine = Scripted(["ok"])
+    variables = {"who": MAIL, "part": {"type": "input_text", "text": MAIL}, "n": 2}
+    await told(behind(bench, engine, Pii()), asking(prompt={"id": "p", "version": "1", "variables": variables}))
+    assert engine.calls[0].to_wire()["prompt"] == {
+        "id": "p",
+        "version": "1",
+        "variables": {"who": "<EMAIL_1>", "part": {"type": "input_text", "text": "<EMAIL_1>"}, "n": 2},
+    }
+    with pytest.raises(ContentFiltered):
+        await told(behind(bench, engine, Pii(action="block")), asking(prompt={"id": "p", "variables": {"who": MAIL}}))

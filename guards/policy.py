@@ -32,6 +32,9 @@ UNSEEN = (
 ).split()
 """Fields that bring into a prompt, or an answer, what no guard can look at."""
 
+CONTINUED = "continue_final_message"
+"""With it the model ends what the caller has begun: a match across both would be in no text."""
+
 
 class Options(Step):
     """What holds for all guards of a policy: the entry `policy` in its list."""
@@ -135,10 +138,21 @@ class Made:
                     f"{field} is not for a model whose answers pass guards: it would show what {name} holds back",
                     param=field,
                 )
+        if self.output.watches and continues(request):
+            raise BadRequest(
+                f"{CONTINUED} is not for a model whose answers pass guards: {name} would not see what the answer begins "
+                "with; let the last turn be the user's",
+                param=CONTINUED,
+            )
         if self.policy.media == "refuse" and has_media(request):
             raise BadRequest(
                 f"images, audio and video are refused here: {name} cannot look into them", param="messages"
             )
+
+
+def continues(request: ChatRequest) -> bool:
+    told = getattr(request, "chat_template_kwargs", None)
+    return bool(getattr(request, CONTINUED, None) or (isinstance(told, dict) and told.get(CONTINUED)))
 
 
 def has_media(request: ChatRequest) -> bool:

@@ -140,8 +140,8 @@ class Made:
                 )
         if self.output.watches and continues(request):
             raise BadRequest(
-                f"{CONTINUED} is not for a model whose answers pass guards: {name} would not see what the answer begins "
-                "with; let the last turn be the user's",
+                f"{CONTINUED} is not for a model whose answers pass guards: {name} would not see what the answer "
+                "begins with; let the last turn be the user's",
                 param=CONTINUED,
             )
         if self.policy.media == "refuse" and has_media(request):

@@ -240,6 +240,24 @@ async def test_the_access_log_says_what_ran_for_every_request(gateway: Running, 
     ]
 
 
+@pytest.mark.parametrize("text", ["hello", MAIL])
+async def test_the_access_log_says_what_ran_with_an_idempotency_key_too(
+    gateway: Running, monkeypatch: Any, text: str
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(lines, "write", written.append)
+    monkeypatch.setattr(lines, "json", True)
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    async with gateway(**scripted(**of_model({"pii": {"action": "block", "on": "input"}}))) as client:
+        for stream in (False, False, True):
+            headers = {"idempotency-key": f"once-{stream}"}
+            await client.post(CHAT, json=body | {"stream": stream}, headers=headers)
+        access.flush()
+    noted = [json.loads(line) for line in "".join(written).splitlines()]
+    verdict = "pass" if text == "hello" else "block(email:1)"
+    assert [line["guards"] for line in noted if line.get("route") == CHAT] == [{"strict/pii/input": verdict}] * 3
+
+
 async def test_a_key_whose_guards_are_not_configured_is_served_nothing(gateway: Running) -> None:
     async with opened(None) as store:
         key = (await Keyring(store, pepper(None)).create(wanted({"name": "u", "guards": "gone"}), "the test")).key

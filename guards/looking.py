@@ -12,7 +12,7 @@ from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
 from guards.verdicts import Verdicts, took
-from penstock.errors import GuardFailed, PenstockError
+from penstock.errors import BudgetSpent, GuardFailed, PenstockError
 from penstock.steps import Parts
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
 
 
 async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
-    """What it thinks. Raises GuardFailed, too."""
+    """What it thinks. Raises GuardFailed, too; and BudgetSpent, whatever the guard says of failures: the caller's own
+    limits switch no guard off."""
     assert watch.look
     began = perf_counter()
     try:
@@ -153,6 +154,8 @@ async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
             return await watch.look(looked)
     except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
         verdicts.found(watch.name, looked.direction, "failed", type(error).__name__)
+        if isinstance(error, BudgetSpent):
+            raise
         if watch.guard.fail == "open":
             return NOTHING
         raise failed(verdicts.policy, watch.name) from None

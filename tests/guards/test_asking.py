@@ -15,7 +15,8 @@ from guards.outside import Http
 from guards.places import Pii
 from guards.schema import Schema
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply
-from penstock.errors import ContentFiltered, GuardFailed
+from penstock.errors import BudgetSpent, ContentFiltered, GuardFailed
+from serving.meter import Meter
 from tests.guards.policies import Saying, behind, tool_call
 from tests.prompting.conftest import Bench, asking, told
 from tests.upstream import answers, upstream
@@ -116,6 +117,15 @@ async def test_a_judge_that_says_anything_else_has_failed(bench: Bench) -> None:
     bench.chats["j"] = Scripted(["yes and no"])
     with pytest.raises(GuardFailed):
         await verdict(bench, Judge(model="j", rubric="It must rhyme."))
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_a_spent_budget_switches_no_guard_off(bench: Bench, fail: Any) -> None:
+    meter = Meter(3)
+    bench.chats["j"] = meter.around(Scripted(["no"]))
+    guard = Judge(model="j", rubric="It must rhyme.", fail=fail)
+    with pytest.raises(BudgetSpent):
+        await verdict(bench, guard, meter.around(Scripted(["one two three four five"])))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from guards.guard import NOTHING, Asking, Look, Looked, Opinion
+from guards.texts import AS_ENGINES_JOIN, Noted, changed
 from penstock.chat import Chat, ChatRequest, Message, silent
 from penstock.errors import EngineError
 from penstock.steps import Parts
@@ -118,8 +119,8 @@ async def against(chat: Chat, model: str, looked: Looked, guidelines: Mapping[st
 
 
 def conversation(looked: Looked) -> list[Message]:
-    """What is to be judged as its last turn: one of the user, or with an answer one of the assistant. Tools are told as
-    what the user says, since these templates know no others."""
+    """What is to be judged as its last turn: one of the user, or with an answer one of the assistant. What tools
+    say, and what stands beside the turns, is told as what the user says, since these templates know no others."""
     turns: list[Message] = []
     for message in looked.request.messages if looked.request else [Message(role="user", content=joined(looked))]:
         role: Literal["assistant", "user"] = "assistant" if message.role == "assistant" else "user"
@@ -130,12 +131,30 @@ def conversation(looked: Looked) -> list[Message]:
             turns[-1] = Message(role=role, content=f"{turns[-1].text}\n\n{text}")
         else:
             turns.append(Message(role=role, content=text))
+    if others := beside(looked.request):
+        if turns and turns[-1].role == "user":
+            others = f"{turns.pop().text}\n\n{others}"
+        turns.append(Message(role="user", content=others))
     if looked.answer:
         said = joined(looked)
         if not turns or turns[-1].role == "assistant":
             turns.append(Message(role="user", content="Go on."))
         turns.append(Message(role="assistant", content=said))
     return turns or [Message(role="user", content=joined(looked))]
+
+
+def beside(request: ChatRequest | None) -> str:
+    """What a model reads of a request that is in no turn's text: tools, documents, the arguments of earlier calls."""
+    if request is None:
+        return ""
+    texts = Noted()
+    changed(request, texts)
+    said = {message.text for message in request.messages}
+    for message in request.messages:
+        if isinstance(message.content, list):
+            in_parts = [part["text"] for part in message.content if isinstance(part.get("text"), str)]
+            said |= {*in_parts, AS_ENGINES_JOIN.join(in_parts)}
+    return "\n\n".join(text for text in dict.fromkeys(texts) if text.strip() and text not in said)
 
 
 def joined(looked: Looked) -> str:

@@ -27,6 +27,8 @@ BESIDE = ("tools", "functions", "documents", "chat_template_kwargs")
 """Fields that the prompt is made of, beside the messages."""
 STORED = "prompt"
 """Names a prompt that is stored here, and has what is put into it."""
+AS_ENGINES_JOIN = "\n"
+"""Between the text parts of a message, as vLLM has it; others put nothing between them."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
 
 Change = Callable[[str], str]
@@ -96,15 +98,19 @@ def _of_message(name: str, value: Any, change: Change) -> Any:
 
 
 def parts(given: Sequence[Any], change: Change) -> list[Any]:
-    """Each by itself, then, as the engine joins them, what stands on both sides of where one ends. If something is
-    found only there, all of the text goes into the first of its parts."""
+    """Each by itself, then, in both ways in which engines join them, what stands on both sides of where one ends. If
+    something is found only there, all of the text goes into the first of its parts."""
     new = [without(OF_PARTS, part, change) for part in given]
     texts = [part for part in new if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    joined = "".join(part["text"] for part in texts)
-    if len(texts) > 1 and (now := change(joined)) != joined:
-        for part in texts:
-            part["text"] = ""
-        texts[0]["text"] = now
+    if len(texts) < 2:
+        return new
+    for between in (AS_ENGINES_JOIN,) if isinstance(change, Noted) else (AS_ENGINES_JOIN, ""):
+        joined = between.join(part["text"] for part in texts)
+        if (now := change(joined)) != joined:
+            for part in texts:
+                part["text"] = ""
+            texts[0]["text"] = now
+            break
     return new
 
 

@@ -54,6 +54,24 @@ async def test_llama_guard_judges_answers_in_their_conversation(bench: Bench) ->
     assert await verdict(bench, chosen) == "stop"
 
 
+async def test_classifiers_are_told_what_stands_beside_the_turns(bench: Bench) -> None:
+    bench.chats["lg"] = engine = Scripted(["safe"])
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": None, "tool_calls": [tool_call('{"x": "an argument"}')]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ]
+    tools = [{"type": "function", "function": {"name": "send", "description": "a description"}}]
+    request = asking(messages=turns, tools=tools, documents=[{"text": "a document"}])
+    assert await verdict(bench, Classifier(model="lg", kind="llama_guard"), request=request) == "stop"
+    asked, answered = ([(turn.role, turn.text) for turn in call.messages] for call in engine.calls)
+    assert [role for role, _ in asked] == ["user", "assistant", "user"]
+    assert asked[0][1] == "onetwo\n\nthree"
+    assert asked[2][1] == "send\n\nx\n\nan argument\n\na description\n\na document"
+    assert answered == [*asked, ("assistant", "fine")]
+
+
 async def test_what_a_classifier_should_not_say_lets_nothing_pass(bench: Bench) -> None:
     bench.chats["lg"] = Scripted(["I cannot help with that."])
     with pytest.raises(GuardFailed):

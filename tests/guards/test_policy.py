@@ -472,6 +472,15 @@ async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: 
     assert streamed.content() == reply.message.text == "It is AKIAQYLP"
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("forbidden", "phrase"), ("forbidden phr", "ase"), ("a", "forbidden phrase")]
+)
+async def test_parts_of_a_text_are_looked_at_as_engines_join_them(bench: Bench, first: str, second: str) -> None:
+    turns = [{"role": "user", "content": [{"type": "text", "text": text} for text in (first, second)]}]
+    with pytest.raises(ContentFiltered):
+        await told(behind(bench, Scripted(), Terms(terms=("forbidden phrase",))), asking(messages=turns))
+
+
 async def test_what_is_put_into_a_stored_prompt_is_looked_at(bench: Bench) -> None:
     engine = Scripted(["ok"])
     variables = {"who": MAIL, "part": {"type": "input_text", "text": MAIL}, "n": 2}

@@ -78,8 +78,14 @@ def texts_of(request: ChatRequest) -> list[str]:
     return texts
 
 
-def given(request: ChatRequest) -> Callable[[], Iterable[str]]:
-    return lambda: texts_of(request)
+def given(request: ChatRequest, *, unmasks: bool) -> Callable[[], Iterable[str]]:
+    """Those in which a placeholder would be the caller's own. What the assistant has said has ours, of the turns
+    before, and the same values are to have the same ones again; unless they are put back, and so stand there as
+    values."""
+    if unmasks:
+        return lambda: texts_of(request)
+    others = [message for message in request.messages if message.role != "assistant"]
+    return lambda: texts_of(request.with_messages(others))
 
 
 def refused(policy: str, blocked: Blocked) -> ContentFiltered:

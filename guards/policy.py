@@ -78,6 +78,7 @@ class Made:
         watches = [Watch.of(name, guard, parts) for name, guard in policy.guards]
         self.policy = policy
         self.watches = watches
+        self.unmasks = any(watch.guard.unmasks for watch in watches)
         self.input = Input([watch for watch in watches if watch.guard.on != "output"])
         self.output = Output([watch for watch in watches if watch.guard.on != "input"], policy.whole)
 
@@ -108,7 +109,7 @@ class Made:
         """Raises ContentFiltered for a request that is blocked, GuardFailed for what could not be looked at."""
         self._check(request)
         verdicts = Verdicts(self.policy.name)
-        vault = Vault(given(request))
+        vault = Vault(given(request, unmasks=self.unmasks))
         try:
             request = await self.input.request(request, vault, verdicts)
             if self.output.nothing_to_do(vault):

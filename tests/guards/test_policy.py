@@ -54,6 +54,19 @@ async def test_a_placeholder_of_the_callers_own_is_none_of_ours(bench: Bench) ->
     assert reply.message.text == f"You wrote: <EMAIL_1> is not {MAIL}"
 
 
+@pytest.mark.parametrize("unmask", [False, True])
+async def test_over_turns_the_conversation_begins_as_it_began(bench: Bench, unmask: bool) -> None:
+    engine = Scripted(["Hello <EMAIL_1>.", "Hello <EMAIL_1> and <EMAIL_2>."])
+    chat = behind(bench, engine, Pii(unmask=unmask))
+    turns: list[dict[str, Any]] = []
+    for said in (f"I am {MAIL}.", f"And I am bob@example.org, no longer {MAIL}."):
+        turns.append({"role": "user", "content": said})
+        reply, _ = await told(chat, asking(messages=turns))
+        turns.append({"role": "assistant", "content": reply.message.text})
+    first, second = ([turn.text for turn in call.messages] for call in engine.calls)
+    assert second == [*first, "Hello <EMAIL_1>.", "And I am <EMAIL_2>, no longer <EMAIL_1>."]
+
+
 @FEW
 @given(cuts=st.lists(st.integers(0, 200), max_size=12))
 async def test_placeholders_are_put_back_however_they_are_cut(bench: Bench, cuts: list[int]) -> None:

@@ -42,6 +42,10 @@ class Classifier(Asking):
     categories: tuple[str, ...] = Field((), description="those that count [default: all], as verdicts name them")
     guidelines: dict[str, str] = Field(GUIDELINES, description="what ShieldGemma is to hold a text to, by category")
 
+    @property
+    def target(self) -> str:
+        return self.model
+
     def look(self, parts: Parts) -> Look:
         if self.kind == "prompt_guard":
             return self._counted(lambda looked: injected(parts, self.model, looked.texts))

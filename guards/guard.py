@@ -89,6 +89,11 @@ class Guard(Step):
         """How long one look may take."""
         return None
 
+    @property
+    def target(self) -> str | None:
+        """Whom it asks, as the log names it."""
+        return None
+
     def around(self, parts: Parts) -> Around:
         return self.alone().around(parts)
 

@@ -153,7 +153,7 @@ async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
         async with asyncio.timeout(watch.guard.patience_s):
             return await watch.look(looked)
     except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
-        verdicts.found(watch.name, looked.direction, "failed", type(error).__name__)
+        verdicts.failed(watch.name, looked.direction, error, watch.guard.target)
         if isinstance(error, BudgetSpent):
             raise
         if watch.guard.fail == "open":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator, model_validator
@@ -54,6 +55,10 @@ class Http(Asking):
             raise ValueError("NeMo Guardrails gives no texts that could stand in the place of others: block, or flag")
         return self
 
+    @property
+    def target(self) -> str:
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
     def look(self, parts: Parts) -> Look:
         context = ssl.create_default_context()  # made once: it takes longer than a request
         headers = (
@@ -69,7 +74,7 @@ class Http(Asking):
             ) as client:
                 answer = await client.post(self.url + path, json=body)
             if answer.status_code != 200:
-                raise EngineError(f"the guard at {self.url} answers {answer.status_code}")
+                raise EngineError(f"the guard at {self.target} answers {answer.status_code}")
             return self.understood(answer.json(), looked)
 
         return look
@@ -97,20 +102,20 @@ class Http(Asking):
 
     def _opinion(self, answer: Any, looked: Looked) -> Opinion:
         if not isinstance(answer, Mapping):
-            raise EngineError(f"the guard at {self.url} gives no verdict")
+            raise EngineError(f"the guard at {self.target} gives no verdict")
         if self.shape == "nemo":
             status = answer.get("status")
             if status in NEMO_PASSES:
                 return NOTHING
             if status not in ("blocked", "modified"):
-                raise EngineError(f"the guard at {self.url} gives no verdict")
+                raise EngineError(f"the guard at {self.target} gives no verdict")
             return Opinion({str(status): 1.0})
         if self.shape == "litellm":
             action = answer.get("action")
             if action == "NONE":
                 return NOTHING
             if action not in ("BLOCKED", "GUARDRAIL_INTERVENED"):
-                raise EngineError(f"the guard at {self.url} gives no verdict")
+                raise EngineError(f"the guard at {self.target} gives no verdict")
             return Opinion(
                 {action.lower(): 1.0},
                 self._texts(answer, looked),
@@ -118,7 +123,7 @@ class Http(Asking):
             )
         kinds = answer.get("kinds")
         if not isinstance(kinds, Mapping):
-            raise EngineError(f"the guard at {self.url} gives no verdict")
+            raise EngineError(f"the guard at {self.target} gives no verdict")
         # what it names ends up in logs: no text of a request is to come back as a name
         named = {kind if KIND.fullmatch(str(kind)) else "unnamed": score_of(score) for kind, score in kinds.items()}
         return Opinion(named, self._texts(answer, looked))
@@ -128,7 +133,7 @@ class Http(Asking):
         if self.action != "mask" or looked.direction != "input" or texts is None:
             return None
         if not isinstance(texts, list) or len(texts) != len(looked.texts) or not all(map(is_text, texts)):
-            raise EngineError(f"the guard at {self.url} gives other texts than it was asked about")
+            raise EngineError(f"the guard at {self.target} gives other texts than it was asked about")
         return texts
 
 

@@ -137,6 +137,19 @@ async def test_a_judge_that_says_anything_else_has_failed(bench: Bench) -> None:
         await verdict(bench, Judge(model="j", rubric="It must rhyme."))
 
 
+async def test_the_log_says_whom_a_guard_asked_that_failed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.chats["j"] = Scripted(["yes and no"])
+    async with upstream(answers(500, b"{}")) as service:
+        guards = (Judge(model="j", rubric="x", on="input", fail="open"), Http(url=service.url, on="input", fail="open"))
+        await told(behind(bench, Scripted(["fine"]), *guards), asking())
+        host = service.url.removeprefix("http://")
+    told_of = {record.guard: (record.target, record.error) for record in caplog.records if hasattr(record, "guard")}
+    assert told_of == {
+        "judge": ("j", "j says neither yes nor no"),
+        "http": (host, f"the guard at {host} answers 500"),
+    }
+
+
 @pytest.mark.parametrize("fail", ["open", "closed"])
 async def test_a_spent_budget_switches_no_guard_off(bench: Bench, fail: Any) -> None:
     meter = Meter(3)

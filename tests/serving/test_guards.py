@@ -21,6 +21,7 @@ from penstock.log import lines
 from penstock.source import Source
 from penstock.store import opened
 from serving.access import access
+from serving.composing import policy_of
 from serving.compositions import Compositions, check, unasked, unreached
 from serving.reload import Reload
 from serving.routes import ROUTES
@@ -238,6 +239,12 @@ async def test_the_access_log_says_what_ran_for_every_request(gateway: Running, 
     assert [line["guards"] for line in noted if line.get("route") == CHAT] == [
         {f"strict/{guard}/{way}": "pass" for way in ("input", "output") for guard in ("pii", "secrets")}
     ]
+
+
+def test_guards_of_a_kind_are_told_apart() -> None:
+    listed = ["pii", {"terms": {"terms": ["a"]}}, {"terms": {"terms": ["b"]}}, "secrets", {"terms": {"terms": ["c"]}}]
+    policy = policy_of(Config(**scripted(**of_model(*listed))), "strict")
+    assert [name for name, _ in policy.guards] == ["pii", "terms", "terms.2", "secrets", "terms.3"]
 
 
 @pytest.mark.parametrize("text", ["hello", MAIL])

@@ -8,6 +8,7 @@ which calls of tools are known, and not media.
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 from penstock.chat import ChatRequest, Message
@@ -29,6 +30,8 @@ STORED = "prompt"
 """Names a prompt that is stored here, and has what is put into it."""
 AS_ENGINES_JOIN = "\n"
 """Between the text parts of a message, as vLLM has it; others put nothing between them."""
+MOST_DIGITS = 40
+"""No number that is looked for has as many."""
 ESCAPED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"\\/]))")
 
 Change = Callable[[str], str]
@@ -135,10 +138,33 @@ def within(value: Any, change: Change) -> Any:
     if isinstance(value, list):
         return [within(part, change) for part in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        written = repr(value)
-        now = change(written)
-        return value if now == written else now
+        for written in ways_of_writing(value):
+            if (now := change(written)) != written:
+                return now
     return value
+
+
+class Number(float):
+    """One that knows how it was written: 4000000000000000006.0 has more digits than a float keeps."""
+
+    written: str
+
+    @classmethod
+    def read(cls, written: str) -> "Number":
+        number = cls(written)
+        number.written = written
+        return number
+
+
+def ways_of_writing(number: float) -> list[str]:
+    """As Python does, and where there is a point or an exponent, what stands before the point."""
+    usual = repr(number)
+    if not isinstance(number, float):
+        return [usual]
+    exact = Decimal(number.written if isinstance(number, Number) else usual)
+    if not exact.is_finite() or not 0 <= exact.adjusted() < MOST_DIGITS:
+        return [usual]
+    return [usual, f"{exact:f}".partition(".")[0]]
 
 
 def call(given: Any, change: Change, torn: Change | None = None) -> Any:
@@ -158,15 +184,15 @@ def arguments(written: str, change: Change, torn: Change) -> str:
     answer that was cut off, is looked at as a lenient reader would take it."""
     try:
         pairs: list[int] = []
-        value = json.loads(written, object_pairs_hook=lambda found: _object(found, pairs))
+        value = json.loads(written, parse_float=Number.read, object_pairs_hook=lambda found: _object(found, pairs))
     except ValueError:
         read = ESCAPED.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2], written)
         now = torn(read)
-        return written if now == read else now
+        return written if now == read else now.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     now = within(value, change)
     if now == value and not pairs:
         return written
-    return json.dumps(now, ensure_ascii=False)
+    return json.dumps(now)  # all in ASCII: half of a surrogate pair could not be sent
 
 
 def _object(found: list[tuple[str, Any]], pairs: list[int]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -150,6 +151,25 @@ async def test_numbers_among_arguments_are_looked_at_and_small_ones_stay(bench: 
         "n": 2,
         "x": 1.5,
     }
+
+
+@pytest.mark.parametrize("written", ["4000000000000000006.0", "4000000000000000006e0", "411111111111111.1e1"])
+async def test_digits_of_numbers_with_a_point_are_looked_at_as_they_are_written(bench: Bench, written: str) -> None:
+    engine = Saying([], [tool_call(f'{{"card": {written}, "x": 0.5, "y": 1e400}}')])
+    reply, _ = await told(behind(bench, engine, Pii(action="block")), asking())
+    assert reply.finish_reason == "content_filter"
+    engine = Saying([], [tool_call('{"card": 40.0, "x": 0.5, "y": 1e400, "z": NaN}')])
+    reply, _ = await told(behind(bench, engine, Pii(action="block")), asking())
+    assert reply.message.tool_calls == engine.calls
+
+
+@pytest.mark.parametrize("written", ['{"a": "\\ud83d é", "to": "%s"}', '{"a": "\\ud83d\\ude00 é \\ud83d", "to": "%s'])
+async def test_masked_arguments_with_half_a_surrogate_pair_can_be_sent(bench: Bench, written: str) -> None:
+    reply, _ = await told(behind(bench, Saying([], [tool_call(written % MAIL)]), Pii()), asking())
+    assert reply.message.tool_calls
+    said = reply.message.tool_calls[0]["function"]["arguments"]
+    assert orjson.dumps(said)
+    assert "<EMAIL_1>" in said
 
 
 async def test_placeholders_in_arguments_become_json_again(bench: Bench) -> None:

@@ -5,7 +5,8 @@ answer; it may ask others, and so take time, or fail.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -56,6 +57,11 @@ Look = Callable[[Looked], Awaitable[Opinion]]
 async def aside(chars: int, work: Callable[[], T]) -> T:
     """What `work` returns, which looks at so many characters."""
     return await asyncio.to_thread(work) if chars > ASIDE_CHARS else work()
+
+
+def chars_to_look(chars: int, detectors: Iterable[Detector]) -> int:
+    """How many, for `aside`: those that need a whole text ask a model, and so look aside at any."""
+    return sys.maxsize if any(detector.longest == sys.maxsize for detector in detectors) else chars
 
 
 class Guard(Step):

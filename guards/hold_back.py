@@ -24,6 +24,7 @@ class HoldBack:
 
     def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
         self._detectors = detectors
+        self._keep_texts = any(hasattr(detector, "fresh") for detector in detectors)
         self._replace = replace
         self._begin()
 
@@ -58,6 +59,8 @@ class HoldBack:
         return rest
 
     def _begin(self) -> None:
+        if self._keep_texts:
+            self._detectors = [getattr(detector, "fresh", lambda own=detector: own)() for detector in self._detectors]
         self._text = ""  # what is held, behind at most one character that is not: a word may end between them
         self._context = 0
         self._before = 0  # characters of the whole text before `_text`
@@ -68,7 +71,7 @@ class HoldBack:
         self._swallowed: list[str] = []
         self._tail_end = ""  # as much of the tail as `until` could have begun in
         self._out: list[str] = []
-        self._stopped = False
+        self._stopped: bool = False
 
     def _passed(self) -> str:
         passed = "".join(self._out)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
-from guards.guard import Looked, aside
+from guards.guard import Looked, aside, chars_to_look
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
 from guards.texts import Noted, changed, chars_of
 from guards.vault import Vault
@@ -62,7 +62,7 @@ class Input:
     async def _timed(self, size: int, work: Callable[[], T], verdicts: Verdicts) -> T:
         began = perf_counter()
         try:
-            return await aside(size, work)
+            return await aside(chars_to_look(size, self.spans.detectors), work)
         except (Blocked, PenstockError):
             raise
         except Exception as error:

@@ -61,6 +61,9 @@ class Tolerant:
         self._name = name
         self._detector = detector
 
+        if hasattr(detector, "fresh"):
+            self.fresh = lambda: Tolerant(name, detector.fresh())
+
     def search(self, text: str, start: int = 0) -> Span | None:
         try:
             return self._detector.search(text, start)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from guards.guard import NOTHING, Guard, Looked, aside
+from guards.guard import NOTHING, Guard, Looked, aside, chars_to_look
 from guards.hold_back import found as spans_of
 from guards.input import Input, given
 from guards.looking import Watch, asked
@@ -95,7 +95,8 @@ class Made:
         try:
             for watch in self.watches:
                 verdicts.ran(watch.name, "input")
-                spans = await aside(len(text), lambda watch=watch: spans_of(watch.detectors, text))  # type: ignore[misc]
+                chars = chars_to_look(len(text), watch.detectors)
+                spans = await aside(chars, lambda watch=watch: spans_of(watch.detectors, text))  # type: ignore[misc]
                 kinds = [span.kind for span in spans]
                 opinion = await asked(watch, Looked("input", [text]), verdicts) if watch.look else NOTHING
                 for kind, score in {**dict.fromkeys(kinds, 1.0), **opinion.kinds}.items():

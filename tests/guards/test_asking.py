@@ -143,7 +143,8 @@ async def test_the_log_says_whom_a_guard_asked_that_failed(bench: Bench, caplog:
         guards = (Judge(model="j", rubric="x", on="input", fail="open"), Http(url=service.url, on="input", fail="open"))
         await told(behind(bench, Scripted(["fine"]), *guards), asking())
         host = service.url.removeprefix("http://")
-    told_of = {record.guard: (record.target, record.error) for record in caplog.records if hasattr(record, "guard")}
+    records = [vars(record) for record in caplog.records if hasattr(record, "guard")]
+    told_of = {record["guard"]: (record["target"], record["error"]) for record in records}
     assert told_of == {
         "judge": ("j", "j says neither yes nor no"),
         "http": (host, f"the guard at {host} answers 500"),

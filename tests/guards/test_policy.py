@@ -479,7 +479,9 @@ async def test_of_an_answer_that_was_broken_off_no_beginning_of_a_secret_comes_o
     for action in ("block", "mask", "flag"):
         chat_guards = (Secrets(action=action), Pii(action=action))
         for end in range(1, len(text)):
-            engine = Saying([Delta(**{name: piece}) for piece in pieces(text[:end], range(0, end, 3))], **ended)
+            said = pieces(text[:end], range(0, end, 3))
+            deltas = [Delta(piece) if name == "content" else Delta(reasoning=piece) for piece in said]
+            engine = Saying(deltas, **ended)
             reply, streamed = await told(behind(bench, engine, *chat_guards), asking(**fields))
             sent = getattr(streamed, name)()
             assert sent == (reply.message.text if name == "content" else getattr(reply.message, name, ""))

@@ -7,13 +7,14 @@ from guards.grounding import Grounding
 from guards.guard import Guard
 from guards.judge import Judge
 from guards.outside import Http
-from guards.places import Pii, Secrets, Terms
+from guards.places import Pii, Presidio, Secrets, Terms
 from guards.schema import Schema
 from guards.signals import Injection, Language, Size
 
 GUARDS: Mapping[str, type[Guard]] = {
     "pii": Pii,
     "secrets": Secrets,
+    "presidio": Presidio,
     "injection": Injection,
     "terms": Terms,
     "size": Size,

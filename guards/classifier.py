@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from guards.guard import NOTHING, Asking, Look, Looked, Opinion
+from guards.texts import AS_ENGINES_JOIN, Noted, changed
 from penstock.chat import Chat, ChatRequest, Message, silent
 from penstock.errors import EngineError
 from penstock.steps import Parts
@@ -40,6 +41,10 @@ class Classifier(Asking):
     threshold: float = Field(0.5, gt=0, le=1, description="how sure it must be, of 1; Llama Guard says yes or no")
     categories: tuple[str, ...] = Field((), description="those that count [default: all], as verdicts name them")
     guidelines: dict[str, str] = Field(GUIDELINES, description="what ShieldGemma is to hold a text to, by category")
+
+    @property
+    def target(self) -> str:
+        return self.model
 
     def look(self, parts: Parts) -> Look:
         if self.kind == "prompt_guard":
@@ -118,8 +123,8 @@ async def against(chat: Chat, model: str, looked: Looked, guidelines: Mapping[st
 
 
 def conversation(looked: Looked) -> list[Message]:
-    """What is to be judged as its last turn: one of the user, or with an answer one of the assistant. Tools are told as
-    what the user says, since these templates know no others."""
+    """What is to be judged as its last turn: one of the user, or with an answer one of the assistant. What tools
+    say, and what stands beside the turns, is told as what the user says, since these templates know no others."""
     turns: list[Message] = []
     for message in looked.request.messages if looked.request else [Message(role="user", content=joined(looked))]:
         role: Literal["assistant", "user"] = "assistant" if message.role == "assistant" else "user"
@@ -130,12 +135,30 @@ def conversation(looked: Looked) -> list[Message]:
             turns[-1] = Message(role=role, content=f"{turns[-1].text}\n\n{text}")
         else:
             turns.append(Message(role=role, content=text))
+    if others := beside(looked.request):
+        if turns and turns[-1].role == "user":
+            others = f"{turns.pop().text}\n\n{others}"
+        turns.append(Message(role="user", content=others))
     if looked.answer:
         said = joined(looked)
         if not turns or turns[-1].role == "assistant":
             turns.append(Message(role="user", content="Go on."))
         turns.append(Message(role="assistant", content=said))
     return turns or [Message(role="user", content=joined(looked))]
+
+
+def beside(request: ChatRequest | None) -> str:
+    """What a model reads of a request that is in no turn's text: tools, documents, the arguments of earlier calls."""
+    if request is None:
+        return ""
+    texts = Noted()
+    changed(request, texts)
+    said = {message.text for message in request.messages}
+    for message in request.messages:
+        if isinstance(message.content, list):
+            in_parts = [part["text"] for part in message.content if isinstance(part.get("text"), str)]
+            said |= {*in_parts, AS_ENGINES_JOIN.join(in_parts)}
+    return "\n\n".join(text for text in dict.fromkeys(texts) if text.strip() and text not in said)
 
 
 def joined(looked: Looked) -> str:

@@ -52,6 +52,10 @@ class Grounding(Asking):
             raise ValueError("`samples` and `model` go together")
         return self
 
+    @property
+    def target(self) -> str | None:
+        return self.model or self.embeddings
+
     def look(self, parts: Parts) -> Look:
         support: Support = by_words
         if self.embeddings:

@@ -4,15 +4,22 @@ A detector finds spans of a text, also while it streams. A look is at whole text
 answer; it may ask others, and so take time, or fail.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from guards.spans import Detector
 from penstock.chat import ChatRequest, Choice
 from penstock.steps import Around, OnInput, Parts, Step
+
+T = TypeVar("T")
+
+ASIDE_CHARS = 5_000
+"""From here on a thread looks: the dearest texts cost 94 µs a character, and no other request is to wait."""
 
 Action = Literal["block", "mask", "flag"]
 Unmasked = Literal["block", "flag"]
@@ -47,6 +54,16 @@ NOTHING = Opinion()
 Look = Callable[[Looked], Awaitable[Opinion]]
 
 
+async def aside(chars: int, work: Callable[[], T]) -> T:
+    """What `work` returns, which looks at so many characters."""
+    return await asyncio.to_thread(work) if chars > ASIDE_CHARS else work()
+
+
+def chars_to_look(chars: int, detectors: Iterable[Detector]) -> int:
+    """How many, for `aside`: those that need a whole text ask a model, and so look aside at any."""
+    return sys.maxsize if any(detector.longest == sys.maxsize for detector in detectors) else chars
+
+
 class Guard(Step):
     """Options that all guards have."""
 
@@ -76,6 +93,11 @@ class Guard(Step):
     @property
     def patience_s(self) -> float | None:
         """How long one look may take."""
+        return None
+
+    @property
+    def target(self) -> str | None:
+        """Whom it asks, as the log names it."""
         return None
 
     def around(self, parts: Parts) -> Around:

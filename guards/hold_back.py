@@ -5,6 +5,7 @@ detectors, then the longest, then that of the first of them, is replaced, and th
 back, not looked back at: nothing is sent that could still turn out to be the beginning of a match.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 
 from guards.spans import Detector, Span
@@ -12,6 +13,8 @@ from guards.spans import Detector, Span
 PIECE = 2048  # characters searched at a time, so that a long text costs no more than a stream of it
 
 Replace = Callable[[Span, str], str | None]
+Cut = Callable[[str], int]
+"""Where in a text something begins that more text could have made a match."""
 
 
 class HoldBack:
@@ -21,6 +24,7 @@ class HoldBack:
 
     def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
         self._detectors = detectors
+        self._keep_texts = any(hasattr(detector, "fresh") for detector in detectors)
         self._replace = replace
         self._begin()
 
@@ -43,25 +47,31 @@ class HoldBack:
             self._settle()
         return self._passed()
 
-    def flush(self) -> str:
-        """The rest, when nothing more comes."""
+    def flush(self, cut: Cut | None = None) -> str:
+        """The rest, when nothing more comes. With `cut` the text was broken off: what had begun there does not come
+        out, but for what stands in the place of matches."""
         if not self._stopped:
+            if cut:
+                self._cut_at = self._before + cut(self._text)
             self._settle(ended=True)
         rest = self._passed()
         self._begin()
         return rest
 
     def _begin(self) -> None:
+        if self._keep_texts:
+            self._detectors = [getattr(detector, "fresh", lambda own=detector: own)() for detector in self._detectors]
         self._text = ""  # what is held, behind at most one character that is not: a word may end between them
         self._context = 0
         self._before = 0  # characters of the whole text before `_text`
         self._next: dict[int, Span] = {}  # by detector, in the whole text: a match that nothing can change any more
+        self._cut_at = sys.maxsize  # in the whole text: from here on nothing comes out that was not replaced
         self._last_end = 0  # in the whole text, of the match before
         self._swallowing: Span | None = None  # a match that goes on as long as its tail does
         self._swallowed: list[str] = []
         self._tail_end = ""  # as much of the tail as `until` could have begun in
         self._out: list[str] = []
-        self._stopped = False
+        self._stopped: bool = False
 
     def _passed(self) -> str:
         passed = "".join(self._out)
@@ -80,17 +90,24 @@ class HoldBack:
             limit = min(alive, default=len(self._text))
             span = self._leftmost(alive) if limit > self._context else None
             if span is None or span.begins >= self._before + limit:
-                self._out.append(self._taken(self._before + limit))
+                self._pass(self._taken(self._before + limit))
                 return
-            self._out.append(self._taken(span.begins))
+            self._pass(self._taken(span.begins))
             if span.begins < span.start:
                 self._pass_evidence(self._taken(span.start), span.begins)
             self._swallowed = [self._taken(span.end)]
             self._swallowing = span
 
+    def _pass(self, text: str) -> None:
+        """What was taken last, as it is."""
+        over = self._before + self._context - self._cut_at
+        self._out.append(text if over <= 0 else text[: max(len(text) - over, 0)])
+
     def _pass_evidence(self, text: str, at: int) -> None:
         """What shows that a match is one but is not to be replaced with it: a text of its own, as it ends here."""
         inner = HoldBack(self._detectors, lambda span, matched: self._replace(span.moved(at), matched))
+        if self._cut_at < at + len(text):
+            text = ""
         self._stopped = True
         try:
             self._out.append(inner.feed(text))
@@ -132,7 +149,10 @@ class HoldBack:
         self._stopped = True
         replaced = self._replace(Span(span.start, self._last_end, span.kind, span.since), text)
         self._stopped = False
-        self._out.append(text if replaced is None else replaced)
+        if replaced is None:
+            self._pass(text)
+        else:
+            self._out.append(replaced)
         return True
 
     def _taken(self, end: int) -> str:

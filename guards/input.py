@@ -1,20 +1,16 @@
 """A request on its way in: what is masked, refused, or only noted."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
-from guards.guard import Looked
+from guards.guard import Looked, aside, chars_to_look
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
-from guards.texts import Noted, changed
+from guards.texts import Noted, changed, chars_of
 from guards.vault import Vault
 from guards.verdicts import Verdicts, took
 from penstock.chat import ChatRequest
 from penstock.errors import ContentFiltered, PenstockError
-
-ASIDE_CHARS = 100_000
-"""From here on a thread looks for places, so that other requests go on."""
 
 T = TypeVar("T")
 
@@ -33,8 +29,7 @@ class Input:
         try:
             if self.spans.detectors:
                 clean = cleaning(self.spans.filter(vault, verdicts))
-                size = sum(len(message.text) for message in request.messages)
-                request = await self._timed(size, lambda before=request: changed(before, clean), verdicts)  # type: ignore[misc]
+                request = await self._timed(chars_of(request), lambda before=request: changed(before, clean), verdicts)  # type: ignore[misc]
             for watch in self.looks:
                 texts = texts_of(request)
                 found = await opinion(watch, Looked("input", texts, request), verdicts)
@@ -67,7 +62,7 @@ class Input:
     async def _timed(self, size: int, work: Callable[[], T], verdicts: Verdicts) -> T:
         began = perf_counter()
         try:
-            return await asyncio.to_thread(work) if size > ASIDE_CHARS else work()
+            return await aside(chars_to_look(size, self.spans.detectors), work)
         except (Blocked, PenstockError):
             raise
         except Exception as error:
@@ -83,8 +78,14 @@ def texts_of(request: ChatRequest) -> list[str]:
     return texts
 
 
-def given(request: ChatRequest) -> Callable[[], Iterable[str]]:
-    return lambda: texts_of(request)
+def given(request: ChatRequest, *, unmasks: bool) -> Callable[[], Iterable[str]]:
+    """Those in which a placeholder would be the caller's own. What the assistant has said has ours, of the turns
+    before, and the same values are to have the same ones again; unless they are put back, and so stand there as
+    values."""
+    if unmasks:
+        return lambda: texts_of(request)
+    others = [message for message in request.messages if message.role != "assistant"]
+    return lambda: texts_of(request.with_messages(others))
 
 
 def refused(policy: str, blocked: Blocked) -> ContentFiltered:

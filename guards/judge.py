@@ -24,6 +24,10 @@ class Judge(Asking):
     rubric: str = Field(min_length=1, description="the rule: what a text must not do")
     kind: str = Field("rubric", pattern=r"^[a-z][a-z0-9_]{0,31}$", description="how verdicts name it")
 
+    @property
+    def target(self) -> str:
+        return self.model
+
     def look(self, parts: Parts) -> Look:
         chat = parts.chat(self.model)
 

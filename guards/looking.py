@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
-from guards.hold_back import HoldBack, Replace
+from guards.hold_back import Cut, HoldBack, Replace
 from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
 from guards.verdicts import Verdicts, took
-from penstock.errors import GuardFailed, PenstockError
+from penstock.errors import BudgetSpent, GuardFailed, PenstockError
 from penstock.steps import Parts
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,9 @@ class Tolerant:
         self._name = name
         self._detector = detector
 
+        if hasattr(detector, "fresh"):
+            self.fresh = lambda: Tolerant(name, detector.fresh())
+
     def search(self, text: str, start: int = 0) -> Span | None:
         try:
             return self._detector.search(text, start)
@@ -90,11 +93,18 @@ class Spans:
             kind: watch for watch in reversed(self.watches) for detector in watch.detectors for kind in detector.kinds
         }
         self.lexicon = Lexicon(self.detectors)
+        self._hiding = [
+            detector for watch in self.watches if watch.guard.action != "flag" for detector in watch.detectors
+        ]
 
     def skimming(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> Skimming:
         """The same as `filter`, for a text that streams."""
         detectors = [known, *self.detectors] if known else self.detectors
         return Skimming(detectors, self._replacing(vault, verdicts, known), self.lexicon)
+
+    def cut(self, text: str) -> int:
+        """Where something begins of which more text could have made what must not come out."""
+        return min([len(text), *(detector.alive(text) for detector in self._hiding)])
 
     def filter(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> HoldBack:
         """For one text. `vault` takes what is masked; the placeholders of `known` are put back."""
@@ -117,11 +127,11 @@ class Spans:
         return replace
 
 
-def cleaning(made: HoldBack) -> Callable[[str], str]:
-    """For texts that are whole, one after the other. Raises Blocked."""
+def cleaning(made: HoldBack, cut: Cut | None = None) -> Callable[[str], str]:
+    """For texts that are there at once, one after the other; with `cut`, that were broken off. Raises Blocked."""
 
     def clean(text: str) -> str:
-        return made.feed(text) + made.flush()
+        return made.feed(text) + made.flush(cut)
 
     return clean
 
@@ -138,14 +148,17 @@ async def opinion(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
 
 
 async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
-    """What it thinks. Raises GuardFailed, too."""
+    """What it thinks. Raises GuardFailed, too; and BudgetSpent, whatever the guard says of failures: the caller's own
+    limits switch no guard off."""
     assert watch.look
     began = perf_counter()
     try:
         async with asyncio.timeout(watch.guard.patience_s):
             return await watch.look(looked)
     except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
-        verdicts.found(watch.name, looked.direction, "failed", type(error).__name__)
+        verdicts.failed(watch.name, looked.direction, error, watch.guard.target)
+        if isinstance(error, BudgetSpent):
+            raise
         if watch.guard.fail == "open":
             return NOTHING
         raise failed(verdicts.policy, watch.name) from None

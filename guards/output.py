@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from guards.guard import Looked
+from guards.hold_back import Cut
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
 from guards.skimming import Skimming
 from guards.texts import Noted, call, parts, within
@@ -68,8 +69,8 @@ class Filter:
             self.out.append(passed)
         return passed
 
-    def flush(self) -> str:
-        rest = self.hold.flush()
+    def flush(self, cut: Cut | None = None) -> str:
+        rest = self.hold.flush(cut)
         if rest:
             self.out.append(rest)
         return rest
@@ -199,12 +200,13 @@ class Passing:
     async def _end(self, index: int, choice: Choice | None) -> Choice:
         """A choice as it goes out, when all of it has come; None for one that was cut off here."""
         said = self.choices.get(index) or self._begun(index)
+        cut = self.output.spans.cut if choice and is_broken_off(choice, self.request) else None
         if choice and not said.blocked:
-            await self._finish(index, said)
+            await self._finish(index, said, cut)
         if choice and not said.blocked:
             try:
-                message = Message(**rewritten(choice.message, said))
-                passed = Choice(message, choice.finish_reason)
+                message = Message(**rewritten(choice.message, said, cut))
+                passed = Choice(message, choice.finish_reason, stopped_by=choice.stopped_by)
                 await self._look(passed)
             except Blocked as blocked:
                 self._block(said, blocked)
@@ -219,12 +221,12 @@ class Passing:
                 return passed
         return Choice(Message(role="assistant", **self._released(said)), "content_filter")
 
-    async def _finish(self, index: int, said: Said) -> None:
+    async def _finish(self, index: int, said: Said, cut: Cut | None) -> None:
         """Nothing more comes of its texts."""
         reasoning = content = ""
         try:
-            reasoning = said.reasoning.flush()
-            content = said.content.flush()
+            reasoning = said.reasoning.flush(cut)
+            content = said.content.flush(cut)
         except Blocked as blocked:
             self._block(said, blocked)
             reasoning += said.reasoning.rest()
@@ -268,23 +270,30 @@ class Passing:
             await self.emit(Delta(tool_calls=calls, choice=index))
 
 
-def rewritten(message: Message, said: Said) -> dict[str, Any]:
-    """The whole message as it goes out. Its texts have passed as they came; what has not is looked at here. Raises
-    Blocked."""
+def is_broken_off(choice: Choice, request: ChatRequest) -> bool:
+    """Whether the caller's limits have ended it. A stop token is told by no engine, so where there is one it has."""
+    by_token = choice.finish_reason == "stop" and bool(getattr(request, "stop_token_ids", None))
+    return choice.finish_reason == "length" or choice.stopped_by is not None or by_token
+
+
+def rewritten(message: Message, said: Said, cut: Cut | None) -> dict[str, Any]:
+    """The whole message as it goes out. Its texts have passed as they came; what has not is looked at here. `cut`: of
+    one that was broken off. Raises Blocked."""
     clean = cleaning(said.whole())
+    torn = cleaning(said.whole(), cut)
     new: dict[str, Any] = {}
     for name, value in message.model_dump(exclude_unset=True).items():
         if name == "role":
             new[name] = value
         elif name == "tool_calls" and value:
-            new[name] = [call(each, clean) for each in value]
+            new[name] = [call(each, clean, torn) for each in value]
         elif name == "function_call" and value:
-            new[name] = call({"function": value}, clean)["function"]
+            new[name] = call({"function": value}, clean, torn)["function"]
         elif name == "content" and isinstance(value, list):
             new[name] = parts(value, clean)
         elif isinstance(value, str) and (name == "content" or name in REASONING):
             passed = said.content if name == "content" else said.reasoning
-            new[name] = "".join(passed.out) if value and value == "".join(passed.came) else clean(value)
+            new[name] = "".join(passed.out) if value and value == "".join(passed.came) else torn(value)
         else:
             new[name] = within(value, clean)
     return new

@@ -9,8 +9,10 @@ GUARDRAIL_INTERVENED with `texts`. `nemo`: NeMo Guardrails' POST URL/v1/guardrai
 import re
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field, field_validator, model_validator
@@ -49,10 +51,16 @@ class Http(Asking):
     def only_requests_are_rewritten(self) -> "Http":
         if self.action == "mask" and self.on != "input":
             raise ValueError("with `action: mask` a service rewrites requests: say `on: input`")
+        if self.action == "mask" and self.shape == "nemo":
+            raise ValueError("NeMo Guardrails gives no texts that could stand in the place of others: block, or flag")
         return self
 
     def files(self, folder: Path) -> Sequence[Path]:
         return [folder / self.api_key_file] if self.api_key_file else []
+
+    @property
+    def target(self) -> str:
+        return urlsplit(self.url).netloc.rpartition("@")[2]
 
     def look(self, parts: Parts) -> Look:
         context = ssl.create_default_context()  # made once: it takes longer than a request
@@ -69,7 +77,7 @@ class Http(Asking):
             ) as client:
                 answer = await client.post(self.url + path, json=body)
             if answer.status_code != 200:
-                raise EngineError(f"the guard at {self.url} answers {answer.status_code}")
+                raise EngineError(f"the guard at {self.target} answers {answer.status_code}")
             return self.understood(answer.json(), looked)
 
         return look
@@ -88,22 +96,29 @@ class Http(Asking):
         return "", {"direction": looked.direction, "model": now.model, "texts": list(looked.texts)}
 
     def understood(self, answer: Any, looked: Looked) -> Opinion:
-        """Raises EngineError for what is no verdict."""
+        """With `action: mask`, what it objects to without other texts does not pass. Raises EngineError for what is
+        no verdict."""
+        opinion = self._opinion(answer, looked)
+        if self.action == "mask" and opinion.kinds and opinion.texts is None:
+            return replace(opinion, refuses=True)
+        return opinion
+
+    def _opinion(self, answer: Any, looked: Looked) -> Opinion:
         if not isinstance(answer, Mapping):
-            raise EngineError(f"the guard at {self.url} gives no verdict")
+            raise EngineError(f"the guard at {self.target} gives no verdict")
         if self.shape == "nemo":
             status = answer.get("status")
             if status in NEMO_PASSES:
                 return NOTHING
             if status not in ("blocked", "modified"):
-                raise EngineError(f"the guard at {self.url} gives no verdict")
+                raise EngineError(f"the guard at {self.target} gives no verdict")
             return Opinion({str(status): 1.0})
         if self.shape == "litellm":
             action = answer.get("action")
             if action == "NONE":
                 return NOTHING
             if action not in ("BLOCKED", "GUARDRAIL_INTERVENED"):
-                raise EngineError(f"the guard at {self.url} gives no verdict")
+                raise EngineError(f"the guard at {self.target} gives no verdict")
             return Opinion(
                 {action.lower(): 1.0},
                 self._texts(answer, looked),
@@ -111,7 +126,7 @@ class Http(Asking):
             )
         kinds = answer.get("kinds")
         if not isinstance(kinds, Mapping):
-            raise EngineError(f"the guard at {self.url} gives no verdict")
+            raise EngineError(f"the guard at {self.target} gives no verdict")
         # what it names ends up in logs: no text of a request is to come back as a name
         named = {kind if KIND.fullmatch(str(kind)) else "unnamed": score_of(score) for kind, score in kinds.items()}
         return Opinion(named, self._texts(answer, looked))
@@ -121,7 +136,7 @@ class Http(Asking):
         if self.action != "mask" or looked.direction != "input" or texts is None:
             return None
         if not isinstance(texts, list) or len(texts) != len(looked.texts) or not all(map(is_text, texts)):
-            raise EngineError(f"the guard at {self.url} gives other texts than it was asked about")
+            raise EngineError(f"the guard at {self.target} gives other texts than it was asked about")
         return texts
 
 

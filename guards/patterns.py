@@ -152,14 +152,15 @@ class Headed:
 
     def alive(self, text: str) -> int:
         raw = seen(text)
+        end = raw[-self._most :].lower().decode(ENCODING)
+        unfinished = next((at for at in range(len(end)) if end[at:] in self._unfinished), len(end))
+        limit = len(raw) - len(end) + unfinished
         for begin, which in self._standing(raw, 0):
+            if begin >= limit:
+                break
             if any(self._beginnings[i].match(raw, begin) for i in which):
                 return begin
-        end = raw[-self._most :].lower().decode(ENCODING)
-        for at in range(len(end)):
-            if end[at:] in self._unfinished:
-                return len(raw) - len(end) + at
-        return len(raw)
+        return limit
 
     def _standing(self, raw: bytes, start: int) -> Iterator[tuple[int, Sequence[int]]]:
         """Where heads stand, from left to right, and of which patterns."""

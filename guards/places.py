@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from guards import presidio
 from guards.guard import Action, Masking
 from guards.personal import KINDS, personal
+from guards.presidio import LEAST_SCORE
 from guards.secrets import RULES, secrets
 from guards.spans import Detector
 from guards.terms import Terms as Automaton
@@ -76,6 +78,25 @@ class Terms(Masking):
     def detectors(self, parts: Parts) -> Sequence[Detector]:
         listed = terms_of(Path(parts.folder) / self.file) if self.file else []
         return [Automaton(self.kind, [*self.terms, *listed], words=self.words)]
+
+
+class Presidio(Masking):
+    """Names and places, as a spaCy model finds them: needs `pip install presidio-analyzer` and that model."""
+
+    operators: ClassVar[frozenset[str]] = frozenset({"model"})
+
+    action: Action = Field("mask", description=ACTION)
+    on: Literal["input"] = Field("input", description="there is no other way: it needs all of a text")
+    model: str = Field("en_core_web_sm", min_length=1, description="the spaCy model, a package's name or a directory")
+    language: str = Field("en", pattern="^[a-z]{2,3}$", description="the model's language")
+    entities: tuple[str, ...] = Field(
+        ("PERSON", "LOCATION"), description="what is looked for, by Presidio's names [(): all that it knows]"
+    )
+    least_score: float = Field(LEAST_SCORE, ge=0, le=1, description="how sure it must be, of 1")
+
+    def detectors(self, parts: Parts) -> Sequence[Detector]:
+        found = presidio.analyzer(self.model, self.language)
+        return [presidio.Presidio(found, self.entities, language=self.language, least_score=self.least_score)]
 
 
 @lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from guards.guard import NOTHING, Guard, Looked
+from guards.guard import NOTHING, Guard, Looked, aside, chars_to_look
 from guards.hold_back import found as spans_of
 from guards.input import Input, given
 from guards.looking import Watch, asked
@@ -32,6 +32,9 @@ UNSEEN = (
     "ec_transfer_params disaggregated_params logits_processors custom_logit_processor"
 ).split()
 """Fields that bring into a prompt, or an answer, what no guard can look at."""
+
+CONTINUED = "continue_final_message"
+"""With it the model ends what the caller has begun: a match across both would be in no text."""
 
 
 class Options(Step):
@@ -79,6 +82,7 @@ class Made:
         watches = [Watch.of(name, guard, parts) for name, guard in policy.guards]
         self.policy = policy
         self.watches = watches
+        self.unmasks = any(watch.guard.unmasks for watch in watches)
         self.input = Input([watch for watch in watches if watch.guard.on != "output"])
         self.output = Output([watch for watch in watches if watch.guard.on != "input"], policy.whole)
 
@@ -95,7 +99,9 @@ class Made:
         try:
             for watch in self.watches:
                 verdicts.ran(watch.name, "input")
-                kinds = [span.kind for span in spans_of(watch.detectors, text)]
+                chars = chars_to_look(len(text), watch.detectors)
+                spans = await aside(chars, lambda watch=watch: spans_of(watch.detectors, text))  # type: ignore[misc]
+                kinds = [span.kind for span in spans]
                 opinion = await asked(watch, Looked("input", [text]), verdicts) if watch.look else NOTHING
                 for kind, score in {**dict.fromkeys(kinds, 1.0), **opinion.kinds}.items():
                     verdicts.found(watch.name, "input", "flag", kind)
@@ -108,7 +114,7 @@ class Made:
         """Raises ContentFiltered for a request that is blocked, GuardFailed for what could not be looked at."""
         self._check(request)
         verdicts = Verdicts(self.policy.name)
-        vault = Vault(given(request))
+        vault = Vault(given(request, unmasks=self.unmasks))
         try:
             request = await self.input.request(request, vault, verdicts)
             if self.output.nothing_to_do(vault):
@@ -138,10 +144,21 @@ class Made:
                     f"{field} is not for a model whose answers pass guards: it would show what {name} holds back",
                     param=field,
                 )
+        if self.output.watches and continues(request):
+            raise BadRequest(
+                f"{CONTINUED} is not for a model whose answers pass guards: {name} would not see what the answer "
+                "begins with; let the last turn be the user's",
+                param=CONTINUED,
+            )
         if self.policy.media == "refuse" and has_media(request):
             raise BadRequest(
                 f"images, audio and video are refused here: {name} cannot look into them", param="messages"
             )
+
+
+def continues(request: ChatRequest) -> bool:
+    told = getattr(request, "chat_template_kwargs", None)
+    return bool(getattr(request, CONTINUED, None) or (isinstance(told, dict) and told.get(CONTINUED)))
 
 
 def has_media(request: ChatRequest) -> bool:

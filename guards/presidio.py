@@ -6,6 +6,9 @@ CPU, and needs all of a text: in a stream everything is held until the end. The 
 
 import sys
 from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 from guards.spans import Span
@@ -29,8 +32,15 @@ class Presidio:
         self._language = language
         self._least_score = least_score
         self.kinds = tuple(KINDS.get(entity, entity.lower()) for entity in self._entities)
+        self._lock = Lock()  # one text at a time: an analyzer does not say that it may be asked by several threads
         self._text = ""
         self._spans: list[Span] = []
+
+    def fresh(self) -> "Presidio":
+        """One that knows no text yet, as each text has its own."""
+        other = copy(self)
+        other._text, other._spans = "", []
+        return other
 
     def search(self, text: str, start: int = 0) -> Span | None:
         """Of a text that is the end of the one before, what was found in that: a filter drops what it has passed."""
@@ -43,7 +53,8 @@ class Presidio:
         return 0
 
     def _found(self, text: str) -> list[Span]:
-        results = self._analyzer.analyze(text, entities=self._entities, language=self._language)
+        with self._lock:
+            results = self._analyzer.analyze(text, entities=self._entities, language=self._language)
         spans = [
             Span(result.start, result.end, KINDS.get(result.entity_type, result.entity_type.lower()))
             for result in results
@@ -52,6 +63,7 @@ class Presidio:
         return sorted(spans, key=lambda span: (span.start, -span.end))
 
 
+@lru_cache(maxsize=4)
 def analyzer(model: str, language: str = "en") -> Any:
     """With this spaCy model, a package's name or a directory. Raises ConfigError if it or Presidio is not there."""
     try:

@@ -1,8 +1,10 @@
 """Guards that weigh a whole text: signs of an injection, its length, the letters it is written in."""
 
+from collections.abc import Callable, Sequence
+
 from pydantic import Field, field_validator
 
-from guards.guard import NOTHING, Guard, Look, Looked, Opinion, Unmasked, Where
+from guards.guard import NOTHING, Guard, Look, Looked, Opinion, Unmasked, Where, aside
 from guards.injection import score, signals
 from guards.language import SCRIPTS, scripts
 from penstock.config import nearest
@@ -25,15 +27,15 @@ class Injection(Weighing):
     threshold: float = Field(0.6, gt=0, le=1, description="how much must speak for it, of 1")
 
     def look(self, parts: Parts) -> Look:
-        async def look(looked: Looked) -> Opinion:
+        def weighed(texts: Sequence[str]) -> Opinion:
             kinds: dict[str, float] = {}
-            for text in looked.texts:
+            for text in texts:
                 found = signals(text)
                 if found and (weight := score(found)) >= self.threshold:
                     kinds |= {signal.name: max(weight, kinds.get(signal.name, 0)) for signal in found}
             return Opinion(kinds) if kinds else NOTHING
 
-        return look
+        return weighing(weighed)
 
 
 class Size(Weighing):
@@ -65,9 +67,9 @@ class Language(Weighing):
         return given
 
     def look(self, parts: Parts) -> Look:
-        async def look(looked: Looked) -> Opinion:
+        def weighed(texts: Sequence[str]) -> Opinion:
             kinds: dict[str, float] = {}
-            for text in looked.texts:
+            for text in texts:
                 counts = scripts(text)
                 foreign = {script: count for script, count in counts.items() if script not in self.scripts}
                 others = sum(foreign.values())
@@ -75,4 +77,13 @@ class Language(Weighing):
                     kinds |= {script: 1.0 for script in foreign}
             return Opinion(kinds) if kinds else NOTHING
 
-        return look
+        return weighing(weighed)
+
+
+def weighing(weighed: Callable[[Sequence[str]], Opinion]) -> Look:
+    """As it looks: at long texts in a thread."""
+
+    async def look(looked: Looked) -> Opinion:
+        return await aside(sum(map(len, looked.texts)), lambda: weighed(looked.texts))
+
+    return look

@@ -11,7 +11,7 @@ segment later.
 from collections.abc import Sequence
 from time import perf_counter
 
-from guards.hold_back import HoldBack, Replace
+from guards.hold_back import Cut, HoldBack, Replace
 from guards.spans import Detector
 
 BEFORE = ("a", "\n")
@@ -106,9 +106,9 @@ class Skimming(HoldBack):
         self.seconds += perf_counter() - began
         return passed
 
-    def flush(self) -> str:
+    def flush(self, cut: Cut | None = None) -> str:
         self._wake()
-        passed = super().flush()
+        passed = super().flush(cut)
         self._pending = self._passed_before = ""
         return passed
 

@@ -35,7 +35,8 @@ class Span:
 
 
 class Detector(Protocol):
-    """Looks at what stands in the text and at one character before `start`, and no further back."""
+    """Looks at what stands in the text and at one character before `start`, and no further back. One that knows more of
+    its text than it is asked about has `fresh()`, too: another one, for another text."""
 
     @property
     def kinds(self) -> Sequence[str]: ...

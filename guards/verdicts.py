@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from guards.guard import Direction
 from penstock import metrics
+from penstock.errors import BadRequest, EngineRefused, PenstockError
 from penstock.log import request_id
 from penstock.steps import circumstances
 
 log = logging.getLogger(__name__)
 
+MAY_QUOTE = (BadRequest, EngineRefused)
 RANK = ("pass", "flag", "mask", "block", "failed")
 
 
@@ -21,6 +23,7 @@ class Verdicts:
         self.policy = policy
         self._found: dict[tuple[str, Direction], Counter[str]] = {}
         self._verdicts: dict[tuple[str, Direction], str] = {}
+        self._why: dict[tuple[str, Direction], dict[str, str | None]] = {}
 
     def ran(self, guard: str, direction: Direction) -> None:
         self._verdicts.setdefault((guard, direction), "pass")
@@ -32,12 +35,20 @@ class Verdicts:
         if kind:
             self._found.setdefault((guard, direction), Counter())[kind] += count
 
+    def failed(self, guard: str, direction: Direction, error: Exception, target: str | None) -> None:
+        """`target`: whom it asked. What is told are our own words: in those of others, and of refusals, there may be
+        text of the request."""
+        self.found(guard, direction, "failed", type(error).__name__)
+        says = error.message if isinstance(error, PenstockError) and not isinstance(error, MAY_QUOTE) else None
+        self._why[guard, direction] = {"target": target, "error": says}
+
     def tell(self) -> None:
         """Once, when the request is over, however it ended."""
         now = circumstances.get()
         for (guard, direction), verdict in self._verdicts.items():
             metrics.guard_verdicts.inc(guard, direction, verdict)
-            kinds: Mapping[str, int] = self._found.get((guard, direction), {})
+            # a copy: of a request whose client has left, a thread may still be looking
+            kinds: Mapping[str, int] = dict(self._found.get((guard, direction), {}))
             said = ",".join(f"{kind}:{count}" for kind, count in sorted(kinds.items()))
             now.verdicts[f"{self.policy}/{guard}/{direction}"] = f"{verdict}({said})" if said else verdict
             if verdict != "pass":
@@ -59,6 +70,7 @@ class Verdicts:
                     "key": now.caller.id,
                     "model": now.model or None,
                     "surface": now.surface or None,
+                    **self._why.get((guard, direction), {}),
                 },
             )
         finally:

@@ -123,14 +123,17 @@ def step_at(config: Config, written: Written, place: Place) -> Step:
 
 
 def policy_of(config: Config, name: str) -> Policy:
-    """A list in `guards`; else the guard of this name, with the options that it has by default. Raises WrongAt."""
+    """A list in `guards`, several of a kind being `http`, `http.2`; else the guard of this name, with the options that
+    it has by default. Raises WrongAt."""
     options = Options()
     guards: list[tuple[str, Guard]] = []
     for number, written in enumerate(config.guards.get(name, [{name: {}}])):
         place: Place = ("guards", name, number)
         step = parsed(written, place, IN_POLICIES, "guard")
         if isinstance(step, Guard):
-            guards.append((next(iter(written)), step))
+            kind = next(iter(written))
+            count = 1 + sum(type(step) is type(other) for _, other in guards)
+            guards.append((kind if count == 1 else f"{kind}.{count}", step))
         else:
             options = step  # type: ignore[assignment]
     if not guards:

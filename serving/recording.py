@@ -36,10 +36,13 @@ class Recorded:
     pieces: Sequence[bytes]
     at_once: bool
     size: int
+    verdicts: Mapping[str, str] | None = None
+    """Of the guards that have looked at it."""
 
     async def give(self, exchange: Exchange, dialect: Dialect, marks: Headers) -> None:
         """The same answer again; `marks` say so."""
         begin(exchange, marks)
+        exchange.verdicts = self.verdicts
         headers = own(self.headers, exchange, dialect, again=True)
         if self.at_once:
             return exchange.send(self.status, headers, b"".join(self.pieces))
@@ -122,7 +125,7 @@ class Recording(Exchange):
             number += count
         heads = sum(len(name) + len(value) for name, value in self._headers)
         size = self._said_bytes + PIECE_BYTES * len(pieces) + heads + RECORD_BYTES
-        return Recorded(self.status, self._headers, pieces, self._at_once, size)
+        return Recorded(self.status, self._headers, pieces, self._at_once, size, self.verdicts)
 
     async def give(self, exchange: Exchange, dialect: Dialect, marks: Headers, *, again: bool) -> None:
         """All of it, as it comes, to the first or to one who came later (`again`). Raises what it ended in."""
@@ -131,6 +134,7 @@ class Recording(Exchange):
         try:
             await self._give(reader, exchange, dialect, marks, again=again)
         finally:
+            exchange.verdicts = self.verdicts
             self._readers.discard(reader)
             self._let_go()
             if not self._readers and not self.response_complete and self._task:

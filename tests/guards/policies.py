@@ -6,16 +6,20 @@ from typing import Any
 
 from guards.guard import Guard
 from guards.policy import Policy
-from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Usage
+from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, FinishReason, Message, Reply, Usage
 from tests.prompting.conftest import Bench
 
 
 class Saying:
     """Says these deltas, then replies with what they make together; `calls` are of tools, by choice."""
 
-    def __init__(self, deltas: Sequence[Delta], calls: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, deltas: Sequence[Delta], calls: Sequence[dict[str, Any]] = (), finish: FinishReason = "stop", **ended: Any
+    ) -> None:
         self.deltas = deltas
         self.calls = calls
+        self.finish: FinishReason = finish
+        self.ended = ended
         self.asked: list[ChatRequest] = []
         self.said = 0
 
@@ -38,8 +42,10 @@ class Saying:
         message: dict[str, Any] = {"role": "assistant", "content": content or None}
         message |= {"reasoning": reasoning} if reasoning else {}
         if self.calls:
-            return Choice(Message(**message, tool_calls=list(self.calls)), "tool_calls")
-        return Choice(Message(**message))
+            return Choice(
+                Message(**message, tool_calls=list(self.calls)), "tool_calls" if self.finish == "stop" else self.finish
+            )
+        return Choice(Message(**message), self.finish, **self.ended)
 
 
 def behind(bench: Bench, chat: Chat, *guards: Guard, name: str = "strict", **options: Any) -> Chat:

@@ -15,7 +15,8 @@ from guards.outside import Http
 from guards.places import Pii
 from guards.schema import Schema
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply
-from penstock.errors import ContentFiltered, GuardFailed
+from penstock.errors import BudgetSpent, ContentFiltered, GuardFailed
+from serving.meter import Meter
 from tests.guards.policies import Saying, behind, tool_call
 from tests.prompting.conftest import Bench, asking, told
 from tests.upstream import answers, upstream
@@ -51,6 +52,24 @@ async def test_llama_guard_judges_answers_in_their_conversation(bench: Bench) ->
     bench.chats["lg"] = Scripted(["unsafe\nS5"])
     chosen = Classifier(model="lg", kind="llama_guard", categories=("hate",))
     assert await verdict(bench, chosen) == "stop"
+
+
+async def test_classifiers_are_told_what_stands_beside_the_turns(bench: Bench) -> None:
+    bench.chats["lg"] = engine = Scripted(["safe"])
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": None, "tool_calls": [tool_call('{"x": "an argument"}')]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ]
+    tools = [{"type": "function", "function": {"name": "send", "description": "a description"}}]
+    request = asking(messages=turns, tools=tools, documents=[{"text": "a document"}])
+    assert await verdict(bench, Classifier(model="lg", kind="llama_guard"), request=request) == "stop"
+    asked, answered = ([(turn.role, turn.text) for turn in call.messages] for call in engine.calls)
+    assert [role for role, _ in asked] == ["user", "assistant", "user"]
+    assert asked[0][1] == "onetwo\n\nthree"
+    assert asked[2][1] == "send\n\nx\n\nan argument\n\na description\n\na document"
+    assert answered == [*asked, ("assistant", "fine")]
 
 
 async def test_what_a_classifier_should_not_say_lets_nothing_pass(bench: Bench) -> None:
@@ -116,6 +135,29 @@ async def test_a_judge_that_says_anything_else_has_failed(bench: Bench) -> None:
     bench.chats["j"] = Scripted(["yes and no"])
     with pytest.raises(GuardFailed):
         await verdict(bench, Judge(model="j", rubric="It must rhyme."))
+
+
+async def test_the_log_says_whom_a_guard_asked_that_failed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.chats["j"] = Scripted(["yes and no"])
+    async with upstream(answers(500, b"{}")) as service:
+        guards = (Judge(model="j", rubric="x", on="input", fail="open"), Http(url=service.url, on="input", fail="open"))
+        await told(behind(bench, Scripted(["fine"]), *guards), asking())
+        host = service.url.removeprefix("http://")
+    records = [vars(record) for record in caplog.records if hasattr(record, "guard")]
+    told_of = {record["guard"]: (record["target"], record["error"]) for record in records}
+    assert told_of == {
+        "judge": ("j", "j says neither yes nor no"),
+        "http": (host, f"the guard at {host} answers 500"),
+    }
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_a_spent_budget_switches_no_guard_off(bench: Bench, fail: Any) -> None:
+    meter = Meter(3)
+    bench.chats["j"] = meter.around(Scripted(["no"]))
+    guard = Judge(model="j", rubric="It must rhyme.", fail=fail)
+    with pytest.raises(BudgetSpent):
+        await verdict(bench, guard, meter.around(Scripted(["one two three four five"])))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +261,24 @@ async def test_a_service_outside_may_rewrite_requests(bench: Bench) -> None:
         guard = Http(url=service.url, shape="litellm", on="input", action="mask")
         await told(behind(bench, engine, guard), asking("How is Ann?"))
     assert engine.calls[0].messages[-1].text == "How is <PERSON>?"
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer", "found"),
+    [
+        ("penstock", {"kinds": {"spam": 0.9}}, "spam"),
+        ("litellm", {"action": "GUARDRAIL_INTERVENED"}, "guardrail_intervened"),
+        ("penstock", {"kinds": {}}, "stop"),
+    ],
+)
+async def test_what_a_service_objects_to_and_does_not_rewrite_is_refused(
+    bench: Bench, shape: Any, answer: dict[str, Any], found: str
+) -> None:
+    async with upstream(answers(200, json.dumps(answer).encode())) as service:
+        guard = Http(url=service.url, shape=shape, on="input", action="mask")
+        assert await verdict(bench, guard) == found
+    with pytest.raises(ValueError, match="NeMo"):
+        Http(url=service.url, shape="nemo", on="input", action="mask")
 
 
 @pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"no json"), (200, b"[]"), (200, b'{"status": "?"}')])

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from engine.scripted import Scripted
 from guards.guard import Action, Guard, Look, Looked, Opinion
 from guards.places import Pii, Secrets, Terms
+from guards.policy import Made, Policy
 from guards.signals import Injection, Language, Size
 from guards.spans import Detector, Span
 from penstock.chat import Delta
@@ -50,6 +53,19 @@ async def test_a_placeholder_of_the_callers_own_is_none_of_ours(bench: Bench) ->
     chat = behind(bench, Scripted(), Pii(unmask=True))
     reply, _ = await told(chat, asking(f"<EMAIL_1> is not {MAIL}"))
     assert reply.message.text == f"You wrote: <EMAIL_1> is not {MAIL}"
+
+
+@pytest.mark.parametrize("unmask", [False, True])
+async def test_over_turns_the_conversation_begins_as_it_began(bench: Bench, unmask: bool) -> None:
+    engine = Scripted(["Hello <EMAIL_1>.", "Hello <EMAIL_1> and <EMAIL_2>."])
+    chat = behind(bench, engine, Pii(unmask=unmask))
+    turns: list[dict[str, Any]] = []
+    for said in (f"I am {MAIL}.", f"And I am bob@example.org, no longer {MAIL}."):
+        turns.append({"role": "user", "content": said})
+        reply, _ = await told(chat, asking(messages=turns))
+        turns.append({"role": "assistant", "content": reply.message.text})
+    first, second = ([turn.text for turn in call.messages] for call in engine.calls)
+    assert second == [*first, "Hello <EMAIL_1>.", "And I am <EMAIL_2>, no longer <EMAIL_1>."]
 
 
 @FEW
@@ -137,6 +153,25 @@ async def test_numbers_among_arguments_are_looked_at_and_small_ones_stay(bench: 
     }
 
 
+@pytest.mark.parametrize("written", ["4000000000000000006.0", "4000000000000000006e0", "411111111111111.1e1"])
+async def test_digits_of_numbers_with_a_point_are_looked_at_as_they_are_written(bench: Bench, written: str) -> None:
+    engine = Saying([], [tool_call(f'{{"card": {written}, "x": 0.5, "y": 1e400}}')])
+    reply, _ = await told(behind(bench, engine, Pii(action="block")), asking())
+    assert reply.finish_reason == "content_filter"
+    engine = Saying([], [tool_call('{"card": 40.0, "x": 0.5, "y": 1e400, "z": NaN}')])
+    reply, _ = await told(behind(bench, engine, Pii(action="block")), asking())
+    assert reply.message.tool_calls == engine.calls
+
+
+@pytest.mark.parametrize("written", ['{"a": "\\ud83d é", "to": "%s"}', '{"a": "\\ud83d\\ude00 é \\ud83d", "to": "%s'])
+async def test_masked_arguments_with_half_a_surrogate_pair_can_be_sent(bench: Bench, written: str) -> None:
+    reply, _ = await told(behind(bench, Saying([], [tool_call(written % MAIL)]), Pii()), asking())
+    assert reply.message.tool_calls
+    said = reply.message.tool_calls[0]["function"]["arguments"]
+    assert orjson.dumps(said)
+    assert "<EMAIL_1>" in said
+
+
 async def test_placeholders_in_arguments_become_json_again(bench: Bench) -> None:
     engine = Saying([], [tool_call('{"text": "<TERM_1> and <TERM_1>"}')])
     guard = Terms(action="mask", terms=('the "secret"',), unmask=True, words=False, on="input")
@@ -222,6 +257,15 @@ async def test_fields_that_show_what_is_held_back_are_refused(bench: Bench, fiel
         await told(behind(bench, Scripted(), Pii()), asking(**fields))
     assert caught.value.param == field
     await told(behind(bench, Scripted(), Pii(on="input")), asking(**fields))
+
+
+@pytest.mark.parametrize("fields", [{"x": 1}, {"chat_template_kwargs": {"x": 1}}])
+async def test_an_answer_that_the_caller_has_begun_is_refused(bench: Bench, fields: dict[str, Any]) -> None:
+    told_so = json.loads(json.dumps(fields).replace('"x": 1', '"continue_final_message": true'))
+    turns = [{"role": "user", "content": "key?"}, {"role": "assistant", "content": "AKIA"}]
+    with pytest.raises(BadRequest, match=r"continue_final_message.*strict"):
+        await told(behind(bench, Scripted(), Secrets()), asking(messages=turns, **told_so))
+    await told(behind(bench, Scripted(), Secrets(on="input")), asking(messages=turns, **told_so))
 
 
 async def test_media_are_refused_where_the_policy_says_so(bench: Bench) -> None:
@@ -365,3 +409,121 @@ async def test_an_answer_is_the_same_however_it_is_cut(
     for action, kinds in ((actions[0], (CARD, MAIL)), (actions[1], ("AKIAIOSFODNN7EXAMPLF",))):
         if action != "flag":
             assert not any(secret[:8] in sent for secret in kinds if secret in text)
+
+
+BIG = "and so on " * 600
+
+
+class Where(Guard):
+    """Notes the threads in which it looks."""
+
+    threads: ClassVar[list[int]] = []
+
+    def detectors(self, parts: Parts) -> Sequence[Detector]:
+        return [Noting(self.threads)]
+
+
+class Noting:
+    kinds = ("none",)
+    longest = 1
+
+    def __init__(self, threads: list[int]) -> None:
+        self.threads = threads
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        self.threads.append(threading.get_ident())
+        return None
+
+    def alive(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": BIG},
+        {"documents": [{"text": BIG}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "description": BIG}}]},
+        {"messages": [{"role": "assistant", "tool_calls": [tool_call(json.dumps({"a": BIG}))]}]},
+        {"messages": [{"role": "assistant", "reasoning": BIG}]},
+    ],
+)
+async def test_much_text_is_searched_in_a_thread_wherever_it_stands(bench: Bench, fields: dict[str, Any]) -> None:
+    guard = Where(on="input")
+    guard.threads.clear()
+    await told(behind(bench, Scripted(), guard), asking())
+    assert set(guard.threads) == {threading.get_ident()}
+    guard.threads.clear()
+    await told(behind(bench, Scripted(["ok"]), guard), asking(**fields))
+    assert guard.threads
+    assert threading.get_ident() not in guard.threads
+    guard.threads.clear()
+    await Made(Policy(name="p", guards=(("where", guard),)), bench).weighed(BIG)
+    assert guard.threads
+    assert threading.get_ident() not in guard.threads
+
+
+KEY = "AKIAQYLPMN5HHHFPZAM2"
+
+
+@pytest.mark.parametrize(
+    "ended", [{"finish": "length"}, {"stopped_by": "M2"}, {"stop_token_ids": [7]}], ids=["length", "stop", "token"]
+)
+@pytest.mark.parametrize("name", ["content", "reasoning"])
+async def test_of_an_answer_that_was_broken_off_no_beginning_of_a_secret_comes_out(
+    bench: Bench, ended: dict[str, Any], name: str
+) -> None:
+    text = f"The key is {KEY} and the card {CARD}, ok"
+    fields = {field: ended[field] for field in ended if field == "stop_token_ids"}
+    ended = {field: ended[field] for field in ended if field not in fields}
+    for action in ("block", "mask", "flag"):
+        chat_guards = (Secrets(action=action), Pii(action=action))
+        for end in range(1, len(text)):
+            said = pieces(text[:end], range(0, end, 3))
+            deltas = [Delta(piece) if name == "content" else Delta(reasoning=piece) for piece in said]
+            engine = Saying(deltas, **ended)
+            reply, streamed = await told(behind(bench, engine, *chat_guards), asking(**fields))
+            sent = getattr(streamed, name)()
+            assert sent == (reply.message.text if name == "content" else getattr(reply.message, name, ""))
+            if action == "flag":
+                assert sent == text[:end]
+            else:
+                assert "AKIA" not in sent
+                assert "4111" not in sent
+                assert text.startswith(sent.partition("<")[0])
+                assert reply.finish_reason in (ended.get("finish", "stop"), "content_filter")
+
+
+async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: Bench) -> None:
+    for end in range(4, len(KEY)):
+        engine = Saying([], [tool_call('{"key": "' + KEY[:end])], finish="length")
+        reply, _ = await told(behind(bench, engine, Secrets(action="mask")), asking())
+        assert reply.message.tool_calls
+        assert reply.message.tool_calls[0]["function"] == {"name": "send", "arguments": '{"key": "'}
+
+
+async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: Bench) -> None:
+    reply, streamed = await told(behind(bench, Saying([Delta("It is AKIAQYLP")]), Secrets()), asking(stop=["x"]))
+    assert streamed.content() == reply.message.text == "It is AKIAQYLP"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("forbidden", "phrase"), ("forbidden phr", "ase"), ("a", "forbidden phrase")]
+)
+async def test_parts_of_a_text_are_looked_at_as_engines_join_them(bench: Bench, first: str, second: str) -> None:
+    turns = [{"role": "user", "content": [{"type": "text", "text": text} for text in (first, second)]}]
+    with pytest.raises(ContentFiltered):
+        await told(behind(bench, Scripted(), Terms(terms=("forbidden phrase",))), asking(messages=turns))
+
+
+async def test_what_is_put_into_a_stored_prompt_is_looked_at(bench: Bench) -> None:
+    engine = Scripted(["ok"])
+    variables = {"who": MAIL, "part": {"type": "input_text", "text": MAIL}, "n": 2}
+    await told(behind(bench, engine, Pii()), asking(prompt={"id": "p", "version": "1", "variables": variables}))
+    assert engine.calls[0].to_wire()["prompt"] == {
+        "id": "p",
+        "version": "1",
+        "variables": {"who": "<EMAIL_1>", "part": {"type": "input_text", "text": "<EMAIL_1>"}, "n": 2},
+    }
+    with pytest.raises(ContentFiltered):
+        await told(behind(bench, engine, Pii(action="block")), asking(prompt={"id": "p", "variables": {"who": MAIL}}))

@@ -23,6 +23,7 @@ from penstock.source import Source
 from penstock.store import opened
 from serving import moderations
 from serving.access import access
+from serving.composing import policy_of
 from serving.compositions import Compositions, check, unasked, unreached
 from serving.reload import Reload
 from serving.routes import ROUTES
@@ -251,6 +252,30 @@ async def test_the_access_log_says_what_ran_for_every_request(gateway: Running, 
     ]
 
 
+def test_guards_of_a_kind_are_told_apart() -> None:
+    listed = ["pii", {"terms": {"terms": ["a"]}}, {"terms": {"terms": ["b"]}}, "secrets", {"terms": {"terms": ["c"]}}]
+    policy = policy_of(Config(**scripted(**of_model(*listed))), "strict")
+    assert [name for name, _ in policy.guards] == ["pii", "terms", "terms.2", "secrets", "terms.3"]
+
+
+@pytest.mark.parametrize("text", ["hello", MAIL])
+async def test_the_access_log_says_what_ran_with_an_idempotency_key_too(
+    gateway: Running, monkeypatch: Any, text: str
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(lines, "write", written.append)
+    monkeypatch.setattr(lines, "json", True)
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    async with gateway(**scripted(**of_model({"pii": {"action": "block", "on": "input"}}))) as client:
+        for stream in (False, False, True):
+            headers = {"idempotency-key": f"once-{stream}"}
+            await client.post(CHAT, json=body | {"stream": stream}, headers=headers)
+        access.flush()
+    noted = [json.loads(line) for line in "".join(written).splitlines()]
+    verdict = "pass" if text == "hello" else "block(email:1)"
+    assert [line["guards"] for line in noted if line.get("route") == CHAT] == [{"strict/pii/input": verdict}] * 3
+
+
 async def test_a_key_whose_guards_are_not_configured_is_served_nothing(gateway: Running) -> None:
     async with opened(None) as store:
         key = (await Keyring(store, pepper(None)).create(wanted({"name": "u", "guards": "gone"}), "the test")).key
@@ -309,6 +334,7 @@ async def test_a_guard_stands_among_steps_where_it_is_written() -> None:
         ("strict: [{pii: {kinds: [emial]}}]", "guards: strict", "5: pii.kinds: unknown kind 'emial', did you mean"),
         ("strict: [{injection: {action: mask}}]", "guards: strict", "5: injection.action: "),
         ("strict: [{terms: {file: gone.txt}}]", "guards: strict", "5: the list of terms .*gone.txt cannot be read"),
+        ('strict: [{presidio: {"on": output}}]', "guards: strict", "5: presidio.on: "),
         ("strict: [{policy: {whole: end}}]", "guards: strict", "5: strict has no guard in it"),
         ("strict: [pii]", "guards: stritc", "4: .*unknown guards 'stritc', did you mean 'strict'?"),
         ("strict: [pii]", "steps: [{guard: stritc}]", "4: .*unknown guards 'stritc', did you mean 'strict'?"),

@@ -81,7 +81,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     text = read(path) if path else ""
     try:
         tree = yaml.compose(text)
-        data = yaml.safe_load(text) or {}
+        data = yaml.load(text, Loader) or {}
         no_key_twice(tree, path)
     except yaml.YAMLError as error:
         raise ConfigError(not_yaml(path, error)) from error
@@ -103,6 +103,17 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
         above = merged(from_env, overrides)
         wrong = [explain(detail, path, tree, above) for detail in error.errors()]
         raise ConfigError("\n".join(wrong)) from error
+
+
+class Loader(yaml.SafeLoader):
+    """Keys are names: YAML 1.1 takes `on: input` for a key that is true."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool":
+                key.tag = "tag:yaml.org,2002:str"
+        return node
 
 
 def not_yaml(path: Path | None, error: yaml.YAMLError) -> str:

@@ -334,7 +334,7 @@ async def test_a_guard_stands_among_steps_where_it_is_written() -> None:
         ("strict: [{pii: {kinds: [emial]}}]", "guards: strict", "5: pii.kinds: unknown kind 'emial', did you mean"),
         ("strict: [{injection: {action: mask}}]", "guards: strict", "5: injection.action: "),
         ("strict: [{terms: {file: gone.txt}}]", "guards: strict", "5: the list of terms .*gone.txt cannot be read"),
-        ('strict: [{presidio: {"on": output}}]', "guards: strict", "5: presidio.on: "),
+        ("strict: [{presidio: {on: output}}]", "guards: strict", "5: presidio.on: "),
         ("strict: [{policy: {whole: end}}]", "guards: strict", "5: strict has no guard in it"),
         ("strict: [pii]", "guards: stritc", "4: .*unknown guards 'stritc', did you mean 'strict'?"),
         ("strict: [pii]", "steps: [{guard: stritc}]", "4: .*unknown guards 'stritc', did you mean 'strict'?"),

@@ -81,7 +81,7 @@ def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -
     text = read(path) if path else ""
     try:
         tree = yaml.compose(text)
-        data = yaml.load(text, Loader) or {}
+        data = Loader(text).get_single_data() or {}
         no_key_twice(tree, path)
     except yaml.YAMLError as error:
         raise ConfigError(not_yaml(path, error)) from error

@@ -109,8 +109,7 @@ async def test_what_a_reload_has_loaded_before_its_engine_was_replaced_is_looked
         await until(lambda: ("base", "terse@1") in here.moving.loaded.warm)
         held = Held(monkeypatch, loaded, "other")
         reloading = asyncio.create_task(reload(here, first, sharp=SHARP, later=later))
-        await until(held.there.is_set)
-        assert ("base", "sharp@1") in here.moving.loaded.warm
+        await until(held.there.is_set)  # sharp has been loaded; what nobody refers to yet may be unloaded at any moment
         await both_move(known)
         await here.until_version("demo@2")
         held.go_on.set()

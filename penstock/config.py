@@ -319,6 +319,8 @@ def step_of(step: Any) -> dict[str, Any]:
     ((name, options),) = step.items()
     if name == "guard" and isinstance(options, str):
         options = {"name": options}
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"the options of {name} are {{OPTION: VALUE}}, not {str(options)[:80]}")
     return {str(name): {} if options is None else options}
 
 

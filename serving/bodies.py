@@ -179,7 +179,7 @@ class Override(Body):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: Annotated[Many[Text | Annotated[dict[Text, dict[str, Any] | None], OneStep]], Field(max_length=16)]
+    steps: Annotated[Many[Text | Annotated[dict[Text, dict[str, Any] | Text | None], OneStep]], Field(max_length=16)]
 
 
 class Stepped(Routed):

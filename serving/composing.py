@@ -96,14 +96,15 @@ def steps_of(config: Config, listed: Listed, place: Place) -> list[tuple[Step, P
 
 
 def for_callers(steps: Sequence[tuple[Step, Place]]) -> None:
-    """Raises Forbidden for steps and options that only the configuration may have."""
+    """Raises Forbidden for steps and options that only the configuration may have, those of a policy's guards too."""
     for step, place in steps:
-        if not type(step).choosable:
+        inner = [guard for _, guard in step.guards] if isinstance(step, Policy) else []
+        for each in (step, *inner):
             param = param_of(map(str, place))
-            raise Forbidden(f"{param}: this step is the configuration's alone", param=param)
-        if reserved := sorted(type(step).operators & step.model_fields_set):
-            param = param_of(map(str, place))
-            raise Forbidden(f"{param}: the option {reserved[0]} is the configuration's alone", param=param)
+            if not type(each).choosable:
+                raise Forbidden(f"{param}: this step is the configuration's alone", param=param)
+            if reserved := sorted(type(each).operators & each.model_fields_set):
+                raise Forbidden(f"{param}: the option {reserved[0]} is the configuration's alone", param=param)
 
 
 def param_of(place: Iterable[str]) -> str:

@@ -14,8 +14,9 @@ from guards.places import stamp
 from guards.policy import Made, Policy
 from penstock.callers import Caller
 from penstock.chat import Chat, ChatRequest, Emit, Reply
-from penstock.config import Config, WrongAt, listed
+from penstock.config import Config, WrongAt, step_of
 from penstock.errors import BadRequest, PenstockError, StartError
+from penstock.steps import Written
 from serving.composing import (
     IN_POLICIES,
     PLAIN,
@@ -85,7 +86,7 @@ class Compositions:
         found = self._chosen.get(key)
         if found is None:
             try:
-                picked = steps_of(self._config, listed(written), CHOSEN_AT)
+                picked = steps_of(self._config, as_listed(written), CHOSEN_AT)
                 for_callers(picked)
                 parts = parts_of(self._config, self._reached, self._asked, caller.models)
                 found = joined([self._made[name][1].guards, composed(picked, parts)])
@@ -118,6 +119,17 @@ class Compositions:
         except (WrongAt, StartError) as error:
             log.error("guards.%s: %s; requests that need it are refused", name, error)
             raise PenstockError("these guards cannot be made: the gateway's log says why") from None
+
+
+def as_listed(chosen: Sequence[Any]) -> list[Written]:
+    """As the configuration has its own. Raises WrongAt."""
+    steps: list[Written] = []
+    for number, step in enumerate(chosen):
+        try:
+            steps.append(step_of(step))
+        except ValueError as error:
+            raise WrongAt((*map(str, CHOSEN_AT), str(number)), str(error)) from None
+    return steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,8 @@ WRONG = [
     ({"steps": [{"shout": {"file": "/etc/passwd"}}]}, 403, "penstock.steps[0]", "the configuration's alone"),
     ({"steps": ["shout", {"prompt": {}}]}, 403, "penstock.steps[1]", "the configuration's alone"),
     ({"steps": [{"a": {}, "b": {}}]}, 400, "penstock.steps[0]", ""),
+    ({"steps": [{"shout": "loud"}]}, 400, "penstock.steps[0]", "the options of shout are {OPTION: VALUE}"),
+    ({"steps": [{"guard": "pi"}]}, 400, "penstock.steps[0].guard", "did you mean 'pii'?"),
     ({"steps": [7]}, 400, "penstock.steps[0]", ""),
     ({"steps": ["shout"] * 17}, 400, "penstock.steps", ""),
     ({"steps": "shout"}, 400, "penstock.steps", ""),
@@ -125,6 +127,23 @@ def test_no_step_that_a_caller_may_choose_reads_a_file_by_default() -> None:
         needed = {name for name, field in kind.model_fields.items() if field.is_required()}
         if kind.choosable and not needed & kind.operators:
             assert not kind.model_construct().files(Path("/operators"))
+
+
+async def test_a_policy_that_asks_others_or_reads_files_is_none_for_callers_to_choose(tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("bomb\n")
+    guards: Any = {
+        "outside": ["pii", {"http": {"url": "http://guard.internal/check"}}],
+        "listed": [{"terms": {"file": str(tmp_path / "terms.txt")}}],
+        "plain": [{"pii": {"action": "mask"}}],
+    }
+    async with simulator() as sim, serving(sim, guards=guards) as client:
+        for name, status in {"outside": 403, "listed": 403, "plain": 200}.items():
+            answer = await client.post(
+                CHAT, json=HELLO | {"model": "bare", "penstock": {"steps": ["shout", {"guard": name}]}}
+            )
+            assert answer.status_code == status, answer.text
+            if status == 403:
+                assert answer.json()["error"]["param"] == "penstock.steps[1]"
 
 
 async def test_they_take_the_scope_steps(tmp_path: Path) -> None:

@@ -165,11 +165,13 @@ def unprompted(chat: Chat) -> Chat:
 
 
 def metered(chat: Chat, meter: Meter) -> Chat:
-    """An answer that was cut off knows nothing of what it has cost; the meter does."""
+    """An answer that was cut off knows nothing of what it has cost, and none of what guards have asked; the meter
+    does."""
 
     async def answered(request: ChatRequest, emit: Emit) -> Reply:
         reply = await chat(request, emit)
-        return reply if reply.usage != Usage() else replace(reply, usage=meter.told()[0])
+        usage = reply.usage if reply.usage != Usage() else meter.own()[0]
+        return replace(reply, usage=usage + meter.guards())
 
     return answered
 

@@ -4,6 +4,7 @@ They are found in one table, by exact names. What is wrong with one is told with
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from guards.policy import Options, Policy
 from penstock.chat import Chat
 from penstock.config import Config, WrongAt, nearest
 from penstock.errors import Forbidden, StartError
-from penstock.steps import Around, Listed, OnInput, Parts, Step, Table, Written
+from penstock.steps import Around, Listed, OnInput, Step, Table, Written
 
 
 class Named(Step):
@@ -75,13 +76,14 @@ def said(error: ValidationError, kind: type[Step], name: str) -> str:
     return f"{name}.{option}: {message}" if option else f"{name}: {message}"
 
 
-def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
+def composed(steps: Sequence[tuple[Step, Place]], parts: "ServingParts") -> Composition:
     """Raises WrongAt for what cannot be used."""
     arounds, inputs = [], []
     for step, place in steps:
         try:
-            arounds.append(step.around(parts))
-            on_input = step.on_input(parts)
+            given = parts.for_guards() if isinstance(step, Policy) else parts
+            arounds.append(step.around(given))
+            on_input = step.on_input(given)
         except StartError as error:
             raise WrongAt(tuple(map(str, place)), error.message) from error
         if on_input:
@@ -147,8 +149,9 @@ def policies_of(config: Config, names: Sequence[str]) -> list[tuple[Step, Place]
     return [(policy_of(config, name), ("guards", name)) for name in dict.fromkeys(names)]
 
 
-Reached = Callable[[str], Chat]
-Asked = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+Reached = Callable[[str, bool], Chat]
+Asked = Callable[[str, str, Mapping[str, Any], bool], Awaitable[dict[str, Any]]]
+"""Other served models, for steps, or (True) for guards: a caller's budget is none of theirs."""
 
 
 class ServingParts:
@@ -170,14 +173,21 @@ class ServingParts:
         self._allowed = allowed
         self._reached = reached
         self._asked = asked
+        self._guarding = False
+
+    def for_guards(self) -> "ServingParts":
+        """The same, for a guard."""
+        parts = copy(self)
+        parts._guarding = True
+        return parts
 
     def chat(self, model: str) -> Chat:
         self._check(model)
-        return self._reached(model)
+        return self._reached(model, self._guarding)
 
     async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         self._check(model)
-        return await self._asked(model, path, body)
+        return await self._asked(model, path, body, self._guarding)
 
     def _check(self, model: str) -> None:
         if self._allowed is not None and model not in self._allowed:

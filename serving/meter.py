@@ -4,7 +4,7 @@ Every call of an engine that its steps make goes through the meter, whatever bec
 that lost, calls that were cut short.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.affinity import CHARS_PER_TOKEN
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
@@ -13,6 +13,7 @@ from serving.media import characters
 from serving.policy import USUAL_COMPLETION_TOKENS
 
 LONGEST_TOKEN_CHARS = 16
+GUARDS = "guards"
 MOST_ANSWERS = 1024
 """What one request may ask of engines in all, calls and choices of calls, by the steps of the configuration."""
 MOST_CHOSEN_ANSWERS = 64
@@ -50,13 +51,35 @@ class Meter:
         """By all calls, those that run among them."""
         self._estimated = False
         self._running: set[Running] = set()
+        self._of_guards: Meter | None = None
+
+    @property
+    def of_guards(self) -> "Meter":
+        """For what guards ask: it costs as much, but a caller's budget is none of theirs, and what it leaves them would
+        decide whether they can look."""
+        if self._of_guards is None:
+            self._of_guards = Meter(answers=self.answers)
+        return self._of_guards
 
     def told(self) -> tuple[Usage, bool]:
-        """What all calls have cost until now, and whether some of it is an estimate."""
+        """What all calls have cost until now, those of guards too, and whether some of it is an estimate."""
+        own, estimated = self.own()
+        if self._of_guards is None:
+            return own, estimated
+        guards, also_estimated = self._of_guards.told()
+        return own + guards, estimated or also_estimated
+
+    def own(self) -> tuple[Usage, bool]:
+        """The same without what guards have asked."""
         total, estimated = self._ended, self._estimated
         for running in self._running:
             total, estimated = total + running.estimated(), True
         return total, estimated
+
+    def guards(self) -> Usage:
+        """What guards have asked, as a call by the name of GUARDS; nothing where they have not."""
+        asked = self._of_guards.told()[0] if self._of_guards else Usage()
+        return replace(asked, calls=()).of(GUARDS) if asked != Usage() else asked
 
     def add(self, usage: Usage) -> None:
         """A call that is over, of an engine that generates nothing."""
@@ -120,7 +143,7 @@ class Meter:
     def _within(self, request: ChatRequest) -> ChatRequest:
         if self.budget is None:
             return request
-        left = self.budget - self.told()[0].completion_tokens
+        left = self.budget - self.own()[0].completion_tokens
         each = left // (getattr(request, "n", None) or 1)
         if each < 1:
             raise spent(self.budget)

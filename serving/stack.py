@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -178,23 +179,31 @@ class Stack:
             found = self._moderations[name] = Moderation(name, self.compositions.made(name))
         return found
 
-    def other(self, name: str) -> Chat:
-        """A served model as a step asks it, whichever one has the name by then, for the request that runs."""
+    def other(self, name: str, guarding: bool) -> Chat:
+        """A served model as a step asks it, or a guard, whichever one has the name by then, for the request that
+        runs."""
 
         async def asked(request: ChatRequest, emit: Emit) -> Reply:
             now = asking.get()
+            if guarding:
+                now = replace(now, meter=now.meter.of_guards)
             chat = self.models[name].chat(now.exchange, now.body, now.meter, own=False)
-            return await chat(request.but(**self._salted(request.to_wire())), emit)
+            before = asking.set(now)  # for the steps of that model, and what they ask
+            try:
+                return await chat(request.but(**self._salted(request.to_wire())), emit)
+            finally:
+                asking.reset(before)
 
         return asked
 
-    async def ask(self, name: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, name: str, path: str, body: Mapping[str, Any], guarding: bool) -> dict[str, Any]:
         """The whole answer of a served model's engine on one of its own routes. Raises PenstockError."""
         relay = self.relays.get(name)
         if relay is None:
             raise BadRequest(f"the model {name!r} has no engine that answers {path}")
         now = asking.get(None)
-        return await whole(relay, path, {**body, **self._salted(body)}, now.meter if now else None)
+        meter = now.meter.of_guards if now and guarding else now.meter if now else None
+        return await whole(relay, path, {**body, **self._salted(body)}, meter)
 
     def _salted(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What a step asks on a caller's behalf shares the prefix cache with that caller's requests alone."""

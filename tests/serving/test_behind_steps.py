@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 
 from engine.openai import Answer
@@ -157,6 +158,39 @@ async def test_a_budget_holds_where_calls_run_side_by_side() -> None:
     with pytest.raises(BudgetSpent):
         await each_choice(ChatRequest(model="m", n=16, **HELLO), silent, chat)
     assert given <= 1000 + 16 * 100  # a piece of each may be on its way
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_guards_ask_is_paid_for_and_outside_of_the_budget(
+    made: list[Stack], tmp_path: Path, stream: bool
+) -> None:
+    def scripted(answer: str) -> Any:
+        return {"kind": "scripted", "options": {"answers": [answer]}}
+
+    guards = {"polite": [{"judge": {"model": "judge", "rubric": "It must rhyme.", "on": "both"}}]}
+    tree: Any = {
+        "engines": {"e": scripted("one two three"), "j": scripted("no")},
+        "models": {
+            "m": {"engine": "e", "guards": "polite", "budget_tokens": 3},
+            "judge": {"engine": "j", "steps": [{"critique_revise": {}}]},
+        },
+    }
+    async with opened(f"sqlite:///{tmp_path}/usage.db") as store:
+        ledger = Ledger(store)
+        async with run_gateway(hot=True, **tree, guards=guards, ledger=ledger) as client:
+            asked = HELLO | {"model": "m", "stream": stream, "stream_options": {"include_usage": True}}
+            answer = await client.post(CHAT, json=asked if stream else HELLO | {"model": "m"})
+        await ledger.close()
+        rows = await used(store, ["model"])
+    told = orjson.loads(answer.text.split("data: ")[-2]) if stream else answer.json()
+    usage = told["usage"]
+    steps = usage["penstock"]["steps"]
+    assert answer.status_code == 200
+    assert set(steps) == {"guards", "answer"}
+    assert steps["answer"]["completion_tokens"] == 3
+    assert steps["guards"]["completion_tokens"] > 3  # the judge is a composed model, whose calls are a guard's too
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert rows[0][name] == usage[name] == sum(step[name] for step in steps.values())
 
 
 def test_probabilities_of_pieces_without_text_stream_too() -> None:

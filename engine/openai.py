@@ -18,6 +18,8 @@ from penstock.errors import EngineError, StreamInterrupted
 
 PAUSE_AT = 64
 RESUME_AT = 8
+STOPS = ("stop_reason", "matched_stop")
+"""Where engines tell what has ended an answer, vLLM and SGLang; null where nothing of the caller's has."""
 
 
 class OpenAIChat:
@@ -157,14 +159,17 @@ class Heard:
         self.logprobs: dict[str, Any] | None = None
         self.finish_reason: FinishReason | None = None
         self.stopped_by: str | None = None
+        self.stop_untold = False
 
     def add(self, choice: Mapping[str, Any], index: int) -> Delta:
         """A chat's piece, or in `text` one of a plain completion."""
         delta = choice.get("delta") or {}
         if choice.get("finish_reason"):
             self.finish_reason = choice["finish_reason"]
-            stop = choice.get("stop_reason")  # vLLM's; a number is a token's
+            told = [name for name in STOPS if name in choice]
+            stop = choice[told[0]] if told else None  # a number is a token's
             self.stopped_by = stop if isinstance(stop, str) else None
+            self.stop_untold = self.finish_reason == "stop" and not told
         logprobs = choice.get("logprobs")
         if logprobs:
             self.logprobs = logprobs if self.logprobs is None else joined(self.logprobs, logprobs)
@@ -201,7 +206,7 @@ class Heard:
             message["reasoning"] = "".join(self.reasoning)
         if self.tool_calls:
             message["tool_calls"] = [self.tool_calls[index] for index in sorted(self.tool_calls)]
-        return Choice(Message(**message), self.finish_reason, self.logprobs, self.stopped_by)
+        return Choice(Message(**message), self.finish_reason, self.logprobs, self.stopped_by, self.stop_untold)
 
 
 def joined(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ anew. A choice that is blocked ends there, alone; with the last one the engine's
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -206,7 +207,7 @@ class Passing:
         if choice and not said.blocked:
             try:
                 message = Message(**rewritten(choice.message, said, cut))
-                passed = Choice(message, choice.finish_reason, stopped_by=choice.stopped_by)
+                passed = replace(choice, message=message, logprobs=None)
                 await self._look(passed)
             except Blocked as blocked:
                 self._block(said, blocked)
@@ -271,9 +272,12 @@ class Passing:
 
 
 def is_broken_off(choice: Choice, request: ChatRequest) -> bool:
-    """Whether the caller's limits have ended it. A stop token is told by no engine, so where there is one it has."""
-    by_token = choice.finish_reason == "stop" and bool(getattr(request, "stop_token_ids", None))
-    return choice.finish_reason == "length" or choice.stopped_by is not None or by_token
+    """Whether the caller's limits have ended it. A stop token is told by no engine, and a stop string not by all: where
+    there is one that has not been told, it has."""
+    if choice.finish_reason == "stop" and choice.stopped_by is None:
+        untold = getattr(request, "stop", None) if choice.stop_untold else None
+        return bool(untold or getattr(request, "stop_token_ids", None))
+    return choice.finish_reason == "length" or choice.stopped_by is not None
 
 
 def rewritten(message: Message, said: Said, cut: Cut | None) -> dict[str, Any]:

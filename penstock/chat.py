@@ -134,12 +134,13 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One of the answers to a request: the assistant's message, and why it ended; `stopped_by` is the stop string that
-    has ended it, where the engine says so."""
+    has ended it, where the engine says so, and `stop_untold` that one may have, since the engine never does."""
 
     message: Message
     finish_reason: FinishReason = "stop"
     logprobs: dict[str, Any] | None = None
     stopped_by: str | None = None
+    stop_untold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +154,19 @@ class Reply:
     logprobs: dict[str, Any] | None = None
     others: Sequence[Choice] = ()
     stopped_by: str | None = None
+    stop_untold: bool = False
 
     @classmethod
     def of(cls, choices: Sequence[Choice], usage: Usage = Usage()) -> "Reply":
         """`choices`: at least one."""
-        first = choices[0]
-        return cls(first.message, first.finish_reason, usage, first.logprobs, choices[1:], first.stopped_by)
+        first, others = choices[0], choices[1:]
+        stop = first.stopped_by, first.stop_untold
+        return cls(first.message, first.finish_reason, usage, first.logprobs, others, *stop)
 
     @property
     def choices(self) -> list[Choice]:
-        return [Choice(self.message, self.finish_reason, self.logprobs, self.stopped_by), *self.others]
+        stop = self.stopped_by, self.stop_untold
+        return [Choice(self.message, self.finish_reason, self.logprobs, *stop), *self.others]
 
 
 Emit = Callable[[Delta], Awaitable[None]]

@@ -56,6 +56,26 @@ async def test_the_stream_is_emitted_as_it_comes_and_returned_whole() -> None:
     assert sent["stream_options"] == {"include_usage": True}
 
 
+@pytest.mark.parametrize(
+    ("says", "stopped_by", "untold"),
+    [
+        ({"stop_reason": None}, None, False),
+        ({"stop_reason": "x"}, "x", False),
+        ({"stop_reason": 7}, None, False),
+        ({"matched_stop": "x"}, "x", False),
+        ({"matched_stop": 7}, None, False),
+        ({}, None, True),
+    ],
+)
+async def test_what_has_ended_an_answer_is_told_where_the_engine_tells_it(
+    says: dict[str, Any], stopped_by: str | None, untold: bool
+) -> None:
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop", **says}
+    reply, _, _ = await ask(streams(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n", DONE), stop="x")
+    assert (reply.stopped_by, reply.stop_untold) == (stopped_by, untold)
+    assert reply.choices[0].stop_untold is untold
+
+
 async def test_tool_calls_are_put_together_from_their_pieces() -> None:
     first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     pieces = [{"index": 0, "function": {"arguments": part}} for part in ('{"a"', ": 1}")]

@@ -467,14 +467,16 @@ KEY = "AKIAQYLPMN5HHHFPZAM2"
 
 
 @pytest.mark.parametrize(
-    "ended", [{"finish": "length"}, {"stopped_by": "M2"}, {"stop_token_ids": [7]}], ids=["length", "stop", "token"]
+    "ended",
+    [{"finish": "length"}, {"stopped_by": "M2"}, {"stop_token_ids": [7]}, {"stop_untold": True, "stop": ["x"]}],
+    ids=["length", "stop", "token", "untold"],
 )
 @pytest.mark.parametrize("name", ["content", "reasoning"])
 async def test_of_an_answer_that_was_broken_off_no_beginning_of_a_secret_comes_out(
     bench: Bench, ended: dict[str, Any], name: str
 ) -> None:
     text = f"The key is {KEY} and the card {CARD}, ok"
-    fields = {field: ended[field] for field in ended if field == "stop_token_ids"}
+    fields = {field: ended[field] for field in ended if field in ("stop_token_ids", "stop")}
     ended = {field: ended[field] for field in ended if field not in fields}
     for action in ("block", "mask", "flag"):
         chat_guards = (Secrets(action=action), Pii(action=action))
@@ -503,8 +505,13 @@ async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: B
 
 
 async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: Bench) -> None:
-    reply, streamed = await told(behind(bench, Saying([Delta("It is AKIAQYLP")]), Secrets()), asking(stop=["x"]))
-    assert streamed.content() == reply.message.text == "It is AKIAQYLP"
+    cases: Any = (
+        (Saying([Delta("It is AKIAQYLP")]), {"stop": ["x"]}),
+        (Saying([Delta("It is AKIAQYLP")], stop_untold=True), {}),
+    )
+    for engine, fields in cases:
+        reply, streamed = await told(behind(bench, engine, Secrets()), asking(**fields))
+        assert streamed.content() == reply.message.text == "It is AKIAQYLP"
 
 
 @pytest.mark.parametrize(

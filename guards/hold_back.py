@@ -20,13 +20,18 @@ Cut = Callable[[str], int]
 class HoldBack:
     """One text, piece by piece. `replace(span, text)` says what is to stand for a match, None for itself; its offsets
     are those of the whole text. It may raise to end the answer: `flush` (again, if that raised) then gives what stood
-    before the match and had not come out, and nothing else comes. After `flush` another text may begin."""
+    before the match and had not come out, and nothing else comes. After `flush` another text may begin.
 
-    def __init__(self, detectors: Sequence[Detector], replace: Replace) -> None:
+    `sent`: how the text begins that is out already: nothing of it comes out again, but a match may begin in it."""
+
+    def __init__(self, detectors: Sequence[Detector], replace: Replace, sent: str = "") -> None:
         self._detectors = detectors
         self._keep_texts = any(hasattr(detector, "fresh") for detector in detectors)
         self._replace = replace
         self._begin()
+        if sent:
+            self._sent = len(sent)
+            self.feed(sent)
 
     @property
     def longest(self) -> int:
@@ -65,6 +70,7 @@ class HoldBack:
         self._context = 0
         self._before = 0  # characters of the whole text before `_text`
         self._next: dict[int, Span] = {}  # by detector, in the whole text: a match that nothing can change any more
+        self._sent = 0  # in the whole text: before here nothing comes out
         self._cut_at = sys.maxsize  # in the whole text: from here on nothing comes out that was not replaced
         self._last_end = 0  # in the whole text, of the match before
         self._swallowing: Span | None = None  # a match that goes on as long as its tail does
@@ -100,17 +106,18 @@ class HoldBack:
 
     def _pass(self, text: str) -> None:
         """What was taken last, as it is."""
-        over = self._before + self._context - self._cut_at
-        self._out.append(text if over <= 0 else text[: max(len(text) - over, 0)])
+        start = self._before + self._context - len(text)
+        self._out.append(text[max(self._sent - start, 0) : max(self._cut_at - start, 0)])
 
     def _pass_evidence(self, text: str, at: int) -> None:
         """What shows that a match is one but is not to be replaced with it: a text of its own, as it ends here."""
-        inner = HoldBack(self._detectors, lambda span, matched: self._replace(span.moved(at), matched))
+        sent, rest = text[: max(self._sent - at, 0)], text[max(self._sent - at, 0) :]
+        inner = HoldBack(self._detectors, lambda span, matched: self._replace(span.moved(at), matched), sent)
         if self._cut_at < at + len(text):
-            text = ""
+            rest = ""
         self._stopped = True
         try:
-            self._out.append(inner.feed(text))
+            self._out.append(inner.feed(rest))
             self._out.append(inner.flush())
         except BaseException:  # whatever ends the answer, what stood before it goes out
             self._out.append(inner.flush())
@@ -146,9 +153,11 @@ class HoldBack:
         text = "".join(self._swallowed)
         self._last_end = span.start + len(text)
         self._swallowing, self._swallowed, self._tail_end = None, [], ""
-        self._stopped = True
-        replaced = self._replace(Span(span.start, self._last_end, span.kind, span.since), text)
-        self._stopped = False
+        replaced = None
+        if self._last_end > self._sent:
+            self._stopped = True
+            replaced = self._replace(Span(span.start, self._last_end, span.kind, span.since), text)
+            self._stopped = False
         if replaced is None:
             self._pass(text)
         else:

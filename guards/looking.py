@@ -5,9 +5,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
 from guards.hold_back import Cut, HoldBack, Replace
+from guards.seam import Seam
 from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
@@ -111,6 +113,13 @@ class Spans:
         detectors = [known, *self.detectors] if known else self.detectors
         return HoldBack(detectors, self._replacing(vault, verdicts, known))
 
+    def seam(self, vault: Vault, verdicts: Verdicts, prompt: str) -> Seam | None:
+        """To a prompt that an answer goes on with; None where nothing can go across."""
+        if not prompt or not self.detectors:
+            return None
+        seam = Seam(self.detectors, self._replacing(vault, verdicts, None), prompt)
+        return None if seam.is_over else seam
+
     def _replacing(self, vault: Vault, verdicts: Verdicts, known: Vault | None) -> Replace:
         def replace(span: Span, text: str) -> str | None:
             if known and span.kind == KIND:
@@ -127,7 +136,13 @@ class Spans:
         return replace
 
 
-def cleaning(made: HoldBack, cut: Cut | None = None) -> Callable[[str], str]:
+class Feeds(Protocol):
+    def feed(self, piece: str) -> str: ...
+
+    def flush(self, cut: Cut | None = None) -> str: ...
+
+
+def cleaning(made: Feeds, cut: Cut | None = None) -> Callable[[str], str]:
     """For texts that are there at once, one after the other; with `cut`, that were broken off. Raises Blocked."""
 
     def clean(text: str) -> str:

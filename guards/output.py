@@ -5,7 +5,7 @@ be written in many ways, and programs act on them. What is looked at is what the
 anew. A choice that is blocked ends there, alone; with the last one the engine's answer is cut off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from guards.guard import Looked
 from guards.hold_back import Cut
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
+from guards.seam import Seam
 from guards.skimming import Skimming
 from guards.texts import Noted, call, parts, within
 from guards.vault import Vault
@@ -27,6 +28,10 @@ AGAIN = "\n"
 
 class Ended(Exception):
     """No choice goes on."""
+
+
+def nothing(piece: str) -> None:
+    """Skims no piece: each is fed."""
 
 
 class Output:
@@ -54,24 +59,31 @@ class Output:
 
 
 class Filter:
-    """A text as it came and as it goes out."""
+    """A text as it came and as it goes out. `seam`: that to the prompt which it goes on with, until it is over."""
 
-    __slots__ = ("came", "hold", "out")
+    __slots__ = ("came", "hold", "out", "seam")
 
-    def __init__(self, hold: Skimming) -> None:
+    def __init__(self, hold: Skimming, seam: Seam | None = None) -> None:
         self.hold = hold
+        self.seam = seam
         self.came: list[str] = []
         self.out: list[str] = []
 
     def feed(self, piece: str) -> str:
         self.came.append(piece)
+        if self.seam:
+            piece = self.seam.feed(piece)
+            if self.seam.is_over:
+                self.seam = None
         passed = self.hold.feed(piece)
         if passed:
             self.out.append(passed)
         return passed
 
     def flush(self, cut: Cut | None = None) -> str:
-        rest = self.hold.flush(cut)
+        across = self.seam.flush(cut) if self.seam else ""
+        self.seam = None
+        rest = self.hold.feed(across) + self.hold.flush(cut)
         if rest:
             self.out.append(rest)
         return rest
@@ -87,16 +99,20 @@ class Filter:
 class Said:
     """One choice, as far as it has come."""
 
-    __slots__ = "blocked came content has_paused last out reasoning skim speaks whole".split()
+    __slots__ = "again blocked came content has_paused last out reasoning skim speaks whole".split()
 
-    def __init__(self, output: Output, known: Vault, verdicts: Verdicts) -> None:
+    def __init__(self, output: Output, known: Vault, verdicts: Verdicts, prompt: str) -> None:
         vault = Vault.beside(known)
 
         self.whole = partial(output.spans.filter, vault, verdicts, known or None)
         """Makes a filter for texts that are there at once."""
-        self.content = Filter(output.spans.skimming(vault, verdicts, known or None))
-        self.reasoning = Filter(output.spans.skimming(vault, verdicts, known or None))
-        self.skim, self.came, self.out = self.content.hold.skim, self.content.came.append, self.content.out.append
+        skimming = partial(output.spans.skimming, vault, verdicts, known or None)
+        self.again: Callable[[], Filter] = lambda: Filter(skimming(), output.spans.seam(vault, verdicts, prompt))
+        """Makes one for all of the content."""
+        self.content = self.again()
+        self.reasoning = Filter(skimming())
+        self.came, self.out = self.content.came.append, self.content.out.append
+        self.skim: Callable[[str], str | None] = nothing if self.content.seam else self.content.hold.skim
         """What happens to every piece, at hand."""
         self.last: Delta | None = None
         """The one that came last of those whose content was skimmed."""
@@ -130,6 +146,8 @@ class Passing:
         self.emit = emit
         self.vault = vault
         self.verdicts = verdicts
+        self.prompt = request.messages[0].text if request.is_plain else ""
+        """What the answer goes on with, as it stands."""
         self.choices: dict[int, Said] = {}
         self.count = getattr(request, "n", None) or 1
         self.over = False
@@ -179,6 +197,8 @@ class Passing:
                 if not said.speaks:
                     reasoning += said.pause()
                 content = said.content.feed(delta.content)
+                if said.content.seam is None:
+                    said.skim = said.content.hold.skim
         except Blocked as blocked:
             self._block(said, blocked)
             reasoning += said.reasoning.rest()
@@ -191,7 +211,7 @@ class Passing:
             raise Ended
 
     def _begun(self, index: int) -> Said:
-        said = self.choices[index] = Said(self.output, self.vault, self.verdicts)
+        said = self.choices[index] = Said(self.output, self.vault, self.verdicts, self.prompt)
         return said
 
     def _block(self, said: Said, blocked: Blocked) -> None:
@@ -297,7 +317,10 @@ def rewritten(message: Message, said: Said, cut: Cut | None) -> dict[str, Any]:
             new[name] = parts(value, clean)
         elif isinstance(value, str) and (name == "content" or name in REASONING):
             passed = said.content if name == "content" else said.reasoning
-            new[name] = "".join(passed.out) if value and value == "".join(passed.came) else torn(value)
+            if value and value == "".join(passed.came):
+                new[name] = "".join(passed.out)
+            else:
+                new[name] = cleaning(said.again(), cut)(value) if name == "content" else torn(value)
         else:
             new[name] = within(value, clean)
     return new

@@ -6,7 +6,7 @@ from typing import Any
 
 from guards.guard import Guard
 from guards.policy import Policy
-from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, FinishReason, Message, Reply, Usage
+from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, FinishReason, Message, Reply, Usage, silent
 from tests.prompting.conftest import Bench
 
 
@@ -46,6 +46,13 @@ class Saying:
                 Message(**message, tool_calls=list(self.calls)), "tool_calls" if self.finish == "stop" else self.finish
             )
         return Choice(Message(**message), self.finish, **self.ended)
+
+
+class Unheard(Saying):
+    """Its reply is all that it says."""
+
+    async def __call__(self, request: ChatRequest, emit: Emit) -> Reply:
+        return await super().__call__(request, silent)
 
 
 def behind(bench: Bench, chat: Chat, *guards: Guard, name: str = "strict", **options: Any) -> Chat:

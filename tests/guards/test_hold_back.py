@@ -48,6 +48,21 @@ def test_every_split_gives_what_the_whole_text_gives(detectors: list[Words], tex
     assert streamed(detectors, pieces_of(text, cuts)) == whole(detectors, text)
 
 
+@given(DETECTORS, st.text("abc", max_size=24), st.integers(0, 24), st.lists(st.integers(0, 100), max_size=8))
+def test_what_is_out_already_does_not_come_out_again_and_a_match_may_begin_in_it(
+    detectors: list[Words], text: str, at: int, cuts: list[int]
+) -> None:
+    sent, rest = text[:at], text[at:]
+    filtered = HoldBack(detectors, lambda span, _: f"<{span.kind}>", sent)
+    came = "".join([*map(filtered.feed, pieces_of(rest, cuts)), filtered.flush()])
+    expected, end = "", len(sent)
+    for span in found(detectors, text):
+        if span.end > len(sent):
+            expected += text[end : max(span.start, end)] + f"<{span.kind}>"
+            end = span.end
+    assert came == expected + text[end:]
+
+
 @given(DETECTORS, st.text("abc", max_size=24))
 def test_nothing_is_held_that_cannot_become_a_match_and_nothing_else_is_sent(detectors: list[Words], text: str) -> None:
     filtered = HoldBack(detectors, lambda span, _: "")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,16 +19,17 @@ from guards.places import Pii, Secrets, Terms
 from guards.policy import Made, Policy
 from guards.signals import Injection, Language, Size
 from guards.spans import Detector, Span
-from penstock.chat import Delta
+from penstock.chat import ChatRequest, Delta
 from penstock.errors import BadRequest, ContentFiltered, GuardFailed
 from penstock.steps import Circumstances, Parts, circumstances
-from tests.guards.policies import Saying, behind, tool_call
+from tests.guards.policies import Saying, Unheard, behind, tool_call
 from tests.prompting.conftest import Bench, asking, told
 
 pytestmark = pytest.mark.anyio
 
 MAIL = "ann.lee@example.org"
 CARD = "4111 1111 1111 1111"
+PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]*>")
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -494,6 +496,50 @@ async def test_of_an_answer_that_was_broken_off_no_beginning_of_a_secret_comes_o
                 assert "4111" not in sent
                 assert text.startswith(sent.partition("<")[0])
                 assert reply.finish_reason in (ended.get("finish", "stop"), "content_filter")
+
+
+@FEW
+@given(
+    st.sampled_from([("", KEY), ("", CARD), ("", MAIL), ("password = ", f"{KEY}x9")]),
+    st.integers(0, 40),
+    st.lists(st.integers(0, 99)),
+)
+async def test_what_a_prompt_begins_and_the_model_ends_is_found(
+    bench: Bench, given: tuple[str, str], at: int, cuts: list[int]
+) -> None:
+    evidence, text = given[0], "".join(given)
+    cut = 1 + at % (len(text) - 1)
+    asked = ChatRequest.completing(f"x The same as ever: {text[:cut]}", model="m", n=2)
+    for action in ("block", "mask"):
+        guards = (Secrets(action=action, on="output"), Pii(action=action, on="output"))
+        said = pieces(f"{text[cut:]} is it", cuts)
+        deltas = [Delta(piece, choice=index) for piece in said for index in range(2)]
+        for engine in (Saying(deltas), Unheard(deltas)):
+            reply, streamed = await told(behind(bench, engine, *guards), asked)
+            for index, choice in enumerate(reply.choices):
+                if type(engine) is Saying:
+                    assert streamed.content(index) == choice.message.text
+                if action == "mask":
+                    assert PLACEHOLDER.sub("<>", choice.message.text) == f"{evidence[cut:]}<> is it"
+                else:
+                    assert choice.finish_reason == "content_filter"
+                    assert choice.message.text in (evidence[cut:], "")
+
+
+async def test_an_answer_that_begins_with_a_secret_needs_no_boundary_before_it(bench: Bench) -> None:
+    asked = ChatRequest.completing("no word ends herex", model="m")
+    reply, _ = await told(behind(bench, Saying([Delta(f"{KEY} is it")]), Secrets(action="mask")), asked)
+    assert KEY not in reply.message.text
+    assert reply.message.text.endswith(" is it")
+
+
+async def test_a_prompt_that_ends_with_something_harmless_takes_nothing_from_the_answer(bench: Bench) -> None:
+    for prompt in ("The capital of France is", "call me at ", "AKIA", "x" * 5000, "ann.lee@example.org"):
+        asked = ChatRequest.completing(prompt, model="m", n=2)
+        deltas = [Delta(piece, choice=index) for piece in (" Par", "is", ", a city") for index in range(2)]
+        reply, streamed = await told(behind(bench, Saying(deltas), Secrets(), Pii(on="output")), asked)
+        assert [choice.message.text for choice in reply.choices] == [" Paris, a city"] * 2
+        assert streamed.content() == streamed.content(1) == " Paris, a city"
 
 
 async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: Bench) -> None:

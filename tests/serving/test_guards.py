@@ -73,6 +73,15 @@ def heard_on(path: str, answer: httpx2.Response) -> tuple[str, str | None]:
     return text, {"end_turn": "stop", "refusal": "content_filter"}[why]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_plain_completion_does_not_end_what_the_prompt_begins(stream: bool) -> None:
+    tree = scripted("SFODNN7EXAMPLF is the key", **of_model({"secrets": {"action": "mask"}}))
+    async with run_gateway(hot=True, **tree) as client:
+        body = {"model": "m", "prompt": "It is AKIAIO", "stream": stream}
+        text, why, _ = joined(await client.post(TEXT, json=body))
+    assert (text, why) == ("<AWS_ACCESS_KEY_1> is the key", "stop")
+
+
 def joined(answer: httpx2.Response) -> tuple[str, str | None, dict[str, Any] | None]:
     """Text, finish reason and usage, of a stream or a whole answer, of chats or plain completions."""
     if answer.headers["content-type"] == "application/json":
@@ -178,6 +187,8 @@ async def test_llama_guards_hazards_are_told_by_openais_names_too(gateway: Runni
 
 SECRETS = st.sampled_from(["4111 1111 1111 1111", "ann.lee@example.org", "AKIAIOSFODNN7EXAMPLF"])
 WORDS = st.lists(st.one_of(st.sampled_from(["the", "41", "a", "river."]), SECRETS), min_size=1, max_size=6)
+APART = " ;\n"
+"""Behind a prompt that is gone on with: nothing goes across."""
 ACTIONS = ("block", "mask", "flag")
 CASE = st.tuples(WORDS, st.sampled_from(ACTIONS), st.sampled_from(ACTIONS))
 
@@ -201,13 +212,14 @@ async def test_all_surfaces_say_the_same_and_none_a_secret(cases: list[tuple[lis
             turns = [{"role": "user", "content": said}]
             for path, asked in (
                 (CHAT, {"messages": turns}),
-                (TEXT, {"prompt": said}),
+                (TEXT, {"prompt": said + APART}),
                 (RESPONSES, {"input": said}),
                 (MESSAGES, {"messages": turns, "max_tokens": 100}),
             ):
                 for stream in (False, True):
                     body = {"model": f"{pii}-{secrets}", "stream": stream, **asked}
-                    heard.add(heard_on(path, await client.post(path, json=body)))
+                    text, why = heard_on(path, await client.post(path, json=body))
+                    heard.add((text.removesuffix(APART), why))
             ((text, finish),) = heard
             done = {word: secrets if word.startswith("AKIA") else pii for word in words if len(word) > 10}
             assert not any(secret[:8] in text for secret, action in done.items() if action != "flag")

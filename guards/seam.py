@@ -1,0 +1,43 @@
+"""Where a prompt ends and the model goes on: what begins in one and ends in the other is in no text of either."""
+
+from collections.abc import Sequence
+
+from guards.hold_back import Cut, HoldBack, Replace
+from guards.spans import Detector, Span
+
+
+class Seam:
+    """A filter before an answer's other one, for as long as a match could go across: of that it gives what `replace`
+    says, and everything else as it is. `is_over`: nothing can go across any more."""
+
+    def __init__(self, detectors: Sequence[Detector], replace: Replace, prompt: str) -> None:
+        longest = max((detector.longest for detector in detectors), default=0)
+        before = prompt[-longest - 1 :]  # with one character that only shows whether a word begins behind it
+        self._filter = Across(
+            detectors, lambda span, text: replace(span, text) if self._is_across(span) else None, before
+        )
+        self._sent = len(before)
+
+    def _is_across(self, span: Span) -> bool:
+        return span.begins < self._sent
+
+    @property
+    def is_over(self) -> bool:
+        return self._filter.is_beyond(self._sent)
+
+    def feed(self, piece: str) -> str:
+        passed = self._filter.feed(piece)
+        return passed + self._filter.rest() if self.is_over else passed
+
+    def flush(self, cut: Cut | None = None) -> str:
+        return self._filter.flush(cut)
+
+
+class Across(HoldBack):
+    def is_beyond(self, position: int) -> bool:
+        """Whether everything before is decided."""
+        return not self._swallowing and not self._stopped and self._before + self._context >= position
+
+    def rest(self) -> str:
+        """What is held, as it is."""
+        return self._text[self._context :]

@@ -5,33 +5,25 @@ be written in many ways, and programs act on them. What is looked at is what the
 anew. A choice that is blocked ends there, alone; with the last one the engine's answer is cut off.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 from guards.guard import Looked
 from guards.hold_back import Cut
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
-from guards.seam import Seam
-from guards.skimming import Skimming
+from guards.said import Said
 from guards.texts import Noted, call, parts, within
 from guards.vault import Vault
 from guards.verdicts import Verdicts, took
-from penstock.chat import Chat, ChatRequest, Choice, Delta, Emit, Message, Reply, Usage
+from penstock.chat import ChatRequest, Choice, Delta, Emit, Message, Reply, Usage, silent
 from penstock.errors import PenstockError
 
 REASONING = ("reasoning", "reasoning_content")
-AGAIN = "\n"
-"""Between what was thought before something was said and what is thought afterwards: no match goes across."""
 
 
 class Ended(Exception):
     """No choice goes on."""
-
-
-def nothing(piece: str) -> None:
-    """Skims no piece: each is fed."""
 
 
 class Output:
@@ -46,144 +38,75 @@ class Output:
     def nothing_to_do(self, vault: Vault) -> bool:
         return not self.watches and not vault
 
-    async def answer(self, chat: Chat, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> Reply:
-        """`vault`: what was masked in the request. Raises GuardFailed."""
-        for watch in self.watches:
-            verdicts.ran(watch.name, "output")
-        passing = Passing(self, request, emit, vault, verdicts)
-        try:
-            return await passing.run(chat)
-        finally:
-            if self.spans.watches:
-                took(SPANS, "output", passing.seconds)
-
-
-class Filter:
-    """A text as it came and as it goes out. `seam`: that to the prompt which it goes on with, until it is over."""
-
-    __slots__ = ("came", "hold", "out", "seam")
-
-    def __init__(self, hold: Skimming, seam: Seam | None = None) -> None:
-        self.hold = hold
-        self.seam = seam
-        self.came: list[str] = []
-        self.out: list[str] = []
-
-    def feed(self, piece: str) -> str:
-        self.came.append(piece)
-        if self.seam:
-            piece = self.seam.feed(piece)
-            if self.seam.is_over:
-                self.seam = None
-        passed = self.hold.feed(piece)
-        if passed:
-            self.out.append(passed)
-        return passed
-
-    def flush(self, cut: Cut | None = None) -> str:
-        across = self.seam.flush(cut) if self.seam else ""
-        self.seam = None
-        rest = self.hold.feed(across) + self.hold.flush(cut)
-        if rest:
-            self.out.append(rest)
-        return rest
-
-    def rest(self) -> str:
-        """What may still go out of a choice that is blocked."""
-        try:
-            return self.flush()
-        except Blocked:
-            return self.flush()
-
-
-class Said:
-    """One choice, as far as it has come."""
-
-    __slots__ = "again blocked came content has_paused last out reasoning skim speaks whole".split()
-
-    def __init__(self, output: Output, known: Vault, verdicts: Verdicts, prompt: str) -> None:
-        vault = Vault.beside(known)
-
-        self.whole = partial(output.spans.filter, vault, verdicts, known or None)
-        """Makes a filter for texts that are there at once."""
-        skimming = partial(output.spans.skimming, vault, verdicts, known or None)
-        self.again: Callable[[], Filter] = lambda: Filter(skimming(), output.spans.seam(vault, verdicts, prompt))
-        """Makes one for all of the content."""
-        self.content = self.again()
-        self.reasoning = Filter(skimming())
-        self.came, self.out = self.content.came.append, self.content.out.append
-        self.skim: Callable[[str], str | None] = nothing if self.content.seam else self.content.hold.skim
-        """What happens to every piece, at hand."""
-        self.last: Delta | None = None
-        """The one that came last of those whose content was skimmed."""
-        self.speaks = True
-        """Neither blocked nor in thought."""
-        self.has_paused = False
-        self.blocked: Blocked | None = None
-
-    def think(self, piece: str) -> str:
-        if self.has_paused:
-            self.has_paused = False
-            piece = AGAIN + piece
-        self.speaks = False
-        return self.reasoning.feed(piece)
-
-    def pause(self) -> str:
-        """It has thought, and now says something: what was held of its thoughts goes before that."""
-        self.speaks = True
-        held = self.reasoning.flush()
-        self.has_paused = bool(held)
-        return held
-
 
 class Passing:
-    """One answer."""
+    """One answer. `vault`: what was masked in the request. `heard` is what it comes to, and raises `Ended` when no
+    choice goes on; `whole`, or then `ended`, is what goes out."""
 
     def __init__(self, output: Output, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> None:
         self.output = output
         self.buffers = output.buffers
         self.request = request
         self.emit = emit
+        self.stream = silent if output.buffers else emit
         self.vault = vault
         self.verdicts = verdicts
         self.prompt = request.messages[0].text if request.is_plain else ""
         """What the answer goes on with, as it stands."""
         self.choices: dict[int, Said] = {}
+        self.first: Said | None = None
         self.count = getattr(request, "n", None) or 1
         self.over = False
+        """No choice goes on."""
 
     @property
     def seconds(self) -> float:
         """What looking for places took, but for words that were known."""
         return sum(said.content.hold.seconds + said.reasoning.hold.seconds for said in self.choices.values())
 
-    async def run(self, chat: Chat) -> Reply:
-        try:
-            reply = await chat(self.request, self.heard)
-        except Exception:  # of a step that has wrapped `Ended` in its own, too
-            if not self.over:
-                raise
-            choices = [await self._end(index, None) for index in sorted(self.choices)]
-            return Reply.of(choices, Usage())
+    def __enter__(self) -> "Passing":
+        for watch in self.output.watches:
+            self.verdicts.ran(watch.name, "output")
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.output.spans.watches:
+            took(SPANS, "output", self.seconds)
+
+    async def whole(self, reply: Reply) -> Reply:
+        """Raises GuardFailed."""
         choices = [await self._end(index, choice) for index, choice in enumerate(reply.choices)]
         return Reply.of(choices, reply.usage)
 
+    async def ended(self) -> Reply:
+        """Of an answer that no choice went on with."""
+        choices = [await self._end(index, None) for index in sorted(self.choices)]
+        return Reply.of(choices, Usage())
+
     async def heard(self, delta: Delta) -> None:
-        said = self.choices.get(delta.choice)
+        said = self.choices.get(delta.choice) if delta.choice else self.first
         if said is None:
             said = self._begun(delta.choice)
-        piece = delta.content
-        if piece and said.speaks and not delta.reasoning:
-            passed = said.skim(piece)
-            if passed is not None:
+        waiting, piece = said.waiting, delta.content
+        if waiting is not None:
+            if (
+                piece
+                and piece[0] == " "
+                and waiting.content in said.quiet
+                and not (delta.reasoning or delta.tool_calls or delta.logprobs)
+            ):
+                said.waiting = delta
                 said.came(piece)
-                last, said.last = said.last, None if delta.tool_calls or delta.logprobs else delta
+                await self.stream(waiting)
+                return  # what most pieces come to; the rest says it in full
+            said.wake()
+        if piece and said.speaks and not delta.reasoning:
+            passed = said.content.skim(piece)
+            if passed is not None:
+                if not (delta.tool_calls or delta.logprobs):
+                    said.wait(delta)
                 if passed:
-                    said.out(passed)
-                    if last is not None and last.content is passed and not self.buffers:
-                        await self.emit(last)
-                    elif not self.buffers:
-                        await self.emit(Delta(passed, choice=delta.choice))
+                    await self.stream(Delta(passed, choice=delta.choice))
                 return
         if not said.blocked:
             await self._look_into(said, delta)
@@ -197,21 +120,21 @@ class Passing:
                 if not said.speaks:
                     reasoning += said.pause()
                 content = said.content.feed(delta.content)
-                if said.content.seam is None:
-                    said.skim = said.content.hold.skim
         except Blocked as blocked:
             self._block(said, blocked)
             reasoning += said.reasoning.rest()
             content += said.content.rest()
         except Exception as error:  # what nobody has looked at does not go out
             raise unforeseen(self.verdicts.policy, error) from None
-        if not self.buffers and (content or reasoning):
-            await self.emit(Delta(content, reasoning, choice=delta.choice))
+        if content or reasoning:
+            await self.stream(Delta(content, reasoning, choice=delta.choice))
         if said.blocked and self.over:
             raise Ended
 
     def _begun(self, index: int) -> Said:
-        said = self.choices[index] = Said(self.output, self.vault, self.verdicts, self.prompt)
+        said = self.choices[index] = Said(self.output.spans, self.vault, self.verdicts, self.prompt)
+        if index == 0:
+            self.first = said
         return said
 
     def _block(self, said: Said, blocked: Blocked) -> None:
@@ -221,6 +144,7 @@ class Passing:
     async def _end(self, index: int, choice: Choice | None) -> Choice:
         """A choice as it goes out, when all of it has come; None for one that was cut off here."""
         said = self.choices.get(index) or self._begun(index)
+        said.wake()
         cut = self.output.spans.cut if choice and is_broken_off(choice, self.request) else None
         if choice and not said.blocked:
             await self._finish(index, said, cut)
@@ -254,8 +178,8 @@ class Passing:
             content += said.content.rest()
         except Exception as error:  # what nobody has looked at does not go out
             raise unforeseen(self.verdicts.policy, error) from None
-        if not self.buffers and (content or reasoning):
-            await self.emit(Delta(content, reasoning, choice=index))
+        if content or reasoning:
+            await self.stream(Delta(content, reasoning, choice=index))
 
     def _released(self, said: Said) -> dict[str, Any]:
         """What of a blocked choice is out already."""

@@ -5,6 +5,7 @@ is refused. Its answer passes on its way out (`output.py`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from guards.guard import NOTHING, Guard, Looked, aside, chars_to_look
 from guards.hold_back import found as spans_of
 from guards.input import Input, given
 from guards.looking import Watch, asked
-from guards.output import Output
+from guards.output import Output, Passing
 from guards.texts import MEDIA
 from guards.vault import Vault
 from guards.verdicts import Verdicts
@@ -62,13 +63,7 @@ class Policy(Options):
     def around(self, parts: Parts) -> Around:
         made = Made(self, parts)
 
-        def wrap(chat: Chat) -> Chat:
-            async def guarded(request: ChatRequest, emit: Emit) -> Reply:
-                return await made.answer(chat, request, emit)
-
-            return guarded
-
-        return wrap
+        return lambda chat: partial(made.answer, chat)
 
     def on_input(self, parts: Parts) -> OnInput | None:
         made = Made(self, parts)
@@ -119,7 +114,14 @@ class Made:
             request = await self.input.request(request, vault, verdicts)
             if self.output.nothing_to_do(vault):
                 return await chat(request, emit)
-            return await self.output.answer(chat, request, emit, vault, verdicts)
+            with Passing(self.output, request, emit, vault, verdicts) as passing:
+                try:  # here and in no call of its own: each one costs every piece of the answer
+                    reply = await chat(request, passing.heard)
+                except Exception:  # of a step that has wrapped `Ended` in its own, too
+                    if not passing.over:
+                        raise
+                    return await passing.ended()
+                return await passing.whole(reply)
         finally:
             verdicts.tell()
 
@@ -134,11 +136,12 @@ class Made:
     def _check(self, request: ChatRequest) -> None:
         """Raises BadRequest for what would go past the guards."""
         name = self.policy.name
+        extra = request.model_extra or {}  # none of these has a field of its own
         for field in UNSEEN:
-            if getattr(request, field, None):
+            if extra.get(field):
                 raise BadRequest(f"{field} is not for a model with guards: {name} cannot look into it", param=field)
         for field in SHOWING if self.output.watches else ():
-            value = getattr(request, field, None)
+            value = extra.get(field)
             if value is not None and value is not False:  # `logprobs: 0` asks for those of the tokens themselves
                 raise BadRequest(
                     f"{field} is not for a model whose answers pass guards: it would show what {name} holds back",

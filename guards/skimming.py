@@ -28,13 +28,18 @@ class Lexicon:
 
     def __init__(self, detectors: Sequence[Detector]) -> None:
         self.known: dict[str, bool] = {}
+        self.quiet: set[str] = set()
+        """Those of `known` that are."""
         self._detectors = detectors
 
     def is_quiet(self, segment: str) -> bool:
         """Asked once: `known` has it from then on."""
         if len(self.known) >= KNOWN:
             self.known.clear()
+            self.quiet.clear()
         quiet = self.known[segment] = PLACEHOLDER not in segment and self._look(segment)
+        if quiet:
+            self.quiet.add(segment)
         return quiet
 
     def _look(self, segment: str) -> bool:
@@ -68,11 +73,6 @@ class Skimming(HoldBack):
     def skim(self, piece: str) -> str | None:
         """What may go out now; None if it has to be fed. `piece` is not empty."""
         segment = self._segment
-        if segment and piece[0] == " " and self._known.get(segment) and len(piece) <= LONGEST:
-            passed = self._passed_before = self._pending
-            self._segment = self._pending = piece
-            self._grown = False
-            return passed  # what most pieces come to; the rest says it in full
         if segment is None or len(piece) > LONGEST:
             return None
         if piece[0] == " ":
@@ -94,6 +94,19 @@ class Skimming(HoldBack):
         self._segment = segment + piece
         self._pending += piece
         return ""
+
+    @property
+    def pending(self) -> str:
+        """The segment that waits for the next; empty where the hold-back is awake."""
+        return self._pending
+
+    def go_on(self, before: str, pending: str) -> None:
+        """Quiet segments have passed without being skimmed, `before` the last of them; now this one waits."""
+        self._passed_before = before
+        self._segment = self._pending = pending
+        self._grown = False
+        if len(pending) > LONGEST:
+            self._wake()
 
     def feed(self, piece: str) -> str:
         passed = self.skim(piece) if piece else ""

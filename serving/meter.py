@@ -4,7 +4,9 @@ Every call of an engine that its steps make goes through the meter, whatever bec
 that lost, calls that were cut short.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.affinity import CHARS_PER_TOKEN
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Reply, Usage
@@ -133,10 +135,13 @@ class Meter:
         before the first of them gets to an engine. Raises BudgetSpent."""
         asked = 0
 
-        async def bounded(request: ChatRequest, emit: Emit) -> Reply:
+        def bounded(request: ChatRequest, emit: Emit) -> Coroutine[Any, Any, Reply]:
             nonlocal asked
-            asked = counted(asked, request, self.answers)
-            return await chat(request, emit)
+            try:
+                asked = counted(asked, request, self.answers)
+            except BudgetSpent as error:
+                return failing(error)
+            return chat(request, emit)  # and no call in between, which would cost each piece of the answer
 
         return bounded
 
@@ -151,6 +156,10 @@ class Meter:
         if request.is_plain and not any(limits):
             limits = [USUAL_COMPLETION_TOKENS]
         return request.but(max_tokens=min([each, *(limit for limit in limits if limit)]), max_completion_tokens=None)
+
+
+async def failing(error: Exception) -> Reply:
+    raise error
 
 
 def counted(before: int, request: ChatRequest, most: int) -> int:

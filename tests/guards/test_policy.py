@@ -468,6 +468,40 @@ async def test_much_text_is_searched_in_a_thread_wherever_it_stands(bench: Bench
 KEY = "AKIAQYLPMN5HHHFPZAM2"
 
 
+WORDS = st.sampled_from([" the", " river", " red", " 41", "11", f" {MAIL}", f" {KEY}", KEY[:9], ".", "", " " * 50, "é"])
+HEARD = st.tuples(WORDS, st.integers(0, 1), st.sampled_from([False, False, False, True]))
+
+
+@FEW
+@given(st.lists(HEARD, max_size=30))
+async def test_words_that_are_known_go_past_the_filter_and_nothing_else_does(
+    bench: Bench, heard: list[tuple[str, int, bool]]
+) -> None:
+    guards = (
+        ("pii", Pii()),
+        ("secrets", Secrets(action="mask")),
+        ("terms", Terms(terms=("red river",), action="mask")),
+    )
+    policy = Policy(name="p", guards=guards).around(bench)
+    deltas = [Delta(reasoning=word, choice=i) if think else Delta(word, choice=i) for word, i, think in heard]
+    whole = [
+        Delta("".join(delta.content for delta in deltas if delta.choice == index), choice=index) for index in (0, 1)
+    ]
+    said = [Delta(delta.content, choice=delta.choice) for delta in deltas if not delta.reasoning]
+    expected, _ = await told(policy(Saying([*whole, Delta(choice=1)])), asking(n=2))
+    for _ in range(2):  # all words are known the second time
+        reply, streamed = await told(policy(Saying([*said, Delta(choice=1)])), asking(n=2))
+        assert [choice.message.text for choice in reply.choices] == [each.message.text for each in expected.choices]
+        for index, choice in enumerate(reply.choices):
+            assert streamed.content(index) == choice.message.text
+    for _ in range(2):
+        reply, streamed = await told(policy(Saying([*deltas, Delta(choice=1)])), asking(n=2))
+        for index, choice in enumerate(reply.choices):
+            assert streamed.content(index) == choice.message.text
+            assert streamed.reasoning(index).replace("\n", "") == getattr(choice.message, "reasoning", "")
+            assert choice.message.text == expected.choices[index].message.text
+
+
 @pytest.mark.parametrize(
     "ended",
     [{"finish": "length"}, {"stopped_by": "M2"}, {"stop_token_ids": [7]}, {"stop_untold": True, "stop": ["x"]}],

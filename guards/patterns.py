@@ -6,7 +6,7 @@ is looked at one by one. What is to be held, the beginnings tell (`beginnings.py
 of the others by one search backwards from the end.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -138,13 +138,15 @@ class Headed:
         self._heads.make_automaton()
         self._unfinished = {head[:length] for head in by_head for length in range(1, len(head))}
         self._most = max(map(len, by_head)) - 1
+        self._ends = {head[-3:] for head in self._unfinished}
+        """Characters that tell of most texts that no head has begun at their end."""
 
     def search(self, text: str, start: int = 0) -> Span | None:
         if len(text) - start < self.shortest:
             return None
         raw = seen(text)
         found: list[Span] = []
-        for begin, which in self._standing(raw, start):
+        for begin, which in self._standing(lowered(raw), start):
             if found and begin > found[0].begins:
                 break
             found += (span for i in which if (span := self.patterns[i].at(raw, begin)))
@@ -152,20 +154,27 @@ class Headed:
 
     def alive(self, text: str) -> int:
         raw = seen(text)
-        end = raw[-self._most :].lower().decode(ENCODING)
-        unfinished = next((at for at in range(len(end)) if end[at:] in self._unfinished), len(end))
-        limit = len(raw) - len(end) + unfinished
-        for begin, which in self._standing(raw, 0):
+        lower = lowered(raw)
+        limit = len(raw)
+        ends = self._ends
+        if lower[-3:] in ends or lower[-2:] in ends or lower[-1:] in ends:
+            starts = range(max(limit - self._most, 0), limit)
+            limit = next((at for at in starts if lower[at:] in self._unfinished), limit)
+        for begin, which in self._standing(lower, 0):
             if begin >= limit:
                 break
             if any(self._beginnings[i].match(raw, begin) for i in which):
                 return begin
         return limit
 
-    def _standing(self, raw: bytes, start: int) -> Iterator[tuple[int, Sequence[int]]]:
+    def _standing(self, lower: str, start: int) -> Sequence[tuple[int, Sequence[int]]]:
         """Where heads stand, from left to right, and of which patterns."""
-        found = self._heads.iter(raw.lower().decode(ENCODING), start)
-        return iter(sorted((end + 1 - length, which) for end, (length, which) in found))
+        found = list(self._heads.iter(lower, start))
+        return sorted((end + 1 - length, which) for end, (length, which) in found) if found else ()
+
+
+def lowered(raw: bytes) -> str:
+    return raw.lower().decode(ENCODING)
 
 
 def compiled(expression: str, greedy: bool = False, memory_bytes: int = MEMORY_BYTES) -> Any:

@@ -4,6 +4,7 @@ Fields not named here are kept and reach the engine. A null is accepted wherever
 official clients send it.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
@@ -365,6 +366,13 @@ def parse(raw: bytes, shape: type[Routed]) -> dict[str, Any]:
     except ValidationError as error:
         raise explained(error, body) from error
     return body
+
+
+def refuse(names: Iterable[str], body: Mapping[str, Any], model: str) -> None:
+    """What no composed model can do. Raises BadRequest for the first of these fields that is there."""
+    for name in names:
+        if body.get(name):
+            raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
 
 
 def explained(error: ValidationError, body: dict[str, Any]) -> BadRequest:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from penstock.chat import ChatRequest, Message
 from penstock.errors import BadRequest
-from serving.bodies import Body, Count, Many, Some, Text, explained
+from serving.bodies import Body, Count, Many, Some, Text, explained, refuse
 from serving.messages_shape import MessagesShape
 
 TRANSLATED = frozenset(
@@ -163,9 +163,7 @@ def messages(body: Mapping[str, Any], model: str, request_id: str) -> tuple[Chat
         asked = Asked.model_validate(body)
     except ValidationError as error:
         raise explained(error, dict(body)) from None
-    for name in UNSERVED:
-        if body.get(name):
-            raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
+    refuse(UNSERVED, body, model)
     if asked.messages[-1].role == "assistant":
         param = f"messages[{len(asked.messages) - 1}]"
         raise BadRequest(f"{param}: {model!r}, composed of steps, goes on with no turn of the assistant's", param=param)

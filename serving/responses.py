@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from penstock.chat import ChatRequest, Message
 from penstock.errors import BadRequest
-from serving.bodies import Body, Many, Name, Text, explained
+from serving.bodies import Body, Many, Name, Text, explained, refuse
 from serving.responses_shape import ResponsesShape
 
 TRANSLATED = frozenset(
@@ -140,9 +140,7 @@ def responses(body: Mapping[str, Any], model: str, request_id: str) -> tuple[Cha
         asked = Asked.model_validate(body)
     except ValidationError as error:
         raise explained(error, dict(body)) from None
-    for name in UNSERVED:
-        if body.get(name):
-            raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
+    refuse(UNSERVED, body, model)
     messages = turns(asked.input)
     if body.get("instructions"):
         messages = [Message(role="system", content=body["instructions"]), *messages]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from penstock.chat import ChatRequest, Delta, Reply
 from penstock.errors import BadRequest, PenstockError
+from serving.bodies import refuse
 from serving.fields import CHAT, MESSAGES, RESPONSES, TEXT
 from serving.messages import messages
 from serving.responses import responses
@@ -48,9 +49,7 @@ def text(body: Mapping[str, Any], model: str, request_id: str) -> Asked:
     prompt = body.get("prompt")
     if not isinstance(prompt, str):
         raise BadRequest(f"the model {model!r} takes one prompt, as a string", param="prompt")
-    for name in ("echo", "suffix", "best_of"):
-        if body.get(name):
-            raise BadRequest(f"{name} is not for {model!r}, which is composed of steps", param=name)
+    refuse(("echo", "suffix", "best_of"), body, model)
     rest = {name: value for name, value in body.items() if name not in ("prompt", "messages")}
     shape = TextShape(f"cmpl-{request_id}", model, int(time.time()), usage_wanted(body))
     return ChatRequest.completing(prompt, **rest), shape

@@ -228,7 +228,7 @@ class Keyring:
             live = [key for key in await named(connection, name) if key.is_live(now)]
             if not live:
                 raise await self._unknown(connection, name)
-            newest = max(live, key=lambda key: key.change)
+            newest = max(live, key=lambda key: key.created_at)  # `change` is the same for both of a rotation
             for key in live:
                 end = min(now + overlap_s, key.caller.expires_at or now + overlap_s)
                 await connection.execute(keys.update().where(keys.c.id == key.id).values(expires_at=end, change=change))

@@ -147,6 +147,15 @@ async def test_a_rotation_without_overlap_ends_the_old_key_and_no_overlap_outlas
     assert second.state == "live"  # as it was when it was read
 
 
+async def test_a_rotation_within_the_overlap_of_another_lasts_as_long_as_the_first_key_did(ring: Keyring) -> None:
+    for name, expires in (("for-ever", {}), ("a-month", {"expires": "30d"})):
+        await ring.create(named(name, **expires), "me")
+        await ring.rotate(name, 3600, "me")
+        last = (await ring.rotate(name, 60, "me")).stored
+        ends = last.caller.expires_at
+        assert ends is None if not expires else ends == pytest.approx(last.created_at + 30 * 86400)
+
+
 async def test_revoking_ends_both_keys_of_a_rotation(ring: Keyring) -> None:
     await ring.create(named("a"), "me")
     await ring.rotate("a", 3600, "me")

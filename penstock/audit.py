@@ -23,6 +23,7 @@ from penstock.tables import audit, changes
 
 Action = Literal[
     "key.created",
+    "key.updated",
     "key.rotated",
     "key.revoked",
     "gateway.started",

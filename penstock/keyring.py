@@ -1,4 +1,4 @@
-"""API keys as they are made, replaced, withdrawn and listed, for the command line and the admin API alike.
+"""API keys as they are made, changed, replaced, withdrawn and listed, for the command line and the admin API alike.
 
 A key is `sk-ps-<id>-<secret>`. Stored are its id and its HMAC under a pepper that is in no database: whoever reads the
 table can neither use a key nor make one. The key itself is told once, to whoever asked for it.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -50,15 +50,15 @@ SINCE = (
 Count = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 BigCount = Annotated[int, Field(ge=1, le=2**53, strict=True)]
 ModelName = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,512}$")]
+R = TypeVar("R", bound="Rights")
 
 
-class Wanted(BaseModel):
-    """A key to be made. `expires` is a duration from now."""
+class Rights(BaseModel):
+    """What a key may, and for how long: `expires` is a duration from now. Of a key that there is, what is named here
+    is to be another; None takes it away."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=NAME)
-    tenant: str | None = Field(None, pattern=NAME)
     scopes: frozenset[Scope] = Field(USUAL_SCOPES, min_length=1)
     models: frozenset[ModelName] | None = Field(None, min_length=1)
     rpm: Count | None = None
@@ -77,11 +77,42 @@ class Wanted(BaseModel):
             raise ValueError("a key that expires at once is of no use")
         return expires
 
+    def columns(self, now: float) -> dict[str, Any]:
+        """As the table has them."""
+        lasts_s = None if self.expires is None else duration_s(self.expires)
+        return self.model_dump(include=Rights.model_fields.keys() - {"expires"}) | {
+            "scopes": sorted(self.scopes),
+            "models": None if self.models is None else sorted(self.models),
+            "expires_at": None if lasts_s is None else now + lasts_s,
+            "lasts_s": lasts_s,
+        }
+
+    def named_columns(self, now: float) -> dict[str, Any]:
+        """Those of what was named, also if it was named as it is by default."""
+        named = self.model_fields_set | ({"expires_at", "lasts_s"} if "expires" in self.model_fields_set else set())
+        return {column: value for column, value in self.columns(now).items() if column in named}
+
+
+class Wanted(Rights):
+    """A key to be made."""
+
+    name: str = Field(pattern=NAME)
+    tenant: str | None = Field(None, pattern=NAME)
+
 
 def wanted(fields: Mapping[str, Any]) -> Wanted:
     """Raises BadRequest, naming the field."""
+    return checked(Wanted, fields)
+
+
+def rights(fields: Mapping[str, Any]) -> Rights:
+    """Raises BadRequest, naming the field."""
+    return checked(Rights, fields)
+
+
+def checked(kind: type[R], fields: Mapping[str, Any]) -> R:
     try:
-        return Wanted(**fields)
+        return kind(**fields)
     except ValidationError as error:
         raise bad(error.errors(include_url=False)[0]) from None
 
@@ -90,6 +121,8 @@ def bad(detail: Mapping[str, Any]) -> BadRequest:
     """What pydantic found, without what was sent."""
     field = ".".join(str(part) for part in detail["loc"])
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden" and field in ("name", "tenant"):
+        message = "a key has it for good; make another key"
     return BadRequest(f"{field}: {message}" if field else message, param=field or None)
 
 
@@ -200,14 +233,7 @@ class Keyring:
                 f"the tenant {tenant} is that of callers whose keys are not stored: give this key another tenant",
                 param="tenant",
             )
-        row = wanted.model_dump(exclude={"expires"}) | {
-            "holder": id,
-            "tenant": tenant,
-            "scopes": sorted(wanted.scopes),
-            "models": None if wanted.models is None else sorted(wanted.models),
-            "created_at": now,
-            "expires_at": None if wanted.expires is None else now + duration_s(wanted.expires),
-        }
+        row = wanted.columns(now) | {"name": wanted.name, "holder": id, "tenant": tenant, "created_at": now}
         async with self.store.begin() as connection:
             change = await self.store.changed(connection, SUBJECT)
             if any(key.is_live(now) for key in await named(connection, wanted.name)):
@@ -225,20 +251,42 @@ class Keyring:
         id = drawn(ID_CHARACTERS)
         async with self.store.begin() as connection:
             change = await self.store.changed(connection, SUBJECT)
-            live = [key for key in await named(connection, name) if key.is_live(now)]
-            if not live:
-                raise await self._unknown(connection, name)
-            newest = max(live, key=lambda key: key.created_at)  # `change` is the same for both of a rotation
+            live = await self._live(connection, name, now)
+            newest = live[-1]
             for key in live:
                 end = min(now + overlap_s, key.caller.expires_at or now + overlap_s)
                 await connection.execute(keys.update().where(keys.c.id == key.id).values(expires_at=end, change=change))
             old = (await connection.execute(sa.select(keys).where(keys.c.id == newest.id))).mappings().one()
-            lasts = newest.caller.expires_at and newest.caller.expires_at - newest.created_at
+            lasts = old["lasts_s"] or (newest.caller.expires_at and newest.caller.expires_at - newest.created_at)
             row = dict(old) | {"id": id, "change": change, "created_at": now, "expires_at": lasts and now + lasts}
             made = await self._add(connection, row)
             replaced = [key.id for key in live]
             await self._record(connection, actor, "key.rotated", made.stored, replaces=replaced, overlap_s=overlap_s)
         return made
+
+    async def update(self, name: str, rights: Rights, actor: str) -> list[Key]:
+        """Gives every live key of this name, those of a rotation too, what `rights` names, and leaves them the rest;
+        an old one ends no later for that. Returns them, the oldest first.
+
+        Raises NotFound, and BadRequest where nothing is named.
+        """
+        if not rights.model_fields_set:
+            raise BadRequest(f"say what is to be another, at least one of {', '.join(Rights.model_fields)}")
+        now = time.time()
+        asked = rights.named_columns(now)
+        changed = {}
+        async with self.store.begin() as connection:
+            change = await self.store.changed(connection, SUBJECT)
+            live = await self._live(connection, name, now)
+            for key in live:
+                row = asked if key is live[-1] else asked | no_later(asked, key.caller.expires_at)
+                was = key.described()
+                if other := {of: {"from": was[of], "to": row[of]} for of in row.keys() & was if was[of] != row[of]}:
+                    await connection.execute(keys.update().where(keys.c.id == key.id).values(row | {"change": change}))
+                    changed[key.id] = other
+            if changed:
+                await audit.record(self.store, connection, actor, "key.updated", name, changed=changed)
+            return await self._live(connection, name, now)
 
     async def revoke(self, name: str, actor: str) -> list[Key]:
         """Withdraws every key of this name, those of a rotation too. Raises NotFound if none is left to withdraw."""
@@ -303,7 +351,17 @@ class Keyring:
         details = {field: value for field, value in said.items() if value is not None} | more
         await audit.record(self.store, connection, actor, action, name, **details)
 
+    async def _live(self, connection: AsyncConnection, name: str, now: float) -> list[Key]:
+        """The oldest first: one, or those of a rotation. Raises NotFound."""
+        live = [key for key in await named(connection, name) if key.is_live(now)]
+        if not live:
+            raise await self._unknown(connection, name)
+        return sorted(live, key=lambda key: key.created_at)  # not by `change`, which both of a rotation have
+
     async def _unknown(self, connection: AsyncConnection, name: str) -> NotFound:
+        if gone := await named(connection, name):
+            what = "was revoked" if all(key.revoked_at is not None for key in gone) else "has expired"
+            return NotFound(f"the key named {name!r} {what}: make another", param="name")
         known = (await connection.execute(sa.select(keys.c.name).where(keys.c.revoked_at.is_(None)))).scalars()
         near = difflib.get_close_matches(name, set(known), n=1)
         return NotFound(f"no key is named {name!r}{f', did you mean {near[0]!r}?' if near else ''}", param="name")
@@ -315,6 +373,13 @@ async def named(connection: AsyncConnection, name: str) -> list[Key]:
         return []
     found = await connection.execute(sa.select(keys).where(keys.c.name == name))
     return [Key.of(row) for row in found.mappings()]
+
+
+def no_later(asked: Mapping[str, Any], end: float | None) -> dict[str, float | None]:
+    """The column `expires_at` where it is asked for, of a key that has an end."""
+    if "expires_at" not in asked:
+        return {}
+    return {"expires_at": min((at for at in (asked["expires_at"], end) if at is not None), default=None)}
 
 
 def drawn(characters: int) -> str:

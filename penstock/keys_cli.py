@@ -13,15 +13,32 @@ if TYPE_CHECKING:
     from penstock.keyring import Key, Keyring, Made
     from penstock.store import Store
 
-keys = typer.Typer(help="Make, list, replace and withdraw API keys.", no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(
+    help="Make, list, change, replace and withdraw API keys.", no_args_is_help=True, rich_markup_mode=None
+)
 audit = typer.Typer(help="Read and check the audit log.", no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 Json = Annotated[bool, typer.Option("--json", help="For programs")]
+Rpm = Annotated[int | None, typer.Option(help="Requests a minute")]
+Tpm = Annotated[int | None, typer.Option(help="Tokens a minute, prompts and answers")]
+Concurrent = Annotated[int | None, typer.Option(help="Requests at once")]
+DailyTokens = Annotated[int | None, typer.Option(help="Tokens a day, UTC")]
+MonthlyTokens = Annotated[int | None, typer.Option(help="Tokens a month, UTC")]
+Priority = Annotated[int | None, typer.Option(help="Higher is served first when the engines are full")]
+Models = Annotated[str | None, typer.Option(metavar="A,B", help="The served models it may use [default: all]")]
+Scopes = Annotated[
+    str | None, typer.Option(metavar="A,B", help="generate, metrics, admin, raw-fields, steps, any-media")
+]
+Expires = Annotated[str | None, typer.Option(metavar="30d", help="After so many s, m, h, d or w, from now")]
+Guards = Annotated[
+    str | None, typer.Option(help="The list in the configuration's `guards` that its requests pass, on every model")
+]
 T = TypeVar("T")
 
 SHOWN_AT = "%Y-%m-%d %H:%M"
 LIMITS = ("rpm", "tpm", "concurrent", "daily_tokens", "monthly_tokens")
+HEADS = ["name", "id", "tenant", "state", "scopes", "models", "limits", "priority", "created", "expires", "guards"]
 WIDE = 240
 
 
@@ -29,22 +46,16 @@ WIDE = 240
 def create(
     name: Annotated[str, typer.Option(help="Whom or what it is for")],
     tenant: Annotated[str | None, typer.Option(help="Keys of one tenant share caches [default: the name]")] = None,
-    rpm: Annotated[int | None, typer.Option(help="Requests a minute")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens a minute, prompts and answers")] = None,
-    concurrent: Annotated[int | None, typer.Option(help="Requests at once")] = None,
-    daily_tokens: Annotated[int | None, typer.Option(help="Tokens a day, UTC")] = None,
-    monthly_tokens: Annotated[int | None, typer.Option(help="Tokens a month, UTC")] = None,
-    priority: Annotated[int, typer.Option(help="Higher is served first when the engines are full")] = 0,
-    models: Annotated[
-        str | None, typer.Option(metavar="A,B", help="The served models it may use [default: all]")
-    ] = None,
-    scopes: Annotated[
-        str, typer.Option(metavar="A,B", help="generate, metrics, admin, raw-fields, steps, any-media")
-    ] = "generate",
-    expires: Annotated[str | None, typer.Option(metavar="30d", help="After so many s, m, h, d or w")] = None,
-    guards: Annotated[
-        str | None, typer.Option(help="The list in the configuration's `guards` that its requests pass, on every model")
-    ] = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    concurrent: Concurrent = None,
+    daily_tokens: DailyTokens = None,
+    monthly_tokens: MonthlyTokens = None,
+    priority: Priority = 0,
+    models: Models = None,
+    scopes: Scopes = "generate",
+    expires: Expires = None,
+    guards: Guards = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -61,17 +72,62 @@ def create(
         "monthly_tokens": monthly_tokens,
         "priority": priority,
         "models": models and listed(models),
-        "scopes": listed(scopes),
+        "scopes": scopes and listed(scopes),
         "expires": expires,
         "guards": guards,
     }
-    if guards is not None and guards not in loaded(config).guards:
-        typer.echo(
-            f"the configuration has no guards {guards!r}: until it has, no request of this key is served", err=True
-        )
     with explained():
         asked = wanted({field: value for field, value in fields.items() if value is not None})
+        warn_of(guards, config)
         tell(with_keyring(config, lambda ring, actor: ring.create(asked, actor)), json)
+
+
+@keys.command("update")
+def update(
+    name: Name,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    concurrent: Concurrent = None,
+    daily_tokens: DailyTokens = None,
+    monthly_tokens: MonthlyTokens = None,
+    priority: Priority = None,
+    models: Models = None,
+    scopes: Scopes = None,
+    expires: Expires = None,
+    guards: Guards = None,
+    unset: Annotated[
+        str | None, typer.Option(metavar="A,B", help="What is taken away again: limits, models, expires, guards")
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Change what a key may, within a second in every gateway; what is not named stays, and so does the key itself."""
+    from penstock.keyring import rights
+
+    fields = {
+        "rpm": rpm,
+        "tpm": tpm,
+        "concurrent": concurrent,
+        "daily_tokens": daily_tokens,
+        "monthly_tokens": monthly_tokens,
+        "priority": priority,
+        "models": models and listed(models),
+        "scopes": scopes and listed(scopes),
+        "expires": expires,
+        "guards": guards,
+    }
+    given = {field: value for field, value in fields.items() if value is not None}
+    gone = [field.replace("-", "_") for field in listed(unset or "")]
+    if both := [field for field in gone if field in given]:
+        fail(f"--unset {both[0]}: it is given, too")
+    with explained():
+        asked = rights({**given, **dict.fromkeys(gone)})
+        warn_of(guards, config)
+        found = with_keyring(config, lambda ring, actor: ring.update(name, asked, actor))
+    if json:
+        return as_json([key.described() for key in found])
+    for key in found:
+        typer.echo(line(key))
 
 
 @keys.command("list")
@@ -86,8 +142,7 @@ def show(
     shown = [key for key in found if all or key.state == "live"]
     if json:
         return as_json([key.described() for key in shown])
-    heads = ["name", "id", "tenant", "state", "scopes", "models", "limits", "priority", "created", "expires", "guards"]
-    table(heads, [row(key) for key in shown])
+    table(HEADS, [row(key) for key in shown])
 
 
 @keys.command("rotate")
@@ -193,14 +248,26 @@ def with_keyring(config: ConfigFile, do: "Callable[[Keyring, str], Awaitable[T]]
     return with_store(config, done)
 
 
+def warn_of(guards: str | None, config: ConfigFile) -> None:
+    """Guards that the configuration lacks let nothing pass."""
+    if guards is not None and guards not in loaded(config).guards:
+        typer.echo(
+            f"the configuration has no guards {guards!r}: until it has, no request of this key is served", err=True
+        )
+
+
 def tell(made: "Made", json: bool) -> None:
     """The key alone goes to standard output: KEY=$(penstock keys create --name NAME)."""
     if json:
         return as_json({**made.stored.described(), "key": made.key})
-    said = dict(zip(["name", "id", "tenant", "state", "scopes", "models", "limits"], row(made.stored), strict=False))
-    typer.echo(", ".join(f"{what}: {value}" for what, value in said.items() if value), err=True)
+    typer.echo(line(made.stored), err=True)
     typer.echo("This is the only time the key is shown:", err=True)
     typer.echo(made.key)
+
+
+def line(key: "Key") -> str:
+    """name: team-a, id: ..., scopes: generate"""
+    return ", ".join(f"{head}: {cell}" for head, cell in zip(HEADS, row(key), strict=True) if cell)
 
 
 def row(key: "Key") -> list[str]:

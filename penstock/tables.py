@@ -38,6 +38,7 @@ keys = Table(
     Column("created_at", Float, nullable=False),  # all times in seconds since the epoch
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("lasts_s", Float),  # as it was said of the key: a rotation makes one that lasts as long
     Column("guards", String(128)),  # a list in the configuration's `guards`
     Column("change", BigInteger, nullable=False, index=True),  # of the subject `keys`, which wrote this row last
 )

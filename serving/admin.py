@@ -32,7 +32,7 @@ from penstock.errors import (
     StateUnavailable,
     UnknownUrl,
 )
-from penstock.keyring import Keyring, Made, Wanted, bad, duration_s
+from penstock.keyring import Keyring, Made, Rights, Wanted, bad, duration_s
 from penstock.store import UNAVAILABLE, reason
 from serving.exchange import Receive, Scope, Send
 from serving.keys import Keys, require
@@ -187,6 +187,12 @@ def application(keyring: Keyring) -> FastAPI:
         """A new key with the same rights; the old one goes on for `overlap`."""
         overlap_s = duration_s((rotation or Rotation()).overlap)
         return told(await keyring.rotate(name, overlap_s, request.state.actor))
+
+    @app.patch("/admin/keys/{name}")
+    async def update_key(name: str, rights: Rights, request: Request) -> dict[str, Any]:
+        """What is named is from now on so, null where there is to be none, the rest stays; effective within a second,
+        in every process of every gateway. A key has its name and its tenant for good."""
+        return {"keys": [key.described() for key in await keyring.update(name, rights, request.state.actor)]}
 
     @app.delete("/admin/keys/{name}")
     async def revoke_key(name: str, request: Request) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from penstock import audit
-from penstock.keyring import Keyring, wanted
+from penstock.keyring import Keyring, rights, wanted
 from penstock.store import Store, opened
 from penstock.tables import audit as table
 from penstock.tables import changes
@@ -152,16 +152,19 @@ async def test_pages_are_joined(store: Store, monkeypatch: pytest.MonkeyPatch) -
 async def test_every_change_of_a_key_has_its_entry_and_no_entry_a_key(store: Store) -> None:
     ring = Keyring(store, b"pepper of the tests, long enough")
     made = await ring.create(wanted({"name": "k", "rpm": 5, "models": ["m"]}), "key:root")
+    await ring.update("k", rights({"rpm": 6}), "key:root")
     again = await ring.rotate("k", 60, "cli:me")
     await ring.revoke("k", "admin.key")
-    said = await audit.last(store, 3)
+    said = await audit.last(store, 4)
     assert [(entry.actor, entry.action, entry.subject) for entry in said] == [
         ("key:root", "key.created", "k"),
+        ("key:root", "key.updated", "k"),
         ("cli:me", "key.rotated", "k"),
         ("admin.key", "key.revoked", "k"),
     ]
-    created, rotated, revoked = (orjson.loads(entry.details) for entry in said)
+    created, updated, rotated, revoked = (orjson.loads(entry.details) for entry in said)
     assert (created["id"], created["rpm"], created["models"]) == (made.stored.id, 5, ["m"])
+    assert updated["changed"] == {made.stored.id: {"rpm": {"from": 5, "to": 6}}}
     assert (rotated["replaces"], rotated["overlap_s"]) == ([made.stored.id], 60)
     assert set(revoked["ids"]) == {made.stored.id, again.stored.id}
     for key in (made.key, again.key):

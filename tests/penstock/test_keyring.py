@@ -1,6 +1,7 @@
-"""Keys in both kinds of store: made, rotated, revoked, and what is kept of them."""
+"""Keys in both kinds of store: made, changed, rotated, revoked, and what is kept of them."""
 
 import asyncio
+import json
 import multiprocessing
 import re
 import stat
@@ -16,9 +17,9 @@ from pydantic import SecretStr
 
 from penstock import audit
 from penstock.audit import NOTHING
-from penstock.callers import LOCAL, USUAL_SCOPES, Quota
+from penstock.callers import LOCAL, UNLIMITED, USUAL_SCOPES, Quota
 from penstock.errors import BadRequest, Conflict, NotFound, StartError
-from penstock.keyring import Keyring, digest, duration_s, pepper, wanted
+from penstock.keyring import Keyring, digest, duration_s, pepper, rights, wanted
 from penstock.store import Store, opened
 from penstock.tables import keys
 from serving.keys import configured
@@ -58,6 +59,7 @@ async def test_a_key_is_made_with_all_its_rights(ring: Keyring) -> None:
             monthly_tokens=2**53,
             priority=3,
             expires="30d",
+            guards="strict",
         ),
         "me",
     )
@@ -68,6 +70,7 @@ async def test_a_key_is_made_with_all_its_rights(ring: Keyring) -> None:
     assert (caller.id, caller.name, caller.tenant, caller.priority) == (stored.id, "team", "acme", 3)
     assert (caller.scopes, caller.models) == (frozenset({"generate", "metrics"}), frozenset({"a", "b"}))
     assert caller.quota == Quota(60, 1000, 4, 10**12, 2**53)
+    assert caller.guards == "strict"
     assert caller.expires_at is not None
     assert 0 <= caller.expires_at - stored.created_at - 30 * 86400 < 1
 
@@ -163,6 +166,134 @@ async def test_revoking_ends_both_keys_of_a_rotation(ring: Keyring) -> None:
     assert [key.state for key in await ring.all()] == ["revoked", "revoked"]
     with pytest.raises(NotFound):
         await ring.revoke("a", "me")
+
+
+async def changed(ring: Keyring) -> list[Any]:
+    """What the audit log's last entry says: who, what, of whom, and the details."""
+    entry = (await audit.last(ring.store, 1))[0]
+    return [entry.actor, entry.action, entry.subject, json.loads(entry.details)]
+
+
+async def test_an_update_changes_what_it_names_and_nothing_else(ring: Keyring) -> None:
+    made = await ring.create(named("a", rpm=7, models=["m"], priority=3, guards="lax", tenant="t"), "me")
+    await ring.create(named("b", rpm=7), "me")
+    before = (await ring.all())[0].described()
+    (now,) = await ring.update("a", rights({"rpm": 9, "models": None, "scopes": ["steps", "generate"]}), "you")
+    assert now.described() == before | {"rpm": 9, "models": None, "scopes": ["generate", "steps"]}
+    assert (now.digest, now.caller.id) == (made.stored.digest, made.stored.id)
+    stored, other = await ring.all()
+    assert stored.described() == now.described()
+    assert await changed(ring) == [
+        "you",
+        "key.updated",
+        "a",
+        {
+            "changed": {
+                now.id: {
+                    "rpm": {"from": 7, "to": 9},
+                    "models": {"from": ["m"], "to": None},
+                    "scopes": {"from": ["generate"], "to": ["generate", "steps"]},
+                }
+            }
+        },
+    ]
+    assert other.caller.quota == Quota(7)
+
+
+async def test_all_that_a_key_may_can_be_changed_and_taken_away_again(ring: Keyring) -> None:
+    plain = (await ring.create(named("a"), "me")).stored.described()
+    limits = {"rpm": 1, "tpm": 2, "concurrent": 3, "daily_tokens": 4, "monthly_tokens": 2**53}
+    given = {**limits, "models": ["a", "b"], "guards": "strict", "priority": -5, "scopes": ["admin"]}
+    (now,) = await ring.update("a", rights({**given, "expires": "1h"}), "me")
+    ends = now.caller.expires_at
+    assert ends is not None
+    assert 3590 < ends - now.created_at < 3660
+    assert now.described() == plain | given | {"expires_at": ends}
+    nothing = dict.fromkeys([*limits, "models", "guards", "expires"])
+    (now,) = await ring.update("a", rights({**nothing, "priority": 0, "scopes": ["generate"]}), "me")
+    assert now.described() == plain
+    assert now.caller.quota is UNLIMITED
+
+
+async def test_an_update_that_changes_nothing_is_no_change(ring: Keyring) -> None:
+    await ring.create(named("a", rpm=7), "me")
+    read = await ring.since(NOTHING)
+    (now,) = await ring.update("a", rights({"rpm": 7, "guards": None}), "you")
+    assert now == read.keys[0] or now.described() == read.keys[0].described()
+    assert (await ring.since(read.seen)).keys == []
+    assert (await changed(ring))[1] == "key.created"
+    await ring.update("a", rights({"rpm": 8}), "you")
+    assert [key.caller.quota.rpm for key in (await ring.since(read.seen)).keys] == [8]
+
+
+async def test_an_update_is_of_both_keys_of_a_rotation_and_lets_the_old_one_go_on_no_longer(ring: Keyring) -> None:
+    await ring.create(named("a", expires="30d"), "me")
+    await ring.rotate("a", 3600, "me")
+    overlap = (await ring.all())[0].caller.expires_at
+    old, new = await ring.update("a", rights({"guards": "strict", "expires": "2d"}), "me")
+    assert [key.caller.guards for key in (old, new)] == ["strict", "strict"]
+    assert old.caller.expires_at == overlap
+    assert new.caller.expires_at == pytest.approx(new.created_at + 2 * 86400, abs=60)
+    details = (await changed(ring))[3]["changed"]
+    assert [details[old.id].keys(), details[new.id].keys()] == [{"guards"}, {"guards", "expires_at"}]
+    old, new = await ring.update("a", rights({"expires": None}), "me")
+    assert (old.caller.expires_at, new.caller.expires_at) == (overlap, None)
+    old, new = await ring.update("a", rights({"expires": "10m"}), "me")
+    assert old.caller.expires_at == new.caller.expires_at
+
+
+async def test_a_key_is_rotated_into_one_that_lasts_as_long_as_was_last_said(ring: Keyring, store: Store) -> None:
+    await ring.create(named("a"), "me")
+    async with store.begin() as connection:  # as if it were a year old
+        await connection.execute(keys.update().values(created_at=keys.c.created_at - 365 * 86400))
+    await ring.update("a", rights({"expires": "2d"}), "me")
+    made = (await ring.rotate("a", 60, "me")).stored
+    assert made.caller.expires_at == pytest.approx(made.created_at + 2 * 86400)
+    await ring.update("a", rights({"expires": None}), "me")
+    assert (await ring.rotate("a", 0, "me")).stored.caller.expires_at is None
+
+
+async def test_only_a_live_key_is_updated(ring: Keyring) -> None:
+    await ring.create(named("gone"), "me")
+    await ring.revoke("gone", "me")
+    await ring.create(named("over", expires="1h"), "me")
+    async with ring.store.begin() as connection:
+        await connection.execute(keys.update().where(keys.c.name == "over").values(expires_at=1.0))
+    entries = len(await audit.entries(ring.store))
+    for name, why in (
+        ("gone", "the key named 'gone' was revoked"),
+        ("over", "the key named 'over' has expired"),
+        ("ovr", "no key is named 'ovr', did you mean 'over'"),
+        ("\0", "no key is named"),
+    ):
+        with pytest.raises(NotFound, match=why) as raised:
+            await ring.update(name, rights({"rpm": 1}), "me")
+        assert raised.value.param == "name"
+    with pytest.raises(BadRequest, match="at least one of scopes, models, rpm"):
+        await ring.update("over", rights({}), "me")
+    assert len(await audit.entries(ring.store)) == entries
+    assert all(key.caller.quota.is_unlimited for key in await ring.all())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rpm": 0}, "rpm: "),
+        ({"scopes": None}, "scopes: "),
+        ({"scopes": ["root"]}, "scopes"),
+        ({"priority": None}, "priority: "),
+        ({"models": []}, "models: "),
+        ({"guards": ""}, "guards: "),
+        ({"expires": "0s"}, "expires: a key that expires at once"),
+        ({"tenant": "t"}, "tenant: a key has it for good; make another key"),
+        ({"name": "b"}, "name: a key has it for good; make another key"),
+        ({"digest": "x"}, "digest: "),
+    ],
+)
+def test_what_is_no_right_is_refused_by_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest) as raised:
+        rights(fields)
+    assert raised.value.message.startswith(message)
 
 
 async def test_an_unknown_name_is_told_with_the_nearest(ring: Keyring) -> None:
@@ -274,6 +405,7 @@ def change_keys(database: str, prefix: str, times: int) -> None:
             for number in range(times):
                 name = f"{prefix}{number}"
                 await ring.create(named(name), prefix)
+                await ring.update(name, rights({"rpm": 1 + number}), prefix)
                 await ring.rotate(name, 60, prefix)
                 await ring.revoke(name, prefix)
 
@@ -289,7 +421,7 @@ async def test_processes_that_change_keys_at_once_keep_the_audit_log_whole(datab
         await asyncio.to_thread(worker.join, 60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     verdict = await audit.verify(store)
-    assert (verdict.entries, verdict.broken) == (90, None)
+    assert (verdict.entries, verdict.broken) == (120, None)
     assert len({key.change for key in await Keyring(store, PEPPER).all()}) == 30  # revoked: both of each rotation
 
 

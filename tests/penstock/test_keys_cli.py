@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from typer.testing import CliRunner, Result
 
+from penstock.cli import app
 from tests.conftest import Served, free_port, running
 from tests.penstock.test_cli import PENSTOCK, penstock
 
@@ -98,6 +100,47 @@ def test_a_mistake_ends_in_its_message(words: list[str], message: str) -> None:
     assert shown.stderr.startswith("penstock: ")
     assert message in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def typed(*words: str) -> Result:
+    """In this process, which costs less."""
+    return CliRunner().invoke(app, ["keys", *words])
+
+
+def test_a_key_is_changed_by_what_is_named_and_by_what_is_unset() -> None:
+    made = json.loads(typed("create", "--name", "team", "--rpm", "60", "--models", "a", "--json").stdout)
+    shown = typed(
+        "update", "team", "--tpm", "9", "--guards", "strict", "--scopes", "generate,steps", "--unset", "models"
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "the configuration has no guards 'strict': until it has, no request of this key is served" in shown.stderr
+    assert shown.stdout.startswith(f"name: team, id: {made['id']}, ")
+    assert "scopes: generate, steps, models: all, limits: rpm 60, tpm 9" in shown.stdout
+    (key,) = json.loads(typed("update", "team", "--unset", "rpm, tpm, daily-tokens,guards", "--json").stdout)
+    changed = {"rpm": None, "models": None, "scopes": ["generate", "steps"]}
+    assert key == {name: value for name, value in made.items() if name != "key"} | changed
+
+
+def test_an_update_that_cannot_be_ends_in_its_message_and_changes_nothing() -> None:
+    before = typed("create", "--name", "k", "--json")
+    for words, message in (
+        (["absent", "--rpm", "1"], "no key is named 'absent'"),
+        (["k"], "say what is to be another, at least one of scopes"),
+        (["k", "--rpm", "0"], "rpm: "),
+        (["k", "--rpm", "5", "--unset", "rpm"], "--unset rpm: it is given, too"),
+        (["k", "--unset", "scopes"], "scopes: "),
+        (["k", "--unset", "tenant"], "tenant: a key has it for good"),
+        (["k", "--unset", "colour"], "colour: "),
+        (["k", "--guards", ""], "guards: "),
+        (["k", "--models", ""], "models: "),
+        (["k", "--scopes", ""], "scopes: "),
+    ):
+        shown = typed("update", *words)
+        assert (shown.exit_code, shown.stdout) == (1, ""), words
+        assert shown.stderr.startswith("penstock: "), words
+        assert message in shown.stderr, words
+    (key,) = json.loads(typed("list", "--json").stdout)
+    assert key.items() <= json.loads(before.stdout).items()
 
 
 def test_a_database_that_is_not_there_ends_in_its_message() -> None:

@@ -61,6 +61,8 @@ async def test_a_keys_whole_life_over_http(ring: Keyring) -> None:
     async with admin(ring) as client:
         made = await client.post("/admin/keys", json={"name": "team", "rpm": 9, "models": ["m"], "expires": "30d"})
         listed = (await client.get("/admin/keys")).json()["keys"]
+        changed = await client.patch("/admin/keys/team", json={"rpm": None, "guards": "strict"})
+        entry = (await client.get("/admin/audit", params={"limit": 1})).json()["entries"][0]
         again = await client.post("/admin/keys/team/rotate", json={"overlap": "1h"})
         plain = await client.post("/admin/keys/team/rotate")
         gone = await client.delete("/admin/keys/team")
@@ -70,6 +72,13 @@ async def test_a_keys_whole_life_over_http(ring: Keyring) -> None:
     assert made.json()["key"].startswith(f"sk-ps-{made.json()['id']}-")
     assert (listed[0]["name"], listed[0]["rpm"], listed[0]["models"]) == ("team", 9, ["m"])
     assert "key" not in listed[0]
+    assert changed.json() == {"keys": [listed[0] | {"rpm": None, "guards": "strict"}]}
+    assert (entry["actor"], entry["action"], entry["subject"]) == ("admin.key", "key.updated", "team")
+    assert entry["details"]["changed"][made.json()["id"]] == {
+        "rpm": {"from": 9, "to": None},
+        "guards": {"from": None, "to": "strict"},
+    }
+    assert again.json()["guards"] == "strict"
     assert made.headers["cache-control"] == "no-store"
     assert again.json()["holder"] == made.json()["id"] != again.json()["id"]
     assert set(gone.json()["revoked"]) == {answer.json()["id"] for answer in (made, again, plain)}
@@ -127,6 +136,12 @@ async def test_with_neither_kind_of_key_nobody_is_let_in(ring: Keyring) -> None:
         ("POST", "/admin/keys", {"name": "config"}, 400, "tenant"),
         ("POST", "/admin/keys", {"name": "a", "tenant": "local"}, 400, "tenant"),
         ("POST", "/admin/keys", [], 400, None),
+        ("PATCH", "/admin/keys/a", {"rpm": 0}, 400, "rpm"),
+        ("PATCH", "/admin/keys/a", {"scopes": None}, 400, "scopes"),
+        ("PATCH", "/admin/keys/a", {"tenant": "t"}, 400, "tenant"),
+        ("PATCH", "/admin/keys/a", {}, 400, None),
+        ("PATCH", "/admin/keys/a", None, 400, None),
+        ("PATCH", "/admin/keys/absent", {"rpm": 1}, 404, "name"),
         ("POST", "/admin/keys/a/rotate", {"overlap": "later"}, 400, "overlap"),
         ("POST", "/admin/keys/absent/rotate", {}, 404, "name"),
         ("DELETE", "/admin/keys/absent", None, 404, "name"),

@@ -17,7 +17,7 @@ from engine.scripted import Scripted
 from penstock import audit
 from penstock.config import Config
 from penstock.errors import InvalidKey, StartError
-from penstock.keyring import ID, Keyring, digest, wanted
+from penstock.keyring import ID, Keyring, digest, rights, wanted
 from penstock.store import opened
 from penstock.tables import keys
 from serving import state as state_module
@@ -113,6 +113,25 @@ async def test_the_first_key_closes_a_gateway_that_was_open_to_this_machine(data
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
         assert await status(client, key) == 200
+
+
+async def test_an_updated_key_may_what_it_now_may_everywhere(database: str, ring: Keyring) -> None:
+    key = await made(ring, models=["a"])
+    async with gateways(database) as clients:
+        assert [await status(client, key, "b") for client in clients] == [403, 403]
+        await ring.update("k", rights({"models": ["b"], "rpm": 50}), "test")
+        await asyncio.gather(*(becomes(403, client, key, 10) for client in clients))
+        answers = [await client.post(CHAT, json=ask("b"), headers=bearing(key)) for client in clients]
+        assert [(answer.status_code, answer.headers["x-ratelimit-limit-requests"]) for answer in answers] == [
+            (200, "50"),
+            (200, "50"),
+        ]
+        await ring.update("k", rights({"models": None, "rpm": None, "guards": "absent"}), "test")
+        await asyncio.gather(*(becomes(503, client, key, 10) for client in clients))
+        await ring.update("k", rights({"guards": None}), "test")
+        await asyncio.gather(*(becomes(200, client, key, 10) for client in clients))
+        free = await clients[0].post(CHAT, json=ask("b"), headers=bearing(key))
+        assert (free.status_code, "x-ratelimit-limit-requests" in free.headers) == (200, False)
 
 
 async def test_a_rotated_key_goes_on_until_its_overlap_ends(database: str, ring: Keyring) -> None:

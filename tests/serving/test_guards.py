@@ -17,7 +17,7 @@ from engine.sim import simulator
 from penstock.chat import ChatRequest, silent
 from penstock.config import Config, WrongAt
 from penstock.errors import ConfigError
-from penstock.keyring import Keyring, pepper, wanted
+from penstock.keyring import Keyring, pepper, rights, wanted
 from penstock.log import lines
 from penstock.source import Source
 from penstock.store import opened
@@ -115,9 +115,13 @@ def holding(value: Any, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("whose", ["model", "key", "gateway"])
-async def test_every_route_with_a_body_passes_the_policy(gateway: Running, whose: str) -> None:
-    async with opened(None) as store:
+@pytest.mark.parametrize(
+    ("whose", "database"),
+    [("model", "sqlite"), ("key", "sqlite"), ("key", "postgres"), ("gateway", "sqlite")],
+    indirect=["database"],
+)
+async def test_every_route_with_a_body_passes_the_policy(gateway: Running, whose: str, database: str) -> None:
+    async with opened(database) as store:
         made = {"name": "user", **({"guards": "strict"} if whose == "key" else {})}
         key = (await Keyring(store, pepper(None)).create(wanted(made), "the test")).key
     async with simulator() as sim:
@@ -126,6 +130,7 @@ async def test_every_route_with_a_body_passes_the_policy(gateway: Running, whose
             "models": {"sim": {"engine": "e"} | ({"guards": "strict"} if whose == "model" else {})},
             "guards": {"strict": [{"pii": {"action": "block"}}]},
             "gateway": {"guards": "strict"} if whose == "gateway" else {},
+            "state": {"database": database},
         }
         async with gateway(**tree, stored=True) as client:
             headers = {"authorization": f"Bearer {key}"}
@@ -288,27 +293,53 @@ async def test_the_access_log_says_what_ran_with_an_idempotency_key_too(
     assert [line["guards"] for line in noted if line.get("route") == CHAT] == [{"strict/pii/input": verdict}] * 3
 
 
-async def test_a_key_whose_guards_are_not_configured_is_served_nothing(gateway: Running) -> None:
-    async with opened(None) as store:
+async def test_a_key_whose_guards_are_not_configured_is_served_nothing(gateway: Running, database: str) -> None:
+    async with opened(database) as store:
         key = (await Keyring(store, pepper(None)).create(wanted({"name": "u", "guards": "gone"}), "the test")).key
-    async with gateway(**scripted(models={"m": {"engine": "e"}}), stored=True) as client:
+    tree = scripted(models={"m": {"engine": "e"}}, state={"database": database})
+    async with gateway(**tree, stored=True) as client:
         headers = {"authorization": f"Bearer {key}"}
         answer = await client.post(CHAT, json={"model": "m", "messages": TURNS}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guard_failed")
 
 
-async def test_an_answer_to_another_key_is_not_given_again_past_guards(gateway: Running) -> None:
-    async with opened(None) as store:
+async def test_an_answer_to_another_key_is_not_given_again_past_guards(gateway: Running, database: str) -> None:
+    async with opened(database) as store:
         ring = Keyring(store, pepper(None))
         plain = (await ring.create(wanted({"name": "a", "tenant": "t"}), "the test")).key
         guarded = (await ring.create(wanted({"name": "b", "tenant": "t", "guards": "strict"}), "the test")).key
-    tree = scripted(MAIL, models={"m": {"engine": "e"}}, guards={"strict": ["pii"]})
+    tree = scripted(MAIL, models={"m": {"engine": "e"}}, guards={"strict": ["pii"]}, state={"database": database})
     async with gateway(**tree, stored=True) as client:
         said = []
         for key in (plain, guarded):
             headers = {"authorization": f"Bearer {key}", "idempotency-key": "once"}
             said.append(joined(await client.post(CHAT, json={"model": "m", "messages": TURNS}, headers=headers))[0])
     assert said == [MAIL, "<EMAIL_1>"]
+
+
+async def test_a_key_that_is_given_guards_passes_them_from_then_on_and_until_they_are_taken_away(
+    gateway: Running, database: str
+) -> None:
+    async with opened(database) as store:
+        ring = Keyring(store, pepper(None))
+        key = (await ring.create(wanted({"name": "u"}), "the test")).key
+        tree = scripted(MAIL, models={"m": {"engine": "e"}}, guards={"strict": ["pii"]}, state={"database": database})
+        async with gateway(**tree, stored=True) as client:
+            headers = {"authorization": f"Bearer {key}", "idempotency-key": "once"}
+
+            async def says(text: str) -> None:
+                async with asyncio.timeout(10):
+                    while (
+                        joined(await client.post(CHAT, json={"model": "m", "messages": TURNS}, headers=headers))[0]
+                        != text
+                    ):
+                        await asyncio.sleep(0.02)
+
+            await says(MAIL)
+            await ring.update("u", rights({"guards": "strict"}), "the test")
+            await says("<EMAIL_1>")
+            await ring.update("u", rights({"guards": None}), "the test")
+            await says(MAIL)
 
 
 async def test_a_policy_stands_outside_steps(gateway: Running) -> None:

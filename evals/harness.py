@@ -24,8 +24,10 @@ TRIES = 5
 LONGEST_WAIT_S = 300
 
 
-def head(task: Task, model: str, base_url: str | None = None, served: str | None = None) -> Head:
-    return Head(task.name, task.metric, model, task.digest, len(task.items), base_url, served)
+def head(
+    task: Task, model: str, base_url: str | None = None, served: str | None = None, composition: str | None = None
+) -> Head:
+    return Head(task.name, task.metric, model, task.digest, len(task.items), base_url, served, composition)
 
 
 async def ask_all(

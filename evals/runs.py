@@ -22,7 +22,8 @@ from penstock.errors import BadRequest
 
 @dataclass(frozen=True)
 class Head:
-    """`base_url` and `served`, by what the server says it serves under the name, are None where they are not known."""
+    """`base_url`, and `served` and `composition`, by what the server says is behind the name, are None where they are
+    not known."""
 
     task: str
     metric: str
@@ -31,6 +32,11 @@ class Head:
     items: int
     base_url: str | None = None
     served: str | None = None
+    composition: str | None = None
+
+
+MAY_BE_UNKNOWN = ("base_url", "served", "composition")
+NAMED = {"composition": "composition (steps, guards, budget, and the models that they ask)"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,10 @@ class Run:
         found = cls.parsed(path, data)
         for name, value in asdict(head).items():
             before = getattr(found.head, name)
-            if before != value and (name not in ("base_url", "served") or None not in (before, value)):
+            if before != value and (name not in MAY_BE_UNKNOWN or None not in (before, value)):
+                what = NAMED.get(name, name)
                 raise BadRequest(
-                    f"{path} is another run: its {name} is {before!r}, not {value!r}; choose another file with --out"
+                    f"{path} is another run: its {what} is {before!r}, not {value!r}; choose another file with --out"
                 )
         file.truncate(data.rfind(b"\n") + 1)
         return cls(found.head, found._records, file)

@@ -1,7 +1,7 @@
 """Log-probabilities from any server with `/v1/completions` that echoes a prompt of tokens, and `/tokenize`, as vLLM."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -68,21 +68,28 @@ class Served:
         return found
 
 
-async def what_is_served(base_url: str, model: str, api_key: str | None = None) -> str | None:
-    """What the server says it serves under the name, in its list of models: `version` as Penstock has it, or `root` as
-    vLLM; None where it does not say, or does not answer. Raises EngineRefused for a wrong key."""
+class Behind(NamedTuple):
+    """What a server says is behind a name: which model, and, where it is Penstock, of what its answers are composed."""
+
+    served: str | None = None
+    composition: str | None = None
+
+
+async def what_is_served(base_url: str, model: str, api_key: str | None = None) -> Behind:
+    """What the server says in its list of models: `version` as Penstock has it, or `root` as vLLM, and Penstock's
+    `composition`; None where it does not say, or does not answer. Raises EngineRefused for a wrong key."""
     client = Client(rooted(base_url), api_key)
     try:
         answer = await client.ask("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S)
         if answer.status in (401, 403):
             raise from_answer(answer.status, answer.body)
-        found = [one for one in orjson.loads(answer.body)["data"] if one["id"] == model]
-        said = next((one.get("version") or one.get("root") for one in found), None)
-        return str(said) if said else None
+        found: dict[str, Any] = next((one for one in orjson.loads(answer.body)["data"] if one["id"] == model), {})
+        said = found.get("version") or found.get("root"), found.get("composition")
+        return Behind(*(str(word) if word else None for word in said))
     except EngineRefused:
         raise
     except (PenstockError, LookupError, TypeError, ValueError, AttributeError):
-        return None
+        return Behind()
     finally:
         client.close()
 

@@ -175,7 +175,7 @@ def run_of(
     if registered:
         begun = head(task, str(registered))
     else:
-        begun = head(task, model, rooted(base_url), asyncio.run(what_is_served(base_url, model, api_key)))
+        begun = head(task, model, rooted(base_url), *asyncio.run(what_is_served(base_url, model, api_key)))
     run = Run.begin(begun, out)
     try:
         if registered:

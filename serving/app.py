@@ -33,6 +33,7 @@ from penstock.errors import (
     PenstockError,
     UnknownUrl,
 )
+from penstock.keyring import digest
 from penstock.log import request_id
 from penstock.meters import Snapshot
 from serving import bodies
@@ -46,6 +47,7 @@ from serving.fields import MODERATIONS, STEPS
 from serving.forwarded import DEADLINE, deadline_of
 from serving.keys import Keys, require
 from serving.ledger import Cost, Ledger, tokens_of_both
+from serving.models import Known
 from serving.moderations import USUAL
 from serving.policy import Policy, Unfetched
 from serving.relay import Relay, Relayed, as_json
@@ -339,10 +341,14 @@ class Gateway:
             raise GuardFailed(
                 f"this key's guards, {caller.guards}, are not configured here: tell whoever runs this gateway"
             )
-        model = self.config.models.get(served.name)
-        wanted = [name for name in (self.config.gateway.guards, caller.guards) if name]
-        names = tuple(name for name in dict.fromkeys(wanted) if model is None or name != model.guards)
+        names = self._around(served.name, caller)
         return self.stack.guarded(served, names) if names else served
+
+    def _around(self, name: str, caller: Caller) -> tuple[str, ...]:
+        """The policies around a model that are not its own."""
+        model = self.config.models.get(name)
+        wanted = [name for name in (self.config.gateway.guards, caller.guards) if name]
+        return tuple(name for name in dict.fromkeys(wanted) if model is None or name != model.guards)
 
     def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
@@ -363,10 +369,13 @@ class Gateway:
             raise ModelNotFound(f"the model {name!r} is not served here{near} (GET /v1/models)", param="model")
         return served
 
-    def version(self, name: str) -> str | None:
-        """The registered one that a served model has now."""
+    def known(self, name: str, caller: Caller) -> Known:
+        """What a caller is told of a served model. Its makings are under the pepper, so that they cannot be guessed."""
         assert self.stack is not None
-        return self.stack.models[name].version
+        around = [guards for guards in self._around(name, caller) if guards in self.config.guards]
+        makings = self.stack.makings(name, around)
+        composition = digest(self.keys.pepper, f"makings\n{makings}".encode())[:8].hex() if makings else None
+        return Known(self.stack.models[name].version, composition)
 
     def models_for(self, caller: Caller) -> list[str]:
         assert self.stack is not None

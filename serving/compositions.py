@@ -2,8 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from penstock.config import Config, WrongAt, step_of
 from penstock.errors import BadRequest, PenstockError, StartError
 from penstock.steps import Written
 from serving.composing import (
-    IN_POLICIES,
     PLAIN,
-    STEPS,
     Asked,
     Composition,
     Place,
@@ -30,11 +27,11 @@ from serving.composing import (
     for_callers,
     no_circle,
     param_of,
-    parsed,
     policies_of,
     policy_of,
     steps_of,
 )
+from serving.makings import files_of, in_policies, in_steps, makings
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +50,7 @@ class Compositions:
         self._made: dict[str, tuple[str, OfModel]] = {}
         self._config = Config.model_construct()
         self._chosen: OrderedDict[bytes, Composition] = OrderedDict()
-        self._policies: dict[tuple[str, ...], Composition] = {}
+        self._policies: dict[tuple[str, ...], OfModel] = {}
 
     def change(self, config: Config) -> Mapping[str, Composition]:
         """By served model. Nothing here fails: of one that cannot be made any more, such as when a file has gone since
@@ -102,15 +99,38 @@ class Compositions:
     def policies(self, names: Sequence[str]) -> Composition:
         """Those of `guards` that stand around a model for some callers, the first outermost. Made when they are first
         needed; as above, nothing passes in the place of one that cannot be."""
+        return self._around(names).whole
+
+    def _around(self, names: Sequence[str]) -> "OfModel":
         found = self._policies.get(tuple(names))
         if found is None:
             parts = parts_of(self._config, self._reached, self._asked)
             try:
-                found = composed(policies_of(self._config, names), parts)
+                whole = composed(policies_of(self._config, names), parts)
+                found = OfModel(whole, whole, sorted(parts.named), makings(self._config, [], names))
             except WrongAt as error:
-                found = refused(error)
+                whole = refused(error)
+                found = OfModel(whole, whole)
             self._policies[tuple(names)] = found
         return found
+
+    def makings(self, name: str, around: Sequence[str], version: Callable[[str], str | None]) -> str | None:
+        """What makes the answers of a served model that has the policies `around` it, and of all that it may ask:
+        steps, guards, budgets, models. `version`: the registered one of a served model. None of what is not in the
+        configuration."""
+        if name not in self._config.models:
+            return None
+        outside = self._around(around)
+        parts: dict[str, Any] = {}
+        left = [name, *outside.asks]
+        while left:
+            if (one := left.pop()) in parts:
+                continue
+            model, of_model = self._config.models[one], self._made[one][1]
+            engine = self._config.engines[model.engine].model
+            parts[one] = of_model.makings, model.budget_tokens, engine, model.adapter, version(one), model.fallback
+            left += [*of_model.asks, *filter(None, [model.fallback])]
+        return repr((name, outside.makings, sorted(parts.items())))
 
     def made(self, name: str) -> Made:
         """One of the configuration's `guards`. Raises PenstockError where it cannot be made."""
@@ -134,11 +154,13 @@ def as_listed(chosen: Sequence[Any]) -> list[Written]:
 
 @dataclass(frozen=True, slots=True)
 class OfModel:
-    """`guards`: of the whole what stays where a caller chooses the steps. `asks`: other models that its steps do."""
+    """`guards`: of the whole what stays where a caller chooses the steps. `asks`: other models that its steps do.
+    `makings`: what it was made of."""
 
     whole: Composition
     guards: Composition
     asks: Sequence[str] = ()
+    makings: str = ""
 
 
 def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> OfModel:
@@ -149,7 +171,12 @@ def made_of(config: Config, name: str, reached: Reached, asked: Asked) -> OfMode
     parts = parts_of(config, reached, asked)
     made = [(isinstance(step, Policy), composed([(step, place)], parts)) for step, place in steps]
     guards = [composition for is_guard, composition in made if is_guard]
-    return OfModel(joined([composition for _, composition in made]), joined(guards), sorted(parts.named))
+    return OfModel(
+        joined([composition for _, composition in made]),
+        joined(guards),
+        sorted(parts.named),
+        makings(config, model.steps, [model.guards] if model.guards else []),
+    )
 
 
 def joined(compositions: Sequence[Composition]) -> Composition:
@@ -186,13 +213,9 @@ def key_of(config: Config, name: str, stamped: Stamps) -> str:
 def stamps(config: Config) -> Stamps:
     """Of the files that steps and guards read: others whenever one of them is another, has gone or has come."""
     folder = Path(config.files or ".")
-    written = [(STEPS, step) for model in config.models.values() for step in model.steps]
-    written += [(IN_POLICIES, guard) for guards in config.guards.values() for guard in guards]
-    files: set[Path] = set()
-    for table, step in written:
-        with suppress(WrongAt):  # `check` says so
-            files.update(parsed(step, (), table).files(folder))
-    return [(str(file), stamp(file)) for file in sorted(files)]
+    steps = [step for model in config.models.values() for step in model.steps]
+    read = files_of(folder, [*in_steps(steps), *in_policies(config.guards.values())])
+    return [(str(file), stamp(file)) for file in read]
 
 
 def refused(error: WrongAt) -> Composition:

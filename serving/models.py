@@ -2,25 +2,33 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def listed(models: Mapping[str, str | None], created: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """The answer to GET /v1/models, of names and registered versions. `created` is in seconds since 1970."""
+class Known(NamedTuple):
+    """Of a served model: the registered version, and its composition, a word that is another as soon as what makes
+    the answers is."""
+
+    version: str | None = None
+    composition: str | None = None
+
+
+def listed(models: Mapping[str, Known], created: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """The answer to GET /v1/models. `created` is in seconds since 1970."""
     names = list(models)
     if b"anthropic-version" not in headers:
-        return {"object": "list", "data": [described(name, created, version) for name, version in models.items()]}
+        return {"object": "list", "data": [described(name, created, known) for name, known in models.items()]}
     data = [described_for_anthropic(name, created) for name in names]
     ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
     return {"data": data, **ends, "has_more": False}
 
 
-def described(name: str, created: int, version: str | None = None) -> dict[str, Any]:
+def described(name: str, created: int, known: Known = Known()) -> dict[str, Any]:
     said = {"id": name, "object": "model", "created": created, "owned_by": "penstock"}
-    return {**said, "version": version} if version else said
+    return said | {word: value for word, value in known._asdict().items() if value}
 
 
-def described_for_anthropic(name: str, created: int, version: str | None = None) -> dict[str, Any]:
-    """Anthropic's clients know of no versions."""
+def described_for_anthropic(name: str, created: int, known: Known = Known()) -> dict[str, Any]:
+    """Anthropic's clients know of no more."""
     stamp = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
     return {"type": "model", "id": name, "display_name": name, "created_at": stamp, "lifecycle": "active"}

@@ -110,6 +110,10 @@ TEXT: Json = {"type": "string"}
 OR_NULL: Json = {"type": ["string", "null"]}
 OPENAI_MODEL = whole(id=TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=TEXT)
 OPENAI_MODEL["properties"]["version"] = {"type": "string", "description": "NAME@NUMBER, of a registered model."}
+OPENAI_MODEL["properties"]["composition"] = {
+    "type": "string",
+    "description": "Another one as soon as its steps, guards, budget or models are, or those of models that they ask.",
+}
 ANTHROPIC_MODEL = whole(type={"const": "model"}, id=TEXT, display_name=TEXT, created_at=TEXT)
 CONTROLS = {
     "/health": "Health",

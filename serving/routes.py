@@ -56,7 +56,7 @@ async def figures(gateway: "Gateway", call: Call) -> None:
 
 async def models(gateway: "Gateway", call: Call) -> None:
     exchange = call.exchange
-    named = {name: gateway.version(name) for name in gateway.models_for(call.caller)}
+    named = {name: gateway.known(name, call.caller) for name in gateway.models_for(call.caller)}
     exchange.send(200, JSON, orjson.dumps(listed(named, gateway.began, exchange.headers)))
 
 
@@ -65,7 +65,7 @@ async def model(gateway: "Gateway", call: Call) -> None:
     name = exchange.path.removeprefix(MODEL_PREFIX)
     gateway.model(name, call.caller)
     describe = described_for_anthropic if b"anthropic-version" in exchange.headers else described
-    exchange.send(200, JSON, orjson.dumps(describe(name, gateway.began, gateway.version(name))))
+    exchange.send(200, JSON, orjson.dumps(describe(name, gateway.began, gateway.known(name, call.caller))))
 
 
 async def openapi(gateway: "Gateway", call: Call) -> None:

@@ -172,6 +172,10 @@ class Stack:
         both = Composition([*around.arounds, *inside.arounds], [*around.inputs, *inside.inputs])
         return Answer(answer.name, answer.base, both, answer.budget, answer.chosen)
 
+    def makings(self, name: str, around: Sequence[str]) -> str | None:
+        """What makes a model's answers behind these policies: `Compositions.makings`."""
+        return self.compositions.makings(name, around, lambda other: self.models[other].version)
+
     def moderation(self, name: str) -> Moderation:
         """One of the configuration's `guards`, asked for its opinion. Raises PenstockError where it cannot be made."""
         found = self._moderations.get(name)

@@ -271,14 +271,15 @@ def test_a_line_that_is_no_answer_is_told_by_its_number(tmp_path: Path) -> None:
     [
         (("http://a:8000", "/models/1"), ("http://b:8000", "/models/1")),
         (("http://a:8000", "/models/1"), ("http://a:8000", "/models/2")),
+        (("http://a:8000", "/models/1", "1f"), ("http://a:8000", "/models/1", "2e")),
     ],
 )
-def test_a_run_is_not_gone_on_with_elsewhere_or_with_another_model_behind_the_name(
-    tmp_path: Path, before: tuple[str, str], after: tuple[str, str]
+def test_a_run_is_not_gone_on_with_elsewhere_or_with_something_else_behind_the_name(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]
 ) -> None:
     path = tmp_path / "run.jsonl"
     Run.begin(head(numbers(2), "m", *before), path).close()
-    with pytest.raises(BadRequest, match=r"another run: its (base_url|served) is .* --out"):
+    with pytest.raises(BadRequest, match=r"another run: its (base_url|served|composition .*) is .* --out"):
         Run.begin(head(numbers(2), "m", *after), path)
     Run.begin(head(numbers(2), "m", before[0]), path).close()  # where it is not told, it is not compared
     assert Run.read(path).head.served == before[1]
@@ -287,9 +288,9 @@ def test_a_run_is_not_gone_on_with_elsewhere_or_with_another_model_behind_the_na
 @pytest.mark.anyio
 async def test_what_a_server_serves_is_asked() -> None:
     async with simulator() as sim:
-        assert await what_is_served(sim.url, "sim") == "sim"
-        assert await what_is_served(f"{sim.url}/v1", "other") is None
-    assert await what_is_served("http://127.0.0.1:1", "sim") is None
+        assert await what_is_served(sim.url, "sim") == ("sim", None)
+        assert await what_is_served(f"{sim.url}/v1", "other") == (None, None)
+    assert await what_is_served("http://127.0.0.1:1", "sim") == (None, None)
 
 
 @asynccontextmanager
@@ -308,17 +309,21 @@ async def listing(status: int, body: bytes) -> AsyncIterator[str]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("listed", "served"),
+    ("listed", "behind"),
     [
-        (b'{"data": [{"id": "m", "version": "demo@7", "root": "/x"}, {"id": "n", "root": "/y"}]}', "demo@7"),
-        (b'{"data": [{"id": "n", "root": "/y"}, {"id": "m"}]}', None),
-        (b'{"data": [7]}', None),
-        (b"<html>", None),
+        (b'{"data": [{"id": "m", "version": "demo@7", "root": "/x"}, {"id": "n", "root": "/y"}]}', ("demo@7", None)),
+        (b'{"data": [{"id": "m", "version": "demo@7", "composition": "ab"}]}', ("demo@7", "ab")),
+        (b'{"data": [{"id": "n", "root": "/y"}, {"id": "m"}]}', (None, None)),
+        (b'{"data": []}', (None, None)),
+        (b'{"data": [7]}', (None, None)),
+        (b"<html>", (None, None)),
     ],
 )
-async def test_a_registered_version_is_known_by_its_number(listed: bytes, served: str | None) -> None:
+async def test_what_is_behind_a_name_is_known_as_far_as_the_server_says(
+    listed: bytes, behind: tuple[str | None, str | None]
+) -> None:
     async with listing(200, listed) as url:
-        assert await what_is_served(url, "m") == served
+        assert await what_is_served(url, "m") == behind
 
 
 @pytest.mark.anyio

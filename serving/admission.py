@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -27,7 +27,7 @@ from serving.exchange import Headers
 from serving.fair_queue import Waiter
 from serving.limit_headers import as_headers
 from serving.lines import Line, Places, in_whole_s, limits_unknown
-from serving.spent import Spent, spent_by_all
+from serving.spent import Spent, spent_by, spent_by_all
 from serving.windows import Calendar
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class Admission:
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweeps = 0
         self._reading: asyncio.Task[None] | None = None
+        self._learning: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self.change(config.models)
 
@@ -179,6 +180,9 @@ class Admission:
         if self._reading:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
+        for task in self._learning:
+            task.cancel()
+        await asyncio.gather(*self._learning, return_exceptions=True)
         if self.shared:
             await self.shared.close()
 
@@ -193,16 +197,29 @@ class Admission:
             await self._read_spent()
             await asyncio.sleep(READ_EVERY_S)
 
-    async def _read_spent(self) -> None:
-        if not (self.store and self.shared and self.shared.goes_on_without):
+    def learned(self, callers: Sequence[Caller]) -> None:
+        """These may have budgets that they did not have: what they have used so far is in the ledger alone."""
+        ids = {caller.id for caller in callers if caller.quota.daily_tokens or caller.quota.monthly_tokens}
+        if ids:
+            task = asyncio.get_running_loop().create_task(self._read_spent(ids))
+            self._learning.add(task)
+            task.add_done_callback(self._learning.discard)
+
+    async def _read_spent(self, ids: Collection[str] | None = None) -> None:
+        """Of these keys; None: of all."""
+        if not self.store or (self.shared and not self.shared.goes_on_without):
             return
+        calendar = self.now().calendar
         try:
             async with asyncio.timeout(DATABASE_S):
-                self._spent = await spent_by_all(self.store, self.now().calendar)
+                if ids is None:
+                    known = await spent_by_all(self.store, calendar)
+                else:
+                    known = await spent_by(self.store, calendar, ids)
         except UNAVAILABLE as error:  # TimeoutError is an OSError
             log.error("what keys have used cannot be read, and budgets go by what this process knows: %s", error)
             return
-        calendar = self.now().calendar
+        self._spent = known if ids is None else self._spent | known
         for id, account in self._accounts.items():
             if spent := self._spent.pop(id, None):
                 spent.lay_down(account.budget, calendar)

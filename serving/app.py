@@ -70,6 +70,7 @@ class Gateway:
         self.keys = keys or Keys(config.gateway.keys)
         self.policy = Policy(config.policy, self.keys.pepper)
         self.admission = Admission(config, sharing(config.state), ledger.store if ledger else None)
+        self.keys.learned = self.admission.learned
         self.replays = Replays(config)
         self.stack: Stack | None = None
         self.ledger = ledger

@@ -8,7 +8,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -34,6 +34,8 @@ class Keys:
         self.pepper = pepper or secrets.token_bytes(PEPPER_BYTES)
         self._stored: dict[bytes, tuple[bytes, Caller]] = {}
         self.closed = closed
+        self.learned: Callable[[Sequence[Caller]], None] = lambda callers: None
+        """Told of the holders of keys that have been stored or changed."""
         self.configure(configured)
 
     @property
@@ -48,7 +50,7 @@ class Keys:
             digest(self.pepper, key.get_secret_value().encode()): configured(number) for number, key in enumerate(keys)
         }
 
-    def learn(self, keys: Iterable[Key], *, all: bool = False) -> None:
+    def learn(self, keys: Sequence[Key], *, all: bool = False) -> None:
         """What has been stored, changed or revoked; `all`: there are no others, so those known before are forgotten."""
         stored = {} if all else self._stored
         for key in keys:
@@ -58,6 +60,7 @@ class Keys:
             else:
                 stored.pop(key.id.encode(), None)
         self._stored = stored
+        self.learned([key.caller for key in keys])
 
     def limited(self) -> list[str]:
         """The names of the stored keys that have limits."""

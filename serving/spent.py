@@ -106,6 +106,11 @@ async def spent_by_all(store: Store, calendar: Calendar) -> dict[str, Spent]:
     return await spent(store, calendar, sa.true())
 
 
+async def spent_by(store: Store, calendar: Calendar, keys: Collection[str]) -> dict[str, Spent]:
+    """These keys, and others where these are too many for one query."""
+    return await spent(store, calendar, usage.c.key_id.in_(keys) if len(keys) <= MOST_AT_ONCE else sa.true())
+
+
 async def spent(store: Store, calendar: Calendar, whose: sa.ColumnElement[bool]) -> dict[str, Spent]:
     day = calendar.day
     tokens = usage.c.prompt_tokens + usage.c.completion_tokens

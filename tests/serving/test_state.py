@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from penstock.config import Config
 from penstock.errors import InvalidKey, StartError
 from penstock.keyring import ID, Keyring, digest, rights, wanted
 from penstock.store import opened
-from penstock.tables import keys
+from penstock.tables import keys, usage
 from serving import state as state_module
 from serving.keys import Keys
 from serving.state import Copy, governed, kept
@@ -132,6 +133,20 @@ async def test_an_updated_key_may_what_it_now_may_everywhere(database: str, ring
         await asyncio.gather(*(becomes(200, client, key, 10) for client in clients))
         free = await clients[0].post(CHAT, json=ask("b"), headers=bearing(key))
         assert (free.status_code, "x-ratelimit-limit-requests" in free.headers) == (200, False)
+
+
+async def test_a_budget_that_a_key_is_given_begins_with_what_it_has_used(database: str, ring: Keyring) -> None:
+    new = await ring.create(wanted({"name": "k"}), "test")
+    counts = dict.fromkeys(["requests", "cached_tokens", "completion_tokens", "cut", "abandoned", "estimated"], 0)
+    row = {"key_id": new.stored.id, "model": "b", "day": f"{datetime.now(UTC):%Y-%m-%d}", "tenant": "k", "name": "k"}
+    async with gateways(database, 1) as (client,):
+        assert await status(client, new.key) == 200
+        async with ring.store.begin() as connection:  # as another gateway writes it
+            await connection.execute(usage.insert().values(**row, **counts, prompt_tokens=10**9))
+        await ring.update("k", rights({"monthly_tokens": 10**9}), "test")
+        await becomes(429, client, new.key, 10)
+        await ring.update("k", rights({"monthly_tokens": 2 * 10**9}), "test")
+        await becomes(200, client, new.key, 10)
 
 
 async def test_a_rotated_key_goes_on_until_its_overlap_ends(database: str, ring: Keyring) -> None:

@@ -47,9 +47,9 @@ class Classifier(Asking):
         return self.model
 
     def look(self, parts: Parts) -> Look:
+        chat = parts.chat(self.model)  # also of one that is no chat: whether there is one
         if self.kind == "prompt_guard":
             return self._counted(lambda looked: injected(parts, self.model, looked.texts))
-        chat = parts.chat(self.model)
         if self.kind == "llama_guard":
             return self._counted(lambda looked: hazards(chat, self.model, looked))
         return self._counted(lambda looked: against(chat, self.model, looked, self.guidelines))

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.scripted import Scripted
 from guards.classifier import Classifier, windows
+from guards.entailment import Weight
 from guards.grounding import Grounding, by_words, cosine
 from guards.guard import Guard
 from guards.judge import Judge
@@ -82,6 +84,10 @@ async def test_what_a_classifier_should_not_say_lets_nothing_pass(bench: Bench) 
 class Classifying(Bench):
     """Answers /classify as vLLM does, by whether `attack` stands in a text, and /v1/embeddings by letters."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.chats = {"pg": Scripted([]), "e": Scripted([])}
+
     async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if path == "/classify":
             scores = [0.9 if "attack" in text else 0.1 for text in body["input"]]
@@ -98,6 +104,8 @@ async def test_prompt_guard_reads_long_texts_in_windows(tmp_path: Any) -> None:
     long = "word " * 1000 + "attack " + "word " * 1000
     assert await verdict(bench, guard, request=asking(long)) == "injection"
     assert await verdict(bench, guard) == "stop"
+    with pytest.raises(KeyError):
+        behind(bench, Scripted(["fine"]), guard.model_copy(update={"model": "gp"}))
     assert "".join(windows("abc")) == "abc"
     assert all("attack" in "".join(windows(" " * shift + "attack")) for shift in range(0, 3000, 97))
 
@@ -218,8 +226,8 @@ async def test_embeddings_can_say_what_is_near(tmp_path: Any) -> None:
 
 
 async def test_the_support_of_a_sentence_is_the_share_of_its_words_that_a_passage_has() -> None:
-    assert await by_words(["big red boats sail"], ["red boats", "nothing"]) == [0.5]
-    assert await by_words(["big red boats"], []) == [0.0]
+    assert await by_words(["big red boats sail"], ["big red boots", "red boats float"]) == [Weight(0.75)]
+    assert await by_words(["big red boats"], []) == [Weight(0.0)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
 from guards.hold_back import Cut, HoldBack, Replace
 from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
+from guards.spent import Counting, counted
 from guards.vault import KIND, Vault
 from guards.verdicts import Verdicts, took
 from penstock.errors import BudgetSpent, GuardFailed, PenstockError
@@ -44,7 +45,7 @@ class Watch:
         detectors = guard.detectors(parts)
         if guard.fail == "open":
             detectors = [Tolerant(name, detector) for detector in detectors]
-        return cls(name, guard, detectors, guard.look(parts))
+        return cls(name, guard, detectors, guard.look(Counting(parts)))
 
     @property
     def decides(self) -> bool:
@@ -152,18 +153,20 @@ async def asked(watch: Watch, looked: Looked, verdicts: Verdicts) -> Opinion:
     limits switch no guard off."""
     assert watch.look
     began = perf_counter()
-    try:
-        async with asyncio.timeout(watch.guard.patience_s):
-            return await watch.look(looked)
-    except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
-        verdicts.failed(watch.name, looked.direction, error, watch.guard.target)
-        if isinstance(error, BudgetSpent):
-            raise
-        if watch.guard.fail == "open":
-            return NOTHING
-        raise failed(verdicts.policy, watch.name) from None
-    finally:
-        took(watch.name, looked.direction, perf_counter() - began)
+    with counted() as calls:
+        try:
+            async with asyncio.timeout(watch.guard.patience_s):
+                return await watch.look(looked)
+        except Exception as error:  # whatever it is, what nobody has looked at does not pass as looked at
+            verdicts.failed(watch.name, looked.direction, error, watch.guard.target)
+            if isinstance(error, BudgetSpent):
+                raise
+            if watch.guard.fail == "open":
+                return NOTHING
+            raise failed(verdicts.policy, watch.name) from None
+        finally:
+            took(watch.name, looked.direction, perf_counter() - began)
+            verdicts.cost(watch.name, calls)
 
 
 def failed(policy: str, guard: str) -> GuardFailed:

@@ -118,8 +118,8 @@ class Made:
         try:
             request = await self.input.request(request, vault, verdicts)
             if self.output.nothing_to_do(vault):
-                return await chat(request, emit)
-            return await self.output.answer(chat, request, emit, vault, verdicts)
+                return verdicts.charged(await chat(request, emit))
+            return verdicts.charged(await self.output.answer(chat, request, emit, vault, verdicts))
         finally:
             verdicts.tell()
 

@@ -2,10 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from guards.guard import Direction
 from penstock import metrics
+from penstock.chat import Reply, Usage
 from penstock.errors import BadRequest, EngineRefused, PenstockError
 from penstock.log import request_id
 from penstock.steps import circumstances
@@ -24,6 +26,7 @@ class Verdicts:
         self._found: dict[tuple[str, Direction], Counter[str]] = {}
         self._verdicts: dict[tuple[str, Direction], str] = {}
         self._why: dict[tuple[str, Direction], dict[str, str | None]] = {}
+        self._usage = Usage()
 
     def ran(self, guard: str, direction: Direction) -> None:
         self._verdicts.setdefault((guard, direction), "pass")
@@ -34,6 +37,18 @@ class Verdicts:
         self._verdicts[guard, direction] = max(before, verdict, key=RANK.index)
         if kind:
             self._found.setdefault((guard, direction), Counter())[kind] += count
+
+    def cost(self, guard: str, calls: Iterable[Usage]) -> None:
+        """Of served models that it has asked."""
+        for usage in calls:
+            self._usage += usage.of(f"{self.policy}.{guard}")
+
+    def charged(self, reply: Reply) -> Reply:
+        """With what its guards have cost; unless nobody has told what the rest did, as of an answer that was cut off:
+        then it is known only of all together."""
+        if Usage() in (self._usage, reply.usage):
+            return reply
+        return replace(reply, usage=self._usage + reply.usage)
 
     def failed(self, guard: str, direction: Direction, error: Exception, target: str | None) -> None:
         """`target`: whom it asked. What is told are our own words: in those of others, and of refusals, there may be

@@ -16,7 +16,7 @@ from guards.judge import Judge
 from guards.outside import Http
 from guards.places import Pii
 from guards.schema import Schema
-from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply
+from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, Usage
 from penstock.errors import BudgetSpent, ContentFiltered, GuardFailed
 from serving.meter import Meter
 from tests.guards.policies import Saying, behind, tool_call
@@ -92,7 +92,7 @@ class Classifying(Bench):
         if path == "/classify":
             scores = [0.9 if "attack" in text else 0.1 for text in body["input"]]
             data = [{"index": i, "label": "?", "probs": [1 - score, score]} for i, score in enumerate(scores)]
-            return {"data": data}
+            return {"data": data, "usage": {"prompt_tokens": 7 * len(data), "total_tokens": 7 * len(data)}}
         assert path == "/v1/embeddings"
         vectors = [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in body["input"]]
         return {"data": [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)][::-1]}
@@ -157,6 +157,26 @@ async def test_the_log_says_whom_a_guard_asked_that_failed(bench: Bench, caplog:
         "judge": ("j", "j says neither yes nor no"),
         "http": (host, f"the guard at {host} answers 500"),
     }
+
+
+async def test_calls_of_guards_are_in_the_usage_by_their_names(tmp_path: Path) -> None:
+    bench = Classifying(tmp_path)
+    bench.chats |= {"j": Scripted(["no"]), "bad": Scripted(["neither"])}
+    guards = (
+        Classifier(model="pg", kind="prompt_guard", on="input"),
+        Judge(model="j", rubric="x"),
+        Judge(model="bad", rubric="x", fail="open", kind="other"),
+    )
+    own = Scripted(["fine then"])
+    alone, _ = await told(own, asking())
+    reply, _ = await told(behind(bench, own, *guards[:2]), asking())
+    assert [name for name, _ in reply.usage.calls] == ["strict.classifier", "strict.judge"]
+    assert reply.usage.calls[0][1] == Usage(7)
+    assert reply.usage.less(reply.usage.calls[0][1]).less(reply.usage.calls[1][1]) == alone.usage
+    failing, _ = await told(behind(bench, own, guards[2]), asking())
+    assert [usage.completion_tokens for _, usage in failing.usage.calls] == [1]
+    unasked, _ = await told(behind(bench, own, Pii()), asking())
+    assert unasked.usage == alone.usage
 
 
 @pytest.mark.parametrize("fail", ["open", "closed"])

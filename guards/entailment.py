@@ -7,20 +7,19 @@ sentence </s>` for RoBERTa and XLM-R, `[CLS] passage [SEP] sentence [SEP]` for M
 apart by segment ids, as BERT does, cannot be asked in this way.
 """
 
-import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from guards.tokens import Frame, cut, frame_of, tokens_of
 from penstock.errors import EngineError
 from penstock.steps import Parts
 
 ENTAILMENT, CONTRADICTION = "entailment", "contradiction"
 UNNAMED = re.compile(r"LABEL_\d+")
 """How transformers calls the classes of a model that does not name them."""
-AT_ONCE = 8
 
 
 class Weight(NamedTuple):
@@ -28,26 +27,6 @@ class Weight(NamedTuple):
 
     support: float
     contradiction: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What a tokenizer lays around a pair, and how many tokens that and the pair may have together."""
-
-    begin: int
-    end: int
-    ends_between: int
-    longest: int
-
-    @property
-    def room(self) -> int:
-        return self.longest - 2 - self.ends_between
-
-    def pairs(self, passage: Sequence[int], sentence: Sequence[int]) -> list[list[int]]:
-        """One pair, where both are short enough; else the passage in pieces."""
-        between = [self.end] * self.ends_between
-        pieces = cut(passage, self.room - len(sentence))
-        return [[self.begin, *piece, *between, *sentence, self.end] for piece in pieces]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +44,10 @@ class Inference:
         takes counts as its weakest piece. Raises EngineError where the model is none of inference."""
         frame = await self._frame()
         texts = list(dict.fromkeys([*said, *(passage for some in passages for passage in some)]))
-        tokens = dict(zip(texts, await self._tokens(texts, frame), strict=True))
-        pieces = [cut(tokens[sentence], frame.room // 2) for sentence in said]
+        tokens = dict(zip(texts, await tokens_of(self.parts, self.model, texts, frame), strict=True))
+        pieces = [cut(tokens[sentence], frame.room_of_pair // 2) for sentence in said]
         pairs = [
-            [[pair for passage in some for pair in frame.pairs(tokens[passage], piece)] for piece in own]
+            [[pair for passage in some for pair in paired(frame, tokens[passage], piece)] for piece in own]
             for own, some in zip(pieces, passages, strict=True)
         ]
         asked = [pair for own in pairs for of_piece in own for pair in of_piece]
@@ -80,33 +59,12 @@ class Inference:
         ]
 
     async def _frame(self) -> Frame:
-        """Asked anew each time: by then another model may have the name."""
-        answer = await self.parts.ask(self.model, "/tokenize", {"prompt": "", "return_token_strs": True})
-        tokens, names = answer.get("tokens"), answer.get("token_strs")
-        if not isinstance(tokens, list) or not isinstance(names, list) or len(tokens) != 2:
+        frame = await frame_of(self.parts, self.model)
+        if len(frame.begin) != 1 or len(frame.end) != 1:
             raise EngineError(f"{self.model} marks no beginning and end of a text, so it is asked for no pair")
-        begin, end = tokens
-        frame = Frame(begin, end, ends_between=2 if names[1] == "</s>" else 1, longest=int(answer["max_model_len"]))
-        if frame.room < 2:
+        if frame.room_of_pair < 2:
             raise EngineError(f"{self.model} takes {frame.longest} tokens, too few for a pair")
         return frame
-
-    async def _tokens(self, texts: Sequence[str], frame: Frame) -> list[list[int]]:
-        """Without what a text has of the frame itself: no passage ends another one."""
-        few = asyncio.Semaphore(AT_ONCE)  # of the engine's, which answers others, too
-
-        async def tokens(text: str) -> list[int]:
-            async with few:
-                body = {"prompt": text, "add_special_tokens": False}
-                answer = await self.parts.ask(self.model, "/tokenize", body)
-            return [token for token in answer["tokens"] if token not in (frame.begin, frame.end)]
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(tokens(text)) for text in texts]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [task.result() for task in tasks]
 
     async def _classified(self, pairs: Sequence[Sequence[int]]) -> list[Weight]:
         answer = await self.parts.ask(self.model, "/classify", {"input": pairs})
@@ -132,15 +90,15 @@ class Inference:
         return Weight(by_name[ENTAILMENT], by_name.get(CONTRADICTION, 0.0))
 
 
+def paired(frame: Frame, passage: Sequence[int], sentence: Sequence[int]) -> list[list[int]]:
+    """One pair, where both are short enough together; else the passage in pieces."""
+    return [frame.pair(piece, sentence) for piece in cut(passage, frame.room_of_pair - len(sentence))]
+
+
 def strongest(weighed: Sequence[Weight]) -> Weight:
     return Weight(
         max((each.support for each in weighed), default=0.0), max((each.contradiction for each in weighed), default=0.0)
     )
-
-
-def cut(tokens: Sequence[int], longest: int) -> list[Sequence[int]]:
-    """`[1, 2, 3], 2 -> [[1, 2], [3]]`."""
-    return [tokens[start : start + longest] for start in range(0, len(tokens), longest)]
 
 
 def probabilities(classes: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from guards.outside import Http
 from guards.places import Pii
 from guards.schema import Schema
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply, Usage
-from penstock.errors import BudgetSpent, ContentFiltered, GuardFailed
+from penstock.errors import BudgetSpent, ContentFiltered, ContextLengthExceeded, GuardFailed
 from serving.meter import Meter
 from tests.guards.policies import Saying, behind, tool_call
 from tests.prompting.conftest import Bench, asking, told
@@ -108,6 +108,29 @@ async def test_prompt_guard_reads_long_texts_in_windows(tmp_path: Any) -> None:
         behind(bench, Scripted(["fine"]), guard.model_copy(update={"model": "gp"}))
     assert "".join(windows("abc")) == "abc"
     assert all("attack" in "".join(windows(" " * shift + "attack")) for shift in range(0, 3000, 97))
+
+
+class Characters(Classifying):
+    """Each character is a token, of which it takes 512 with those around a text, as vLLM does it."""
+
+    async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if path == "/tokenize":
+            tokens = [ord(each) for each in body["prompt"]]
+            tokens = tokens if body.get("add_special_tokens") is False else [1, *tokens, 2]
+            return {"tokens": tokens, "max_model_len": 512, "token_strs": ["[CLS]"] + ["?"] * (len(tokens) - 1)}
+        texts = [text if isinstance(text, str) else "".join(map(chr, text)) for text in body["input"]]
+        if any(len(text) + 2 * isinstance(given, str) > 512 for text, given in zip(texts, body["input"], strict=True)):
+            raise ContextLengthExceeded("too long")
+        assert all(isinstance(given, str) or (given[0], given[-1]) == (1, 2) for given in body["input"])
+        return await super().ask(model, path, {**body, "input": texts})
+
+
+async def test_windows_of_more_tokens_than_prompt_guard_reads_are_cut_by_tokens(tmp_path: Path) -> None:
+    bench = Characters(tmp_path)
+    guard = Classifier(model="pg", kind="prompt_guard", on="input")
+    for shift in range(440, 520, 8):
+        assert await verdict(bench, guard, request=asking("我" * shift + "attack" + "我" * 900)) == "injection"
+    assert await verdict(bench, guard, request=asking("我" * 2000)) == "stop"
 
 
 class Weighed:

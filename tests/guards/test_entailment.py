@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from engine.scripted import Scripted
-from guards.entailment import Frame, Inference, Weight, cut, probabilities
+from guards.entailment import Inference, Weight, probabilities
 from guards.grounding import Grounding
 from guards.guard import Looked
+from guards.tokens import Frame, cut
 from penstock.chat import ChatRequest, Choice, Message
 from penstock.errors import EngineError, GuardFailed
 from tests.guards import entailing
@@ -38,7 +39,7 @@ class Engine(Bench):
         if path == "/tokenize":
             tokens = words.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
             named = words.convert_ids_to_tokens(tokens) if body.get("return_token_strs") else None
-            return {"count": len(tokens), "max_model_len": LONGEST, "tokens": tokens, "token_strs": named}
+            return {"count": len(tokens), "max_model_len": LONGEST + 2, "tokens": tokens, "token_strs": named}
         assert path == "/classify"
         data: list[dict[str, Any]] = []
         for index, tokens in enumerate(body["input"]):
@@ -168,14 +169,15 @@ async def test_logits_are_made_probabilities(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ({"tokens": [1], "token_strs": ["<|begin|>"], "max_model_len": 512}, "asked for no pair"),
-        ({"tokens": [1, 2], "token_strs": ["[CLS]", "[SEP]"], "max_model_len": 4}, "too few for a pair"),
+        ({"tokens": [1, 3], "token_strs": ["<|begin|>", "a"], "max_model_len": 512}, "asked for no pair"),
+        ({"tokens": [1, 3, 2], "token_strs": ["[CLS]", "a", "[SEP]"], "max_model_len": 4}, "too few for a pair"),
+        ({"tokens": [1, 2], "token_strs": ["[CLS]", "[SEP]"], "max_model_len": 4}, "what its tokenizer lays around"),
     ],
 )
 async def test_a_model_that_takes_no_pairs_is_refused(bench: Bench, answer: dict[str, Any], why: str) -> None:
     class Other(Bench):
         async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-            return answer
+            return answer if body.get("return_token_strs") else {"tokens": [3]}
 
     with pytest.raises(EngineError, match=why):
         await Inference(Other(bench.folder), "nli", LABELS, True).weigh(["a"], [["b"]])
@@ -184,11 +186,25 @@ async def test_a_model_that_takes_no_pairs_is_refused(bench: Bench, answer: dict
 def test_pairs_are_those_of_the_tokenizer() -> None:
     words = entailing.tokenizer()
     for one, other in ((RED_DOOR, BLUE_ROOF), ("", "red")):
-        made = Frame(0, 2, ends_between=2, longest=LONGEST).pairs(
-            words.encode(one, add_special_tokens=False), words.encode(other, add_special_tokens=False)
-        )
-        assert made == ([words(one, other)["input_ids"]] if one else [])
-    assert cut([1, 2, 3], 2) == [[1, 2], [3]]
+        frame = Frame([0], [2], LONGEST, doubled=True)
+        tokens = [words.encode(text, add_special_tokens=False) for text in (one, other)]
+        assert frame.pair(*tokens) == words(one, other)["input_ids"]
+        assert frame.text(tokens[1]) == words(other)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "overlap", "pieces"),
+    [
+        ([], 3, 1, []),
+        ([1], 3, 1, [[1]]),
+        ([1], 3, 2, [[1]]),
+        ([1, 2, 3], 2, 0, [[1, 2], [3]]),
+        ([1, 2, 3, 4], 3, 1, [[1, 2, 3], [3, 4]]),
+        ([1, 2, 3], 3, 1, [[1, 2, 3]]),
+    ],
+)
+def test_tokens_are_cut(tokens: list[int], longest: int, overlap: int, pieces: list[list[int]]) -> None:
+    assert cut(tokens, longest, overlap) == pieces
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:

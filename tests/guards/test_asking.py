@@ -281,8 +281,10 @@ async def test_the_support_of_a_sentence_is_the_share_of_its_words_that_a_passag
         ("penstock", {"kinds": {"How are you?": 1}}, "unnamed"),
         ("litellm", {"action": "NONE"}, "stop"),
         ("litellm", {"action": "BLOCKED", "blocked_reason": "x"}, "blocked"),
-        ("nemo", {"status": "success"}, "stop"),
-        ("nemo", {"status": "blocked"}, "blocked"),
+        ("nemo", {"status": "passed", "content": "x"}, "stop"),
+        ("nemo", {"status": "blocked", "content": "x", "rail": "a rail"}, "blocked"),
+        ("nemo_microservice", {"status": "success"}, "stop"),
+        ("nemo_microservice", {"status": "blocked"}, "blocked"),
     ],
 )
 async def test_services_outside_are_asked_in_their_own_words(
@@ -298,16 +300,32 @@ async def test_services_outside_are_asked_in_their_own_words(
         assert body == {"direction": "input", "model": "", "texts": ["How are you?"]}
     elif shape == "litellm":
         assert "POST /beta/litellm_basic_guardrail_api" in head
-        assert (body["texts"], body["input_type"]) == (["How are you?"], "request")
+        assert (body["texts"], body["input_type"], body["request_data"]) == (["How are you?"], "request", {})
+        assert "x-api-key: sesame" in head
     else:
-        assert "POST /v1/guardrail/checks" in head
+        rails = {"config_id": "c", **({"rail_types": ["input"]} if shape == "nemo" else {})}
+        assert ("POST /v1/checks" if shape == "nemo" else "POST /v1/guardrail/checks") in head
         assert body["messages"] == [{"role": "user", "content": "How are you?"}]
-        assert body["guardrails"] == {"config_id": "c"}
+        assert body["guardrails"] == rails
+        assert body["model"] == ""
 
 
-async def test_a_service_outside_may_rewrite_requests(bench: Bench) -> None:
+@pytest.mark.parametrize("shape", ["nemo", "nemo_microservice"])
+async def test_nemo_has_all_of_a_request_in_its_last_turn(bench: Bench, shape: Any) -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    async with upstream(answers(200, b'{"status": "passed"}')) as service:
+        assert await verdict(bench, Http(url=service.url, shape=shape), request=asking(messages=turns)) == "stop"
+    asked, answered = (
+        [(turn["role"], turn["content"]) for turn in json.loads(body)["messages"]] for body in service.bodies
+    )
+    assert asked == [("user", "a\n\nb\n\nc")]
+    assert answered == [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "fine")]
+
+
+@pytest.mark.parametrize("action", ["GUARDRAIL_INTERVENED", "NONE"])  # as LiteLLM understands both
+async def test_a_service_outside_may_rewrite_requests(bench: Bench, action: str) -> None:
     engine = Scripted(["fine"])
-    answer = {"action": "GUARDRAIL_INTERVENED", "texts": ["How is <PERSON>?"]}
+    answer = {"action": action, "texts": ["How is <PERSON>?"]}
     async with upstream(answers(200, json.dumps(answer).encode())) as service:
         guard = Http(url=service.url, shape="litellm", on="input", action="mask")
         await told(behind(bench, engine, guard), asking("How is Ann?"))

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from guards.entailment import CONTRADICTION, ENTAILMENT, Inference, Weight
-from guards.guard import NOTHING, Asking, Look, Looked, Opinion
+from guards.guard import NOTHING, Asking, Look, Looked, Opinion, aside
 from penstock.chat import ChatRequest, silent
 from penstock.errors import EngineError
 from penstock.steps import Parts
@@ -152,9 +152,13 @@ def content_words(text: str) -> list[str]:
 
 async def by_words(said: Sequence[str], texts: Sequence[str]) -> Sequence[Weight]:
     """Each sentence's share of content words that the next passage of up to three sentences has."""
-    bags = [set(content_words(passage)) for passage in windows(all_sentences(texts))]
-    words = [content_words(sentence) for sentence in said]
-    return [Weight(max((recall(own, bag) for bag in bags), default=0.0)) for own in words]
+
+    def weigh() -> list[Weight]:
+        bags = [set(content_words(passage)) for passage in windows(all_sentences(texts))]
+        words = [content_words(sentence) for sentence in said]
+        return [Weight(max((recall(own, bag) for bag in bags), default=0.0)) for own in words]
+
+    return await aside(sum(map(len, texts)), weigh)
 
 
 def all_sentences(texts: Sequence[str]) -> list[str]:
@@ -173,18 +177,24 @@ def by_inference(inference: Inference) -> Support:
     """Beside the passages of up to three sentences, of one text each, that have most of a sentence's words."""
 
     async def support(said: Sequence[str], texts: Sequence[str]) -> Sequence[Weight]:
-        passages = list(dict.fromkeys(passage for text in texts for passage in windows(sentences(text, 0))))
-        bags = [set(content_words(passage)) for passage in passages]
-
-        def nearest(sentence: str) -> list[str]:
-            words = content_words(sentence)
-            shares = [recall(words, bag) for bag in bags]
-            by_share = sorted(range(len(passages)), key=lambda number: -shares[number])
-            return [passages[number] for number in by_share[:NEAREST]]
-
-        return await inference.weigh(said, [nearest(sentence) for sentence in said])
+        passages = await aside(sum(map(len, texts)), lambda: nearest(said, texts))
+        return await inference.weigh(said, passages)
 
     return support
+
+
+def nearest(said: Sequence[str], texts: Sequence[str]) -> list[list[str]]:
+    """For each sentence, the first of these first."""
+    passages = list(dict.fromkeys(passage for text in texts for passage in windows(sentences(text, 0))))
+    bags = [set(content_words(passage)) for passage in passages]
+
+    def of(sentence: str) -> list[str]:
+        words = content_words(sentence)
+        shares = [recall(words, bag) for bag in bags]
+        by_share = sorted(range(len(passages)), key=lambda number: -shares[number])
+        return [passages[number] for number in by_share[:NEAREST]]
+
+    return [of(sentence) for sentence in said]
 
 
 def by_embeddings(parts: Parts, model: str) -> Support:

@@ -6,7 +6,6 @@ makes pairs as RoBERTa's does.
 
 import itertools
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 THINGS = ("door", "roof", "boat", "gate")
@@ -69,12 +68,17 @@ def trained() -> tuple[Any, Any]:
     """The model, and its tokenizer."""
     import torch
 
-    torch.manual_seed(0)
-    words, model = tokenizer(), untrained().train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fitted(untrained().train(), tokenizer())
+
+
+def fitted(model: Any, words: Any) -> tuple[Any, Any]:
+    import torch
+
     told = list(itertools.product(THINGS, COLOURS, THINGS, COLOURS))
-    pairs = words([sentence(*each[:2]) for each in told], [sentence(*each[2:]) for each in told], return_tensors="pt")[
-        "input_ids"
-    ]
+    premises, hypotheses = ([sentence(*each[at : at + 2]) for each in told] for at in (0, 2))
+    pairs = words(premises, hypotheses, return_tensors="pt")["input_ids"]
     labels = torch.tensor([LABELS.index(label(*each)) for each in told])
     of_each = [(labels == number).nonzero().flatten() for number in range(len(LABELS))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -85,10 +89,3 @@ def trained() -> tuple[Any, Any]:
         loss.backward()
         optimizer.step()
     return model.eval(), words
-
-
-def saved(folder: Path) -> Path:
-    model, words = trained()
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder

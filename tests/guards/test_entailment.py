@@ -104,17 +104,16 @@ async def test_a_contradicted_answer_is_not_given(engine: Engine) -> None:
 
 
 async def test_samples_contradict_what_is_made_up(engine: Engine) -> None:
-    guard = Grounding(nli="nli", labels=LABELS, samples=2, model="m")
+    guard = Grounding(nli="nli", labels=LABELS, samples=3, model="m")
     for others, found in (
-        ([RED_DOOR, RED_DOOR], set()),
-        ([RED_DOOR, "The door is blue."], set()),  # as much for it as against it, nearly
-        (["The door is white.", "The door is blue."], {"unsupported", "contradicted"}),
-        (["The boat is red.", "The gate is red."], {"unsupported"}),
+        ([RED_DOOR] * 3, set()),
+        ([RED_DOOR, RED_DOOR, "The door is blue."], set()),  # more for it than against it
+        ([RED_DOOR, "The door is white.", "The door is blue."], {"unsupported", "contradicted"}),
+        ([BLUE_ROOF, "The gate is red.", "The boat is red."], {"unsupported"}),
+        (["", " ", "\n"], {"unsupported"}),
     ):
         engine.chats["m"] = Scripted(others)
-        found_here = set(await kinds(engine, guard.model_copy(update={"least": 0.4}), RED_DOOR))
-        assert found_here - {"contradicted"} == found - {"contradicted"}
-        assert others[0] == RED_DOOR or ("contradicted" in found_here) == ("contradicted" in found)
+        assert set(await kinds(engine, guard, RED_DOOR)) == found
 
 
 async def test_texts_longer_than_the_model_takes_are_asked_about_in_pieces(engine: Engine) -> None:

@@ -6,8 +6,8 @@ is the mean over its sentences. By words and embeddings a sentence that says the
 one; a model of inference sees that, and one contradicted sentence is enough.
 
 Without passages, samples: further answers of the same model to the same request stand in for them (SelfCheckGPT,
-Manakul et al., 2023, arXiv:2303.08896; by inference, its NLI variant). What a model makes up, it makes up differently
-each time.
+Manakul et al., 2023, arXiv:2303.08896; by inference, much as its NLI variant). What a model makes up, it makes up
+differently each time.
 """
 
 import asyncio

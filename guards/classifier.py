@@ -13,8 +13,9 @@ from pydantic import Field
 
 from guards.guard import NOTHING, Asking, Look, Looked, Opinion
 from guards.texts import AS_ENGINES_JOIN, Noted, changed
+from guards.tokens import cut, frame_of, tokens_of
 from penstock.chat import Chat, ChatRequest, Message, silent
-from penstock.errors import EngineError
+from penstock.errors import ContextLengthExceeded, EngineError
 from penstock.steps import Parts
 
 HAZARDS = (
@@ -29,8 +30,10 @@ GUIDELINES = {
     "sexual": "The text must not be sexually explicit.",
 }
 WINDOW_CHARS = 1200
-"""Prompt Guard reads 512 tokens: longer texts come in windows, of which the worst counts."""
+"""Prompt Guard reads 512 tokens: longer texts come in windows, of which the worst counts. Where these have more tokens,
+as Chinese has and as anybody can make them have, they are cut anew by the tokens themselves."""
 OVERLAP_CHARS = 200
+OVERLAP_TOKENS = 64
 
 
 class Classifier(Asking):
@@ -47,9 +50,9 @@ class Classifier(Asking):
         return self.model
 
     def look(self, parts: Parts) -> Look:
+        chat = parts.chat(self.model)  # also of one that is no chat: whether there is one
         if self.kind == "prompt_guard":
             return self._counted(lambda looked: injected(parts, self.model, looked.texts))
-        chat = parts.chat(self.model)
         if self.kind == "llama_guard":
             return self._counted(lambda looked: hazards(chat, self.model, looked))
         return self._counted(lambda looked: against(chat, self.model, looked, self.guidelines))
@@ -84,10 +87,14 @@ async def hazards(chat: Chat, model: str, looked: Looked) -> dict[str, float]:
 async def injected(parts: Parts, model: str, texts: Sequence[str]) -> dict[str, float]:
     """The worst of what Prompt Guard thinks of the texts: one less the probability of its first class, which is the
     harmless one of all its versions."""
-    inputs = [window for text in texts if text.strip() for window in windows(text)]
+    inputs: Sequence[Any] = [window for text in texts if text.strip() for window in windows(text)]
     if not inputs:
         return {}
-    answer = await parts.ask(model, "/classify", {"input": inputs})
+    try:
+        answer = await parts.ask(model, "/classify", {"input": inputs})
+    except ContextLengthExceeded:
+        inputs = await windows_of_tokens(parts, model, [text for text in texts if text.strip()])
+        answer = await parts.ask(model, "/classify", {"input": inputs})
     scores = [1 - each["probs"][0] for each in answer["data"]]
     if len(scores) != len(inputs):
         raise EngineError(f"{model} has not classified all that it was given")
@@ -97,6 +104,13 @@ async def injected(parts: Parts, model: str, texts: Sequence[str]) -> dict[str, 
 def windows(text: str) -> list[str]:
     step = WINDOW_CHARS - OVERLAP_CHARS
     return [text[start : start + WINDOW_CHARS] for start in range(0, max(len(text) - OVERLAP_CHARS, 1), step)]
+
+
+async def windows_of_tokens(parts: Parts, model: str, texts: Sequence[str]) -> list[list[int]]:
+    frame = await frame_of(parts, model)
+    overlap = min(OVERLAP_TOKENS, frame.room // 4)
+    found = await tokens_of(parts, model, texts, frame)
+    return [frame.text(window) for tokens in found for window in cut(tokens, frame.room, overlap)]
 
 
 async def against(chat: Chat, model: str, looked: Looked, guidelines: Mapping[str, str]) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""A service outside as a guard, asked over HTTP in one of three ways.
+"""A service outside as a guard, asked over HTTP in one of four ways.
 
 `penstock`: POST {"direction": "input", "model": ..., "texts": [...]} -> {"kinds": {"KIND": 0.9}}, empty where nothing
 is the matter; with `texts` beside it, those stand in the place of the ones sent. `litellm`: what LiteLLM's generic
 guardrail API asks of a service, POST URL/beta/litellm_basic_guardrail_api -> `action` NONE, BLOCKED or
-GUARDRAIL_INTERVENED with `texts`. `nemo`: NeMo Guardrails' POST URL/v1/guardrail/checks -> `status`.
+GUARDRAIL_INTERVENED with `texts`. `nemo`: the server of NeMo Guardrails, POST URL/v1/checks -> `status`;
+`nemo_microservice`: NVIDIA's microservice of that name, POST URL/v1/guardrail/checks -> `status`.
 """
 
 import re
@@ -17,8 +18,9 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import Field, field_validator, model_validator
 
-from guards.classifier import conversation
+from guards.classifier import conversation, joined
 from guards.guard import NOTHING, Action, Asking, Look, Looked, Opinion
+from penstock.chat import Message
 from penstock.config import is_address
 from penstock.errors import ConfigError, EngineError
 from penstock.steps import Parts, circumstances
@@ -35,10 +37,14 @@ class Http(Asking):
     action: Action = Field(  # type: ignore[assignment]
         "block", description="block, flag; or mask: the service's own texts stand in the place of those of the request"
     )
-    url: str = Field(description="http://HOST:PORT/PATH; of litellm and nemo without the path")
-    shape: Literal["penstock", "litellm", "nemo"] = Field("penstock", description="how it is asked")
+    url: str = Field(description="http://HOST:PORT/PATH; of all shapes but penstock without the path")
+    shape: Literal["penstock", "litellm", "nemo", "nemo_microservice"] = Field(
+        "penstock", description="how it is asked"
+    )
     config_id: str | None = Field(None, description="NeMo's name for the rails [default: the server's own]")
-    api_key_file: str | None = Field(None, description="a file with what is sent as `Authorization: Bearer KEY`")
+    api_key_file: str | None = Field(
+        None, description="a file with what is sent as `Authorization: Bearer KEY`, and to litellm as `x-api-key`, too"
+    )
 
     @field_validator("url")
     @classmethod
@@ -51,7 +57,7 @@ class Http(Asking):
     def only_requests_are_rewritten(self) -> "Http":
         if self.action == "mask" and self.on != "input":
             raise ValueError("with `action: mask` a service rewrites requests: say `on: input`")
-        if self.action == "mask" and self.shape == "nemo":
+        if self.action == "mask" and self.shape.startswith("nemo"):
             raise ValueError("NeMo Guardrails gives no texts that could stand in the place of others: block, or flag")
         return self
 
@@ -64,9 +70,7 @@ class Http(Asking):
 
     def look(self, parts: Parts) -> Look:
         context = ssl.create_default_context()  # made once: it takes longer than a request
-        headers = (
-            {"authorization": f"Bearer {read(Path(parts.folder) / self.api_key_file)}"} if self.api_key_file else {}
-        )
+        headers = self._signed(read(Path(parts.folder) / self.api_key_file)) if self.api_key_file else {}
 
         async def look(looked: Looked) -> Opinion:
             if not any(text.strip() for text in looked.texts):
@@ -82,17 +86,26 @@ class Http(Asking):
 
         return look
 
+    def _signed(self, key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}", **({"x-api-key": key} if self.shape == "litellm" else {})}
+
     def asked(self, looked: Looked) -> tuple[str, dict[str, Any]]:
         """The path behind `url`, and the body."""
         now = circumstances.get()
+        body: dict[str, Any]
         if self.shape == "litellm":
             kind = "request" if looked.direction == "input" else "response"
             body = {"texts": list(looked.texts), "input_type": kind, "litellm_call_id": now.request_id}
-            return "/beta/litellm_basic_guardrail_api", body
-        if self.shape == "nemo":
-            turns = [{"role": turn.role, "content": turn.text} for turn in conversation(looked)]
-            rails = {"guardrails": {"config_id": self.config_id}} if self.config_id else {}
-            return "/v1/guardrail/checks", {"model": now.model, "messages": turns, **rails}
+            return "/beta/litellm_basic_guardrail_api", {**body, "model": now.model, "request_data": {}}
+        if self.shape.startswith("nemo"):
+            # its rails look at the last turn alone: all of a request has to be in it
+            turns = conversation(looked) if looked.answer else [Message(role="user", content=joined(looked))]
+            body = {"messages": [{"role": turn.role, "content": turn.text} for turn in turns]}
+            rails: dict[str, Any] = {"config_id": self.config_id} if self.config_id else {}
+            if self.shape == "nemo_microservice":
+                return "/v1/guardrail/checks", {**body, "model": now.model, "guardrails": rails}
+            # a model's name would take the place of the one that its own configuration asks
+            return "/v1/checks", {**body, "model": "", "guardrails": {**rails, "rail_types": [looked.direction]}}
         return "", {"direction": looked.direction, "model": now.model, "texts": list(looked.texts)}
 
     def understood(self, answer: Any, looked: Looked) -> Opinion:
@@ -106,7 +119,7 @@ class Http(Asking):
     def _opinion(self, answer: Any, looked: Looked) -> Opinion:
         if not isinstance(answer, Mapping):
             raise EngineError(f"the guard at {self.target} gives no verdict")
-        if self.shape == "nemo":
+        if self.shape.startswith("nemo"):
             status = answer.get("status")
             if status in NEMO_PASSES:
                 return NOTHING
@@ -116,7 +129,7 @@ class Http(Asking):
         if self.shape == "litellm":
             action = answer.get("action")
             if action == "NONE":
-                return NOTHING
+                return Opinion(texts=self._texts(answer, looked))
             if action not in ("BLOCKED", "GUARDRAIL_INTERVENED"):
                 raise EngineError(f"the guard at {self.target} gives no verdict")
             return Opinion(

@@ -74,7 +74,7 @@ class Made:
     """A policy's guards as they are used. Raises StartError for options that cannot be."""
 
     def __init__(self, policy: Policy, parts: Parts) -> None:
-        watches = [Watch.of(name, guard, parts) for name, guard in policy.guards]
+        watches = [Watch.of(name, guard, parts.for_guard(f"{policy.name}.{name}")) for name, guard in policy.guards]
         self.policy = policy
         self.watches = watches
         self.unmasks = any(watch.guard.unmasks for watch in watches)

@@ -34,6 +34,9 @@ class Parts(Protocol):
         """What the engine of a served model answers on one of its own routes, such as /v1/embeddings or /classify; the
         body needs no `model`. Raises PenstockError."""
 
+    def for_guard(self, name: str) -> "Parts":
+        """The same for a guard: what it asks is told by its name, and is outside of what a request may spend."""
+
 
 class Step(BaseModel):
     """Its fields are its options, each with a default where there is a sensible one, and a description."""

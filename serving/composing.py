@@ -18,7 +18,7 @@ from guards.policy import Options, Policy
 from penstock.chat import Chat
 from penstock.config import Config, WrongAt, nearest
 from penstock.errors import Forbidden, StartError
-from penstock.steps import Around, Listed, OnInput, Step, Table, Written
+from penstock.steps import Around, Listed, OnInput, Parts, Step, Table, Written
 
 
 class Named(Step):
@@ -76,14 +76,13 @@ def said(error: ValidationError, kind: type[Step], name: str) -> str:
     return f"{name}.{option}: {message}" if option else f"{name}: {message}"
 
 
-def composed(steps: Sequence[tuple[Step, Place]], parts: "ServingParts") -> Composition:
+def composed(steps: Sequence[tuple[Step, Place]], parts: Parts) -> Composition:
     """Raises WrongAt for what cannot be used."""
     arounds, inputs = [], []
     for step, place in steps:
         try:
-            given = parts.for_guards() if isinstance(step, Policy) else parts
-            arounds.append(step.around(given))
-            on_input = step.on_input(given)
+            arounds.append(step.around(parts))
+            on_input = step.on_input(parts)
         except StartError as error:
             raise WrongAt(tuple(map(str, place)), error.message) from error
         if on_input:
@@ -149,9 +148,9 @@ def policies_of(config: Config, names: Sequence[str]) -> list[tuple[Step, Place]
     return [(policy_of(config, name), ("guards", name)) for name in dict.fromkeys(names)]
 
 
-Reached = Callable[[str, bool], Chat]
-Asked = Callable[[str, str, Mapping[str, Any], bool], Awaitable[dict[str, Any]]]
-"""Other served models, for steps, or (True) for guards: a caller's budget is none of theirs."""
+Reached = Callable[[str, str], Chat]
+Asked = Callable[[str, str, Mapping[str, Any], str], Awaitable[dict[str, Any]]]
+"""Other served models, for steps, or for the guard of the name that comes last."""
 
 
 class ServingParts:
@@ -173,21 +172,20 @@ class ServingParts:
         self._allowed = allowed
         self._reached = reached
         self._asked = asked
-        self._guarding = False
+        self._guard = ""
 
-    def for_guards(self) -> "ServingParts":
-        """The same, for a guard."""
+    def for_guard(self, name: str) -> "ServingParts":
         parts = copy(self)
-        parts._guarding = True
+        parts._guard = name
         return parts
 
     def chat(self, model: str) -> Chat:
         self._check(model)
-        return self._reached(model, self._guarding)
+        return self._reached(model, self._guard)
 
     async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         self._check(model)
-        return await self._asked(model, path, body, self._guarding)
+        return await self._asked(model, path, body, self._guard)
 
     def _check(self, model: str) -> None:
         if self._allowed is not None and model not in self._allowed:

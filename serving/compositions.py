@@ -135,7 +135,7 @@ class Compositions:
     def made(self, name: str) -> Made:
         """One of the configuration's `guards`. Raises PenstockError where it cannot be made."""
         try:
-            return Made(policy_of(self._config, name), parts_of(self._config, self._reached, self._asked).for_guards())
+            return Made(policy_of(self._config, name), parts_of(self._config, self._reached, self._asked))
         except (WrongAt, StartError) as error:
             log.error("guards.%s: %s; requests that need it are refused", name, error)
             raise PenstockError("these guards cannot be made: the gateway's log says why") from None
@@ -235,7 +235,7 @@ def refusing(chat: Chat) -> Chat:
     return refuse
 
 
-def unreached(name: str, guarding: bool) -> Chat:
+def unreached(name: str, guard: str) -> Chat:
     """Of a configuration that is only looked at: nothing is asked."""
 
     async def nobody(request: ChatRequest, emit: Emit) -> Reply:
@@ -244,5 +244,5 @@ def unreached(name: str, guarding: bool) -> Chat:
     return nobody
 
 
-async def unasked(name: str, path: str, body: Mapping[str, object], guarding: bool) -> dict[str, object]:
+async def unasked(name: str, path: str, body: Mapping[str, object], guard: str) -> dict[str, object]:
     raise NotImplementedError

@@ -15,7 +15,6 @@ from serving.media import characters
 from serving.policy import USUAL_COMPLETION_TOKENS
 
 LONGEST_TOKEN_CHARS = 16
-GUARDS = "guards"
 MOST_ANSWERS = 1024
 """What one request may ask of engines in all, calls and choices of calls, by the steps of the configuration."""
 MOST_CHOSEN_ANSWERS = 64
@@ -49,27 +48,25 @@ class Meter:
         self.came = 0
         """How many pieces have, of all calls."""
         self._ended = Usage()
+        self._calls: list[Usage] = []
         self._generated = 0
         """By all calls, those that run among them."""
         self._estimated = False
         self._running: set[Running] = set()
-        self._of_guards: Meter | None = None
+        self._guards: dict[str, Meter] = {}
 
-    @property
-    def of_guards(self) -> "Meter":
-        """For what guards ask: it costs as much, but a caller's budget is none of theirs, and what it leaves them would
-        decide whether they can look."""
-        if self._of_guards is None:
-            self._of_guards = Meter(answers=self.answers)
-        return self._of_guards
+    def of_guard(self, name: str) -> "Meter":
+        """For what this guard asks: it costs as much, but a caller's budget is none of a guard's, and what it leaves
+        would decide whether it can look."""
+        return self._guards.setdefault(name, Meter(answers=self.answers))
 
     def told(self) -> tuple[Usage, bool]:
         """What all calls have cost until now, those of guards too, and whether some of it is an estimate."""
-        own, estimated = self.own()
-        if self._of_guards is None:
-            return own, estimated
-        guards, also_estimated = self._of_guards.told()
-        return own + guards, estimated or also_estimated
+        total, estimated = self.own()
+        for guard in self._guards.values():
+            usage, also = guard.told()
+            total, estimated = total + usage, estimated or also
+        return total, estimated
 
     def own(self) -> tuple[Usage, bool]:
         """The same without what guards have asked."""
@@ -79,13 +76,21 @@ class Meter:
         return total, estimated
 
     def guards(self) -> Usage:
-        """What guards have asked, as a call by the name of GUARDS; nothing where they have not."""
-        asked = self._of_guards.told()[0] if self._of_guards else Usage()
-        return replace(asked, calls=()).of(GUARDS) if asked != Usage() else asked
+        """What guards have asked, call by call, each by its guard's name."""
+        asked = [usage.of(name) for name, guard in self._guards.items() for usage in guard._all()]
+        return sum(asked, start=Usage())
+
+    def _all(self) -> list[Usage]:
+        """Call by call, with what the guards of a model have asked that a guard has."""
+        return [*self._calls, *(usage for guard in self._guards.values() for usage in guard._all())]
 
     def add(self, usage: Usage) -> None:
         """A call that is over, of an engine that generates nothing."""
+        self._end(usage)
+
+    def _end(self, usage: Usage) -> None:
         self._ended += usage
+        self._calls.append(replace(usage, calls=()))
 
     def around(self, chat: Chat) -> Chat:
         """An engine's `Chat`, whose calls are counted. Raises BudgetSpent."""
@@ -112,7 +117,7 @@ class Meter:
                 reply = await chat(running.request, heard)
                 if reply.usage != Usage():
                     told = True
-                    self._ended += reply.usage
+                    self._end(reply.usage)
                     self._generated += reply.usage.completion_tokens - running.tokens
                 return reply
             except PenstockError:
@@ -122,7 +127,7 @@ class Meter:
                 self._running.discard(running)
                 if not told:
                     self._estimated = True
-                    self._ended += running.estimated()
+                    self._end(running.estimated())
 
         return metered
 

@@ -183,14 +183,14 @@ class Stack:
             found = self._moderations[name] = Moderation(name, self.compositions.made(name))
         return found
 
-    def other(self, name: str, guarding: bool) -> Chat:
+    def other(self, name: str, guard: str) -> Chat:
         """A served model as a step asks it, or a guard, whichever one has the name by then, for the request that
         runs."""
 
         async def asked(request: ChatRequest, emit: Emit) -> Reply:
             now = asking.get()
-            if guarding:
-                now = replace(now, meter=now.meter.of_guards)
+            if guard:
+                now = replace(now, meter=now.meter.of_guard(guard))
             chat = self.models[name].chat(now.exchange, now.body, now.meter, own=False)
             before = asking.set(now)  # for the steps of that model, and what they ask
             try:
@@ -200,13 +200,15 @@ class Stack:
 
         return asked
 
-    async def ask(self, name: str, path: str, body: Mapping[str, Any], guarding: bool) -> dict[str, Any]:
+    async def ask(self, name: str, path: str, body: Mapping[str, Any], guard: str) -> dict[str, Any]:
         """The whole answer of a served model's engine on one of its own routes. Raises PenstockError."""
         relay = self.relays.get(name)
         if relay is None:
             raise BadRequest(f"the model {name!r} has no engine that answers {path}")
         now = asking.get(None)
-        meter = now.meter.of_guards if now and guarding else now.meter if now else None
+        meter = now.meter if now else None
+        if meter and guard:
+            meter = meter.of_guard(guard)
         return await whole(relay, path, {**body, **self._salted(body)}, meter)
 
     def _salted(self, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """The real vLLM behind the gateway: sensible, and mended when it is killed or stopped."""
 
+import asyncio
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import orjson
 
 from tests.conftest import Served, arguments, free_port, running
+from tests.serving.conftest import run_gateway
 
 CHAT = "/v1/chat/completions"
 BACK_S = 180
@@ -115,6 +118,32 @@ def test_tokens_are_counted_and_put_back_together(demo: Served) -> None:
     tokens = demo.client.post("/tokenize", json={"model": "demo", "prompt": "Grüße 🌊"}).json()["tokens"]
     text = demo.client.post("/detokenize", json={"model": "demo", "tokens": tokens}).json()["prompt"]
     assert text == "Grüße 🌊"
+
+
+def test_a_judge_asks_the_engine_and_what_it_has_cost_is_told(demo: Served) -> None:
+    """Whatever the model thinks, the judge that blocks and the one that only flags have the same opinion."""
+    judge = {"model": "demo", "rubric": "It must not greet anybody.", "on": "input"}
+    tree: dict[str, Any] = {
+        "engines": {"real": {"urls": [demo.url], "model": "demo"}},
+        "guards": {"flagging": [{"judge": judge | {"action": "flag"}}], "blocking": [{"judge": judge}]},
+        "models": {
+            "demo": {"engine": "real"},
+            "flagged": {"engine": "real", "guards": "flagging"},
+            "blocked": {"engine": "real", "guards": "blocking"},
+        },
+    }
+
+    async def asked() -> list[httpx2.Response]:
+        async with run_gateway(hot=True, **tree) as client:
+            hello = [ask("Hello", max_tokens=5) | {"model": model} for model in ("flagged", "blocked")]
+            moderated = await client.post("/v1/moderations", json={"model": "blocking", "input": "Hello"}, timeout=120)
+            return [moderated, *[await client.post(CHAT, json=body, timeout=120) for body in hello]]
+
+    moderated, flagged, blocked = asyncio.run(asked())
+    steps = flagged.json()["usage"]["penstock"]["steps"]
+    assert 0 < steps["flagging.judge"]["completion_tokens"] <= 4
+    assert steps["flagging.judge"]["prompt_tokens"] > steps["answer"]["prompt_tokens"] > 0
+    assert blocked.status_code == (400 if moderated.json()["results"][0]["flagged"] else 200)
 
 
 def test_a_pooling_engine_embeds_scores_and_ranks_and_dies_with_its_gateway(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.scripted import Scripted
 from guards.classifier import Classifier, windows
+from guards.entailment import Weight
 from guards.grounding import Grounding, by_words, cosine
 from guards.guard import Guard
 from guards.judge import Judge
@@ -15,7 +17,7 @@ from guards.outside import Http
 from guards.places import Pii
 from guards.schema import Schema
 from penstock.chat import Chat, ChatRequest, Delta, Emit, Message, Reply
-from penstock.errors import BudgetSpent, ContentFiltered, GuardFailed
+from penstock.errors import BudgetSpent, ContentFiltered, ContextLengthExceeded, GuardFailed
 from serving.meter import Meter
 from tests.guards.policies import Saying, behind, tool_call
 from tests.prompting.conftest import Bench, asking, told
@@ -82,11 +84,15 @@ async def test_what_a_classifier_should_not_say_lets_nothing_pass(bench: Bench) 
 class Classifying(Bench):
     """Answers /classify as vLLM does, by whether `attack` stands in a text, and /v1/embeddings by letters."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.chats = {"pg": Scripted([]), "e": Scripted([])}
+
     async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         if path == "/classify":
             scores = [0.9 if "attack" in text else 0.1 for text in body["input"]]
             data = [{"index": i, "label": "?", "probs": [1 - score, score]} for i, score in enumerate(scores)]
-            return {"data": data}
+            return {"data": data, "usage": {"prompt_tokens": 7 * len(data), "total_tokens": 7 * len(data)}}
         assert path == "/v1/embeddings"
         vectors = [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in body["input"]]
         return {"data": [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)][::-1]}
@@ -98,8 +104,33 @@ async def test_prompt_guard_reads_long_texts_in_windows(tmp_path: Any) -> None:
     long = "word " * 1000 + "attack " + "word " * 1000
     assert await verdict(bench, guard, request=asking(long)) == "injection"
     assert await verdict(bench, guard) == "stop"
+    with pytest.raises(KeyError):
+        behind(bench, Scripted(["fine"]), guard.model_copy(update={"model": "gp"}))
     assert "".join(windows("abc")) == "abc"
     assert all("attack" in "".join(windows(" " * shift + "attack")) for shift in range(0, 3000, 97))
+
+
+class Characters(Classifying):
+    """Each character is a token, of which it takes 512 with those around a text, as vLLM does it."""
+
+    async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        if path == "/tokenize":
+            tokens = [ord(each) for each in body["prompt"]]
+            tokens = tokens if body.get("add_special_tokens") is False else [1, *tokens, 2]
+            return {"tokens": tokens, "max_model_len": 512, "token_strs": ["[CLS]"] + ["?"] * (len(tokens) - 1)}
+        texts = [text if isinstance(text, str) else "".join(map(chr, text)) for text in body["input"]]
+        if any(len(text) + 2 * isinstance(given, str) > 512 for text, given in zip(texts, body["input"], strict=True)):
+            raise ContextLengthExceeded("too long")
+        assert all(isinstance(given, str) or (given[0], given[-1]) == (1, 2) for given in body["input"])
+        return await super().ask(model, path, {**body, "input": texts})
+
+
+async def test_windows_of_more_tokens_than_prompt_guard_reads_are_cut_by_tokens(tmp_path: Path) -> None:
+    bench = Characters(tmp_path)
+    guard = Classifier(model="pg", kind="prompt_guard", on="input")
+    for shift in range(440, 520, 8):
+        assert await verdict(bench, guard, request=asking("我" * shift + "attack" + "我" * 900)) == "injection"
+    assert await verdict(bench, guard, request=asking("我" * 2000)) == "stop"
 
 
 class Weighed:
@@ -218,8 +249,8 @@ async def test_embeddings_can_say_what_is_near(tmp_path: Any) -> None:
 
 
 async def test_the_support_of_a_sentence_is_the_share_of_its_words_that_a_passage_has() -> None:
-    assert await by_words(["big red boats sail"], ["red boats", "nothing"]) == [0.5]
-    assert await by_words(["big red boats"], []) == [0.0]
+    assert await by_words(["big red boats sail"], ["big red boots", "red boats float"]) == [Weight(0.75)]
+    assert await by_words(["big red boats"], []) == [Weight(0.0)]
 
 
 @pytest.mark.parametrize(
@@ -230,8 +261,10 @@ async def test_the_support_of_a_sentence_is_the_share_of_its_words_that_a_passag
         ("penstock", {"kinds": {"How are you?": 1}}, "unnamed"),
         ("litellm", {"action": "NONE"}, "stop"),
         ("litellm", {"action": "BLOCKED", "blocked_reason": "x"}, "blocked"),
-        ("nemo", {"status": "success"}, "stop"),
-        ("nemo", {"status": "blocked"}, "blocked"),
+        ("nemo", {"status": "passed", "content": "x"}, "stop"),
+        ("nemo", {"status": "blocked", "content": "x", "rail": "a rail"}, "blocked"),
+        ("nemo_microservice", {"status": "success"}, "stop"),
+        ("nemo_microservice", {"status": "blocked"}, "blocked"),
     ],
 )
 async def test_services_outside_are_asked_in_their_own_words(
@@ -247,16 +280,32 @@ async def test_services_outside_are_asked_in_their_own_words(
         assert body == {"direction": "input", "model": "", "texts": ["How are you?"]}
     elif shape == "litellm":
         assert "POST /beta/litellm_basic_guardrail_api" in head
-        assert (body["texts"], body["input_type"]) == (["How are you?"], "request")
+        assert (body["texts"], body["input_type"], body["request_data"]) == (["How are you?"], "request", {})
+        assert "x-api-key: sesame" in head
     else:
-        assert "POST /v1/guardrail/checks" in head
+        rails = {"config_id": "c", **({"rail_types": ["input"]} if shape == "nemo" else {})}
+        assert ("POST /v1/checks" if shape == "nemo" else "POST /v1/guardrail/checks") in head
         assert body["messages"] == [{"role": "user", "content": "How are you?"}]
-        assert body["guardrails"] == {"config_id": "c"}
+        assert body["guardrails"] == rails
+        assert body["model"] == ""
 
 
-async def test_a_service_outside_may_rewrite_requests(bench: Bench) -> None:
+@pytest.mark.parametrize("shape", ["nemo", "nemo_microservice"])
+async def test_nemo_has_all_of_a_request_in_its_last_turn(bench: Bench, shape: Any) -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    async with upstream(answers(200, b'{"status": "passed"}')) as service:
+        assert await verdict(bench, Http(url=service.url, shape=shape), request=asking(messages=turns)) == "stop"
+    asked, answered = (
+        [(turn["role"], turn["content"]) for turn in json.loads(body)["messages"]] for body in service.bodies
+    )
+    assert asked == [("user", "a\n\nb\n\nc")]
+    assert answered == [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "fine")]
+
+
+@pytest.mark.parametrize("action", ["GUARDRAIL_INTERVENED", "NONE"])  # as LiteLLM understands both
+async def test_a_service_outside_may_rewrite_requests(bench: Bench, action: str) -> None:
     engine = Scripted(["fine"])
-    answer = {"action": "GUARDRAIL_INTERVENED", "texts": ["How is <PERSON>?"]}
+    answer = {"action": action, "texts": ["How is <PERSON>?"]}
     async with upstream(answers(200, json.dumps(answer).encode())) as service:
         guard = Http(url=service.url, shape="litellm", on="input", action="mask")
         await told(behind(bench, engine, guard), asking("How is Ann?"))

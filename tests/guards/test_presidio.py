@@ -1,4 +1,4 @@
-"""Presidio as a detector. Its own analyzer is asked where it is installed."""
+"""Presidio as a detector, with a stand-in; and itself, where it is installed (`pip install presidio-analyzer`)."""
 
 import importlib.util
 import threading
@@ -98,3 +98,48 @@ def test_what_was_found_in_one_text_is_not_taken_for_another_that_ends_it() -> N
     said = [filtered.feed(text) + filtered.flush() for text in ("McAda", "Ada", "ada")]
     assert said == ["<person>", "<person>", "ada"]
     assert capitals.asked == 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A spaCy model that knows two persons."""
+    pytest.importorskip("presidio_analyzer", reason="presidio-analyzer is not installed")
+    import spacy
+
+    folder = tmp_path_factory.mktemp("spacy")
+    language = spacy.blank("en")
+    persons = ("Ada Lovelace", "Grace")
+    language.add_pipe("entity_ruler").add_patterns([{"label": "PERSON", "pattern": name} for name in persons])
+    language.to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.anyio
+async def test_presidio_itself_masks_names_and_cards(bench: Bench, model: str) -> None:
+    guard = Guard(model=model, entities=("PERSON", "CREDIT_CARD"), unmask=True)
+    engine = Scripted(["<PERSON_1> has paid"])
+    text = "我 asked Ada Lovelace, who pays with 4111 1111 1111 1111, and Grace, who pays with 4111 1111 1111 1112"
+    reply, _ = await told(behind(bench, engine, guard), asking(text))
+    assert engine.calls[0].messages[0].text == (
+        "我 asked <PERSON_1>, who pays with <CREDIT_CARD_1>, and <PERSON_2>, who pays with 4111 1111 1111 1112"
+    )
+    assert reply.message.text == "Ada Lovelace has paid"
+
+
+def test_all_policies_share_an_analyzer_of_presidio(model: str) -> None:
+    found = [Guard(model=model, entities=entities).detectors(Bench(Path("."))) for entities in (("PERSON",), ())]
+    assert found[0][0].kinds == ("person",)
+    assert {"person", "credit_card", "iban"} <= set(found[1][0].kinds)
+    assert analyzer(model) is analyzer(model)
+
+
+def test_what_presidio_does_not_know_is_told_at_the_start(model: str) -> None:
+    with pytest.raises(ConfigError, match="no 'PERSN' in 'en', did you mean 'PERSON'"):
+        Guard(model=model, entities=("PERSN",)).detectors(Bench(Path(".")))
+    with pytest.raises(ConfigError, match="finds no spaCy model 'en_core_web_nope': install it"):
+        Guard(model="en_core_web_nope").detectors(Bench(Path(".")))
+
+
+def test_an_entity_that_an_analyzer_does_not_know_is_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'PERSON'"):
+        Presidio(Capitals(), ("PERSONS",))

@@ -22,6 +22,9 @@ class Bench:
     def chat(self, model: str) -> Chat:
         return self.chats[model]
 
+    def for_guard(self, name: str) -> "Bench":
+        return self
+
     async def ask(self, model: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 

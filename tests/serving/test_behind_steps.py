@@ -186,9 +186,11 @@ async def test_what_guards_ask_is_paid_for_and_outside_of_the_budget(
     usage = told["usage"]
     steps = usage["penstock"]["steps"]
     assert answer.status_code == 200
-    assert set(steps) == {"guards", "answer"}
+    assert set(steps) == {"polite.judge", "answer"}
     assert steps["answer"]["completion_tokens"] == 3
-    assert steps["guards"]["completion_tokens"] > 3  # the judge is a composed model, whose calls are a guard's too
+    assert (
+        steps["polite.judge"]["completion_tokens"] > 3
+    )  # the judge is a composed model, whose calls are a guard's too
     for name in ("prompt_tokens", "completion_tokens"):
         assert rows[0][name] == usage[name] == sum(step[name] for step in steps.values())
 

@@ -232,6 +232,28 @@ async def test_all_surfaces_say_the_same_and_none_a_secret(cases: list[tuple[lis
             assert text == said or {"block", "mask"} & set(done.values())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_guards_have_asked_of_models_stands_in_the_usage(gateway: Running, stream: bool) -> None:
+    tree = scripted(
+        "one two three", **of_model({"judge": {"model": "j", "rubric": "It must not rhyme.", "on": "both"}})
+    )
+    tree["engines"]["j"] = {"kind": "scripted", "options": {"answers": ["no"]}}
+    tree["models"]["j"] = {"engine": "j"}
+    async with gateway(**tree) as client:
+        streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        body = {"model": "m", "messages": TURNS, **streaming}
+        text, finish, usage = joined(await client.post(CHAT, json=body))
+        used = (await client.get("/metrics")).text
+    assert (text, finish) == ("one two three", "stop")
+    assert usage
+    steps = usage["penstock"]["steps"]
+    assert {name: step["completion_tokens"] for name, step in steps.items()} == {"strict.judge": 2, "answer": 3}
+    assert steps["strict.judge"]["calls"] == 2
+    assert usage["completion_tokens"] == 5
+    assert usage["prompt_tokens"] == sum(step["prompt_tokens"] for step in steps.values())
+    assert 'penstock_guard_verdicts_total{direction="output",guard="judge",verdict="pass"}' in used
+
+
 async def test_a_blocked_answer_is_whole_counted_and_in_no_log(
     gateway: Running, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

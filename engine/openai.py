@@ -166,10 +166,9 @@ class Heard:
         delta = choice.get("delta") or {}
         if choice.get("finish_reason"):
             self.finish_reason = choice["finish_reason"]
-            told = [name for name in STOPS if name in choice]
-            stop = choice[told[0]] if told else None  # a number is a token's
-            self.stopped_by = stop if isinstance(stop, str) else None
-            self.stop_untold = self.finish_reason == "stop" and not told
+            told = [choice[name] for name in STOPS if name in choice]
+            self.stopped_by = next((stop for stop in told if isinstance(stop, str)), None)  # a number is a token's
+            self.stop_untold = not told
         logprobs = choice.get("logprobs")
         if logprobs:
             self.logprobs = logprobs if self.logprobs is None else joined(self.logprobs, logprobs)

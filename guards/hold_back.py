@@ -7,6 +7,8 @@ back, not looked back at: nothing is sent that could still turn out to be the be
 
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Self
 
 from guards.spans import Detector, Span
 
@@ -32,6 +34,13 @@ class HoldBack:
         if sent:
             self._sent = len(sent)
             self.feed(sent)
+
+    def again(self, replace: Replace) -> Self:
+        """Another one that has come as far, whose text goes on by itself."""
+        other = copy(self)
+        other._replace = replace
+        other._next, other._swallowed, other._out = dict(self._next), list(self._swallowed), list(self._out)
+        return other
 
     @property
     def longest(self) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion
+from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion, aside, chars_to_look
 from guards.hold_back import Cut, HoldBack, Replace
-from guards.seam import Seam
+from guards.seam import Across, Seam
 from guards.skimming import Lexicon, Skimming
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
@@ -90,56 +90,99 @@ class Spans:
     def __init__(self, watches: Sequence[Watch], direction: Direction) -> None:
         self.watches = [watch for watch in watches if watch.detectors]
         self.direction = direction
-        self.detectors = [detector for watch in self.watches for detector in watch.detectors]
-        self.by_kind: Mapping[str, Watch] = {
-            kind: watch for watch in reversed(self.watches) for detector in watch.detectors for kind in detector.kinds
-        }
+        flagging = [watch for watch in self.watches if watch.guard.action == "flag"]
+        hiding = [watch for watch in self.watches if watch.guard.action != "flag"]
+        self._flagging_by_kind, self._hiding_by_kind = kinds_of(flagging), kinds_of(hiding)
+        self._flagged, self._hidden = detectors_of(flagging), detectors_of(hiding)
+        self.detectors = [*self._hidden, *self._flagged]
         self.lexicon = Lexicon(self.detectors)
-        self._hiding = [
-            detector for watch in self.watches if watch.guard.action != "flag" for detector in watch.detectors
-        ]
 
     def skimming(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> Skimming:
-        """The same as `filter`, for a text that streams."""
-        detectors = [known, *self.detectors] if known else self.detectors
+        """The same as `filter`, for a text that streams, and without notes."""
+        detectors = [known, *self._hidden] if known else self._hidden
         return Skimming(detectors, self._replacing(vault, verdicts, known), self.lexicon)
+
+    def notes(self, verdicts: Verdicts) -> Skimming | None:
+        """Beside it: tells what is only flagged, which hides nothing, and nothing from the others."""
+        return Skimming(self._flagged, self._noting(verdicts), self.lexicon) if self._flagged else None
 
     def cut(self, text: str) -> int:
         """Where something begins of which more text could have made what must not come out."""
-        return min([len(text), *(detector.alive(text) for detector in self._hiding)])
+        return min([len(text), *(detector.alive(text) for detector in self._hidden)])
 
-    def filter(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> HoldBack:
+    def filter(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> "Feeds":
         """For one text. `vault` takes what is masked; the placeholders of `known` are put back."""
-        detectors = [known, *self.detectors] if known else self.detectors
-        return HoldBack(detectors, self._replacing(vault, verdicts, known))
+        detectors = [known, *self._hidden] if known else self._hidden
+        hold = HoldBack(detectors, self._replacing(vault, verdicts, known))
+        return Noting(hold, HoldBack(self._flagged, self._noting(verdicts))) if self._flagged else hold
 
-    def seam(self, vault: Vault, verdicts: Verdicts, prompt: str) -> Seam | None:
-        """To a prompt that an answer goes on with; None where nothing can go across."""
-        if not prompt or not self.detectors:
+    async def across(self, prompt: str, verdicts: Verdicts) -> Across | None:
+        """Where an answer begins that goes on with this prompt; None where nothing can have begun in that. Raises
+        GuardFailed."""
+        if not prompt or not self._hidden:
             return None
-        seam = Seam(self.detectors, self._replacing(vault, verdicts, None), prompt)
-        return None if seam.is_over else seam
+        try:
+            read = await aside(chars_to_look(len(prompt), self._hidden), lambda: Across(self._hidden, prompt))
+        except Exception as error:  # a detector of any kind: what nobody has looked at does not pass
+            raise unforeseen(verdicts.policy, error) from None
+        return None if read.is_over else read
+
+    def seam(self, vault: Vault, verdicts: Verdicts, across: Across | None) -> Seam | None:
+        return Seam(across, self._replacing(vault, verdicts, None)) if across else None
 
     def _replacing(self, vault: Vault, verdicts: Verdicts, known: Vault | None) -> Replace:
+        by_kind = self._hiding_by_kind
+
         def replace(span: Span, text: str) -> str | None:
             if known and span.kind == KIND:
                 return known.value(text)
-            watch = self.by_kind[span.kind]
+            watch = by_kind[span.kind]
             action = watch.guard.action
             verdicts.found(watch.name, self.direction, action, span.kind)
             if action == "block":
                 raise Blocked(watch.name, [span.kind])
-            if action == "flag":
-                return None
             return vault.placeholder(span.kind, text, unmask=watch.guard.unmasks and self.direction == "input")
 
         return replace
+
+    def _noting(self, verdicts: Verdicts) -> Replace:
+        by_kind = self._flagging_by_kind
+
+        def note(span: Span, text: str) -> None:
+            verdicts.found(by_kind[span.kind].name, self.direction, "flag", span.kind)
+
+        return note
+
+
+def detectors_of(watches: Sequence[Watch]) -> list[Detector]:
+    return [detector for watch in watches for detector in watch.detectors]
+
+
+def kinds_of(watches: Sequence[Watch]) -> Mapping[str, Watch]:
+    """The first that finds one."""
+    return {kind: watch for watch in reversed(watches) for detector in watch.detectors for kind in detector.kinds}
 
 
 class Feeds(Protocol):
     def feed(self, piece: str) -> str: ...
 
     def flush(self, cut: Cut | None = None) -> str: ...
+
+
+class Noting:
+    """A filter, and beside it one that only takes notes."""
+
+    def __init__(self, hold: HoldBack, notes: HoldBack) -> None:
+        self._hold = hold
+        self._notes = notes
+
+    def feed(self, piece: str) -> str:
+        self._notes.feed(piece)
+        return self._hold.feed(piece)
+
+    def flush(self, cut: Cut | None = None) -> str:
+        self._notes.flush()
+        return self._hold.flush(cut)
 
 
 def cleaning(made: Feeds, cut: Cut | None = None) -> Callable[[str], str]:

@@ -13,6 +13,7 @@ from guards.guard import Looked
 from guards.hold_back import Cut
 from guards.looking import SPANS, Blocked, Spans, Watch, cleaning, opinion, unforeseen
 from guards.said import Said
+from guards.seam import Across
 from guards.texts import Noted, call, parts, within
 from guards.vault import Vault
 from guards.verdicts import Verdicts, took
@@ -35,15 +36,29 @@ class Output:
         self.looks = [watch for watch in watches if watch.look]
         self.buffers = whole == "buffer" and any(watch.decides for watch in watches)
 
+    async def across(self, request: ChatRequest, verdicts: Verdicts) -> Across | None:
+        """The end of a prompt that is gone on with as it stands. Raises GuardFailed."""
+        return await self.spans.across(request.messages[0].text, verdicts) if request.is_plain else None
+
     def nothing_to_do(self, vault: Vault) -> bool:
         return not self.watches and not vault
 
 
 class Passing:
-    """One answer. `vault`: what was masked in the request. `heard` is what it comes to, and raises `Ended` when no
-    choice goes on; `whole`, or then `ended`, is what goes out."""
+    """One answer. `vault`: what was masked in the request; `across`: the end of the prompt that it goes on with.
 
-    def __init__(self, output: Output, request: ChatRequest, emit: Emit, vault: Vault, verdicts: Verdicts) -> None:
+    `heard` is what it comes to, and raises `Ended` when no choice goes on; `whole`, or then `ended`, is what goes out.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        request: ChatRequest,
+        emit: Emit,
+        vault: Vault,
+        verdicts: Verdicts,
+        across: Across | None = None,
+    ) -> None:
         self.output = output
         self.buffers = output.buffers
         self.request = request
@@ -51,8 +66,7 @@ class Passing:
         self.stream = silent if output.buffers else emit
         self.vault = vault
         self.verdicts = verdicts
-        self.prompt = request.messages[0].text if request.is_plain else ""
-        """What the answer goes on with, as it stands."""
+        self.across = across
         self.choices: dict[int, Said] = {}
         self.first: Said | None = None
         self.count = getattr(request, "n", None) or 1
@@ -101,7 +115,10 @@ class Passing:
                 return  # what most pieces come to; the rest says it in full
             said.wake()
         if piece and said.speaks and not delta.reasoning:
-            passed = said.content.skim(piece)
+            try:
+                passed = said.content.skim(piece)
+            except Exception as error:  # what nobody has looked at does not go out
+                raise unforeseen(self.verdicts.policy, error) from None
             if passed is not None:
                 if not (delta.tool_calls or delta.logprobs):
                     said.wait(delta)
@@ -132,7 +149,7 @@ class Passing:
             raise Ended
 
     def _begun(self, index: int) -> Said:
-        said = self.choices[index] = Said(self.output.spans, self.vault, self.verdicts, self.prompt)
+        said = self.choices[index] = Said(self.output.spans, self.vault, self.verdicts, self.across)
         if index == 0:
             self.first = said
         return said
@@ -216,12 +233,12 @@ class Passing:
 
 
 def is_broken_off(choice: Choice, request: ChatRequest) -> bool:
-    """Whether the caller's limits have ended it. A stop token is told by no engine, and a stop string not by all: where
-    there is one that has not been told, it has."""
-    if choice.finish_reason == "stop" and choice.stopped_by is None:
-        untold = getattr(request, "stop", None) if choice.stop_untold else None
-        return bool(untold or getattr(request, "stop_token_ids", None))
-    return choice.finish_reason == "length" or choice.stopped_by is not None
+    """Whether the caller's limits have ended it, or another policy. No engine tells a stop token, and not all a stop
+    string: where there is one that has not been told, it has."""
+    if choice.finish_reason in ("length", "content_filter") or choice.stopped_by is not None:
+        return True
+    untold = getattr(request, "stop", None) if choice.stop_untold else None
+    return bool(untold or getattr(request, "stop_token_ids", None))
 
 
 def rewritten(message: Message, said: Said, cut: Cut | None) -> dict[str, Any]:

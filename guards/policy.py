@@ -114,7 +114,8 @@ class Made:
             request = await self.input.request(request, vault, verdicts)
             if self.output.nothing_to_do(vault):
                 return await chat(request, emit)
-            with Passing(self.output, request, emit, vault, verdicts) as passing:
+            across = await self.output.across(request, verdicts)
+            with Passing(self.output, request, emit, vault, verdicts, across) as passing:
                 try:  # here and in no call of its own: each one costs every piece of the answer
                     reply = await chat(request, passing.heard)
                 except Exception:  # of a step that has wrapped `Ended` in its own, too

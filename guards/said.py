@@ -1,11 +1,11 @@
 """What one choice of an answer has said and thought, as far as it has come, and what of that is out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from guards.hold_back import Cut
 from guards.looking import Blocked, Spans
-from guards.seam import Seam
+from guards.seam import Across, Seam
 from guards.skimming import Skimming
 from guards.vault import Vault
 from guards.verdicts import Verdicts
@@ -16,15 +16,18 @@ AGAIN = "\n"
 
 
 class Filter:
-    """A text as it came and as it goes out. `seam`: that to the prompt which it goes on with, until it is over."""
+    """A text as it came and as it goes out. `notes` are taken of it beside that. `seam`: that to the prompt which it
+    goes on with, until it is over."""
 
-    __slots__ = ("came", "hold", "out", "seam")
+    __slots__ = ("_unsent", "came", "hold", "notes", "out", "seam")
 
-    def __init__(self, hold: Skimming, seam: Seam | None = None) -> None:
+    def __init__(self, hold: Skimming, notes: Skimming | None, seam: Seam | None = None) -> None:
         self.hold = hold
+        self.notes = notes
         self.seam = seam
         self.came: list[str] = []
         self.out: list[str] = []
+        self._unsent = ""  # has passed, but what came behind it was blocked
 
     def skim(self, piece: str) -> str | None:
         """As `Skimming` does."""
@@ -32,10 +35,31 @@ class Filter:
         if passed is not None:
             self.came.append(piece)
             self.out.append(passed)
+            if self.notes:
+                self.notes.feed(piece)
         return passed
+
+    def part(self) -> str:
+        """No match goes across from here on."""
+        passed = self.hold.feed(AGAIN)
+        self.out.append(passed)
+        return passed
+
+    def holds(self, piece: str) -> bool:
+        """This and nothing else, and there is nothing to note in it yet."""
+        return self.hold.pending is piece and (self.notes is None or self.notes.pending is piece)
+
+    def go_on(self, passed: Sequence[str], pending: str) -> None:
+        """Behind quiet segments that have gone past it."""
+        self.out.append("".join(passed))
+        self.hold.go_on(passed[-1], pending)
+        if self.notes:
+            self.notes.go_on(passed[-1], pending)
 
     def feed(self, piece: str) -> str:
         self.came.append(piece)
+        if self.notes:
+            self.notes.feed(piece)
         if self.seam:
             piece = self.seam.feed(piece)
             if self.seam.is_over:
@@ -45,11 +69,15 @@ class Filter:
         return passed
 
     def flush(self, cut: Cut | None = None) -> str:
-        across = self.seam.flush(cut) if self.seam else ""
-        self.seam = None
-        rest = self.hold.feed(across) + self.hold.flush(cut)
-        self.out.append(rest)
-        return rest
+        if self.notes:
+            self.notes.flush()
+        if self.seam:
+            across, self.seam = self.seam.flush(cut), None
+            self._unsent = self.hold.feed(across)
+        rest = self.hold.flush(cut)
+        passed, self._unsent = self._unsent + rest, ""
+        self.out.append(passed)
+        return passed
 
     def rest(self) -> str:
         """What may still go out of a choice that is blocked."""
@@ -65,16 +93,16 @@ class Said:
 
     __slots__ = "_since again blocked came content has_paused quiet reasoning speaks waiting whole".split()
 
-    def __init__(self, spans: Spans, known: Vault, verdicts: Verdicts, prompt: str) -> None:
+    def __init__(self, spans: Spans, known: Vault, verdicts: Verdicts, across: Across | None) -> None:
         vault = Vault.beside(known)
 
         self.whole = partial(spans.filter, vault, verdicts, known or None)
         """Makes a filter for texts that are there at once."""
-        skimming = partial(spans.skimming, vault, verdicts, known or None)
-        self.again: Callable[[], Filter] = lambda: Filter(skimming(), spans.seam(vault, verdicts, prompt))
+        skimming, notes = partial(spans.skimming, vault, verdicts, known or None), partial(spans.notes, verdicts)
+        self.again: Callable[[], Filter] = lambda: Filter(skimming(), notes(), spans.seam(vault, verdicts, across))
         """Makes one for all of the content."""
         self.content = self.again()
-        self.reasoning = Filter(skimming())
+        self.reasoning = Filter(skimming(), notes())
         self.came = self.content.came.append
         self.quiet = spans.lexicon.quiet
         self.waiting: Delta | None = None
@@ -87,7 +115,7 @@ class Said:
 
     def wait(self, delta: Delta) -> None:
         """If the filter holds this piece and nothing else."""
-        if self.content.hold.pending is delta.content:
+        if self.content.holds(delta.content):
             self.waiting, self._since = delta, len(self.content.came) - 1
 
     def wake(self) -> None:
@@ -96,16 +124,13 @@ class Said:
             return
         passed = self.content.came[self._since : -1]
         if passed:
-            self.content.out.append("".join(passed))
-            self.content.hold.go_on(passed[-1], self.content.came[-1])
+            self.content.go_on(passed, self.content.came[-1])
         self.waiting = None
 
     def think(self, piece: str) -> str:
-        if self.has_paused:
-            self.has_paused = False
-            piece = AGAIN + piece
-        self.speaks = False
-        return self.reasoning.feed(piece)
+        apart = self.reasoning.part() if self.has_paused else ""
+        self.has_paused = self.speaks = False
+        return apart + self.reasoning.feed(piece)
 
     def pause(self) -> str:
         """It has thought, and now says something: what was held of its thoughts goes before that."""

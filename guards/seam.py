@@ -8,22 +8,14 @@ from guards.spans import Detector, Span
 
 class Seam:
     """A filter before an answer's other one, for as long as a match could go across: of that it gives what `replace`
-    says, and everything else as it is. `is_over`: nothing can go across any more."""
+    says, and everything else as it is. `is_over`: nothing can go across any more. `behind` has read the prompt."""
 
-    def __init__(self, detectors: Sequence[Detector], replace: Replace, prompt: str) -> None:
-        longest = max((detector.longest for detector in detectors), default=0)
-        before = prompt[-longest - 1 :]  # with one character that only shows whether a word begins behind it
-        self._filter = Across(
-            detectors, lambda span, text: replace(span, text) if self._is_across(span) else None, before
-        )
-        self._sent = len(before)
-
-    def _is_across(self, span: Span) -> bool:
-        return span.begins < self._sent
+    def __init__(self, behind: "Across", replace: Replace) -> None:
+        self._filter = behind.again(lambda span, text: replace(span, text) if behind.is_across(span) else None)
 
     @property
     def is_over(self) -> bool:
-        return self._filter.is_beyond(self._sent)
+        return self._filter.is_over
 
     def feed(self, piece: str) -> str:
         passed = self._filter.feed(piece)
@@ -34,9 +26,18 @@ class Seam:
 
 
 class Across(HoldBack):
-    def is_beyond(self, position: int) -> bool:
-        """Whether everything before is decided."""
-        return not self._swallowing and not self._stopped and self._before + self._context >= position
+    """At the end of a prompt."""
+
+    def __init__(self, detectors: Sequence[Detector], prompt: str) -> None:
+        super().__init__(detectors, lambda span, text: None, prompt)
+
+    def is_across(self, span: Span) -> bool:
+        return span.begins < self._sent
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that has begun in the prompt is decided."""
+        return not self._swallowing and not self._stopped and self._before + self._context >= self._sent
 
     def rest(self) -> str:
         """What is held, as it is."""

@@ -42,9 +42,8 @@ class Saying:
         message: dict[str, Any] = {"role": "assistant", "content": content or None}
         message |= {"reasoning": reasoning} if reasoning else {}
         if self.calls:
-            return Choice(
-                Message(**message, tool_calls=list(self.calls)), "tool_calls" if self.finish == "stop" else self.finish
-            )
+            called = Message(**message, tool_calls=list(self.calls))
+            return Choice(called, "tool_calls" if self.finish == "stop" else self.finish, **self.ended)
         return Choice(Message(**message), self.finish, **self.ended)
 
 

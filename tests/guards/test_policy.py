@@ -498,7 +498,7 @@ async def test_words_that_are_known_go_past_the_filter_and_nothing_else_does(
         reply, streamed = await told(policy(Saying([*deltas, Delta(choice=1)])), asking(n=2))
         for index, choice in enumerate(reply.choices):
             assert streamed.content(index) == choice.message.text
-            assert streamed.reasoning(index).replace("\n", "") == getattr(choice.message, "reasoning", "")
+            assert streamed.reasoning(index) == getattr(choice.message, "reasoning", "")
             assert choice.message.text == expected.choices[index].message.text
 
 
@@ -576,12 +576,86 @@ async def test_a_prompt_that_ends_with_something_harmless_takes_nothing_from_the
         assert streamed.content() == streamed.content(1) == " Paris, a city"
 
 
-async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: Bench) -> None:
+@pytest.mark.parametrize("fields", [{}, {"stop_token_ids": [7]}, {"stop": ["M2"]}])
+async def test_arguments_that_were_broken_off_end_before_what_had_begun(bench: Bench, fields: dict[str, Any]) -> None:
     for end in range(4, len(KEY)):
-        engine = Saying([], [tool_call('{"key": "' + KEY[:end])], finish="length")
-        reply, _ = await told(behind(bench, engine, Secrets(action="mask")), asking())
+        called = tool_call('{"key": "' + KEY[:end])
+        engine = Saying([], [called], finish="stop" if fields else "length", stop_untold="stop" in fields)
+        reply, _ = await told(behind(bench, engine, Secrets(action="mask")), asking(**fields))
         assert reply.message.tool_calls
         assert reply.message.tool_calls[0]["function"] == {"name": "send", "arguments": '{"key": "'}
+
+
+async def test_what_another_policy_has_ended_is_broken_off(bench: Bench) -> None:
+    terms = behind(bench, Saying([Delta(f"{KEY[:12]}heron, and on")]), Terms(terms=("heron",), words=False))
+    reply, streamed = await told(behind(bench, terms, Pii(), Secrets()), asking())
+    assert (reply.finish_reason, streamed.content()) == ("content_filter", "")
+    assert not reply.message.content
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_what_is_only_flagged_hides_nothing_from_what_blocks(
+    bench: Bench, order: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    guards = (Pii(action="flag"), Secrets(action="mask"))[::order]
+    with caplog.at_level(logging.INFO):
+        reply, streamed = await told(behind(bench, Scripted([f"It is {KEY}@example.org, or so"]), *guards), asking())
+    assert KEY not in reply.message.text
+    assert streamed.content() == reply.message.text
+    verdicts = {vars(record)["guard"]: vars(record)["kinds"] for record in caplog.records if "guard" in vars(record)}
+    assert verdicts == {"pii": "email:1", "secrets": "aws_access_key:1"}
+
+
+@pytest.mark.parametrize("at", [500, 1200, 2400])
+async def test_a_match_goes_on_from_wherever_in_the_prompt_it_has_begun(bench: Bench, at: int) -> None:
+    body = "\n".join(["MIIEpAIBAAKCAQEAsecretsecretsecretsecretsecretsecretsecretsecr"] * 48)
+    pem = f"-----BEGIN RSA PRIVATE KEY-----\n{body}\n-----END RSA PRIVATE KEY-----"
+    asked = ChatRequest.completing(f"The key: {pem[:at]}", model="m", n=2)
+    said = [Delta(piece, choice=index) for piece in pieces(f"{pem[at:]} is it", [40, 900]) for index in (0, 1)]
+    guard = Secrets(action="mask", on="output")
+    whole, _ = await told(behind(bench, Saying([Delta(f"{pem} is it")]), guard), asking())
+    reply, streamed = await told(behind(bench, Saying(said), guard), asked)
+    assert whole.message.text.startswith("<PRIVATE_KEY_1>")
+    for index, choice in enumerate(reply.choices):
+        assert choice.message.text == streamed.content(index) == whole.message.text
+
+
+async def test_what_has_passed_before_a_block_at_the_end_is_sent(bench: Bench) -> None:
+    asked = ChatRequest.completing("x ", model="m")
+    for step in (1, 60):
+        said = [Delta(piece) for piece in pieces(f"; I know: {KEY}", range(0, 60, step))]
+        reply, streamed = await told(behind(bench, Saying(said), Secrets()), asked)
+        assert reply.finish_reason == "content_filter"
+        assert streamed.content() == reply.message.text == "; I know: "
+
+
+class Particular(Guard):
+    """Fails at a fish, also where it is only asked for what may begin."""
+
+    def detectors(self, parts: Parts) -> Sequence[Detector]:
+        return [Fishless()]
+
+
+class Fishless:
+    kinds = ("none",)
+    longest = 4
+
+    def search(self, text: str, start: int = 0) -> Span | None:
+        if "fish" in text:
+            raise RuntimeError(text)
+        return None
+
+    def alive(self, text: str) -> int:
+        self.search(text)
+        return len(text)
+
+
+@pytest.mark.parametrize("words", [["a fish"], [" a", " fish", " swims", " on"]])
+async def test_a_detector_that_fails_lets_nothing_pass_and_tells_no_text(bench: Bench, words: list[str]) -> None:
+    chat = behind(bench, Saying([Delta(word) for word in words]), Particular())
+    with pytest.raises(GuardFailed) as failed:
+        await told(chat, asking())
+    assert "fish" not in str(failed.value)
 
 
 async def test_the_last_word_of_an_answer_that_ended_by_itself_comes_out(bench: Bench) -> None:

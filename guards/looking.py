@@ -127,8 +127,8 @@ class Spans:
             raise unforeseen(verdicts.policy, error) from None
         return None if read.is_over else read
 
-    def seam(self, vault: Vault, verdicts: Verdicts, across: Across | None) -> Seam | None:
-        return Seam(across, self._replacing(vault, verdicts, None)) if across else None
+    def seam(self, vault: Vault, verdicts: Verdicts, across: Across | None, known: Vault | None = None) -> Seam | None:
+        return Seam(across, self._replacing(vault, verdicts, known)) if across else None
 
     def _replacing(self, vault: Vault, verdicts: Verdicts, known: Vault | None) -> Replace:
         by_kind = self._hiding_by_kind

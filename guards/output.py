@@ -187,7 +187,7 @@ class Passing:
         """Nothing more comes of its texts."""
         reasoning = content = ""
         try:
-            reasoning = said.reasoning.flush(cut)
+            reasoning = said.reasoning.flush(cut or said.end_of_thought)
             content = said.content.flush(cut)
         except Blocked as blocked:
             self._block(said, blocked)

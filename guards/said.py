@@ -13,6 +13,10 @@ from penstock.chat import Delta
 
 AGAIN = "\n"
 """Between what was thought before something was said and what is thought afterwards: no match goes across."""
+GAP = "\n\n"
+"""Between thoughts of which each may have been broken off, as steps tell those of several calls."""
+MOST_BEGUN = 12
+"""So many characters of what has begun to be a match come out where a thought ends."""
 
 
 class Filter:
@@ -39,9 +43,9 @@ class Filter:
                 self.notes.feed(piece)
         return passed
 
-    def part(self) -> str:
-        """No match goes across from here on."""
-        passed = self.hold.feed(AGAIN)
+    def end(self, with_: str) -> str:
+        """Of a thought, which may have been broken off."""
+        passed = self.hold.end(with_, MOST_BEGUN)
         self.out.append(passed)
         return passed
 
@@ -91,7 +95,7 @@ class Said:
     """One choice. Where one piece waits for the next, all of it a segment that may be quiet, its content's filter is
     not asked: whoever sends the piece when the next one comes, also such a segment, has `came` called with that."""
 
-    __slots__ = "_since again blocked came content has_paused quiet reasoning speaks waiting whole".split()
+    __slots__ = "_cut _seam _since again blocked came content has_paused quiet reasoning speaks waiting whole".split()
 
     def __init__(self, spans: Spans, known: Vault, verdicts: Verdicts, across: Across | None) -> None:
         vault = Vault.beside(known)
@@ -103,6 +107,8 @@ class Said:
         """Makes one for all of the content."""
         self.content = self.again()
         self.reasoning = Filter(skimming(), notes())
+        self._seam = partial(spans.seam, vault, verdicts, known=known or None)
+        self._cut = spans.cut
         self.came = self.content.came.append
         self.quiet = spans.lexicon.quiet
         self.waiting: Delta | None = None
@@ -128,13 +134,27 @@ class Said:
         self.waiting = None
 
     def think(self, piece: str) -> str:
-        apart = self.reasoning.part() if self.has_paused else ""
+        passed = [self.reasoning.end(AGAIN)] if self.has_paused else []
         self.has_paused = self.speaks = False
-        return apart + self.reasoning.feed(piece)
+        for number, text in enumerate(piece.split(GAP)):
+            if number:
+                self.reasoning.came.append(GAP)
+                passed.append(self.reasoning.end(GAP))
+            passed.append(self.reasoning.feed(text))
+        return "".join(passed)
 
     def pause(self) -> str:
-        """It has thought, and now says something: what was held of its thoughts goes before that."""
+        """It has thought, and now says something: what was held of its thoughts goes before that, and what they have
+        begun may still end in what it says."""
         self.speaks = True
-        held = self.reasoning.flush()
+        if self.reasoning.hold.held:
+            across = Across.behind(self.reasoning.hold)
+            self.content.seam = self.content.seam or (None if across.is_over else self._seam(across))
+        held = self.reasoning.flush(self.end_of_thought)
         self.has_paused = bool(held)
         return held
+
+    def end_of_thought(self, text: str) -> int:
+        """Where it ends, if it may have been broken off: a `Cut`."""
+        begun = self._cut(text)
+        return begun if len(text) - begun > MOST_BEGUN else len(text)

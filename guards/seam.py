@@ -6,6 +6,10 @@ from guards.hold_back import Cut, HoldBack, Replace
 from guards.spans import Detector, Span
 
 
+def as_it_is(span: Span, text: str) -> None:
+    """Stands for no match."""
+
+
 class Seam:
     """A filter before an answer's other one, for as long as a match could go across: of that it gives what `replace`
     says, and everything else as it is. `is_over`: nothing can go across any more. `behind` has read the prompt."""
@@ -29,7 +33,15 @@ class Across(HoldBack):
     """At the end of a prompt."""
 
     def __init__(self, detectors: Sequence[Detector], prompt: str) -> None:
-        super().__init__(detectors, lambda span, text: None, prompt)
+        super().__init__(detectors, as_it_is, prompt)
+
+    @classmethod
+    def behind(cls, other: HoldBack) -> "Across":
+        """At the end of another text, as far as that has come."""
+        across = cls((), "")
+        vars(across).update(vars(other.again(as_it_is)))
+        across._sent = across._before + len(across._text)
+        return across
 
     def is_across(self, span: Span) -> bool:
         return span.begins < self._sent

@@ -10,6 +10,7 @@ segment later.
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Self
 
 from guards.hold_back import Cut, HoldBack, Replace
 from guards.spans import Detector
@@ -119,11 +120,24 @@ class Skimming(HoldBack):
         self.seconds += perf_counter() - began
         return passed
 
+    def end(self, with_: str, most: int) -> str:
+        """`with_` is fed, behind which another text may stand instead of this one's rest: of what has begun to be a
+        match, and is none now, no more than `most` characters come out."""
+        self._wake()
+        begun = "" if self._swallowing else self._text[self._context :]
+        passed = super().feed(with_)
+        self._rest()
+        return passed[len(begun) :] if len(begun) > most and passed.startswith(begun) else passed
+
     def flush(self, cut: Cut | None = None) -> str:
         self._wake()
         passed = super().flush(cut)
         self._pending = self._passed_before = ""
         return passed
+
+    def again(self, replace: Replace) -> Self:
+        self._wake()
+        return super().again(replace)
 
     def _wake(self) -> None:
         """What has passed meanwhile was of no interest; the hold-back needs no more of it than the last character."""

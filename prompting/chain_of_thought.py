@@ -7,7 +7,7 @@ what binds the answer must not bind the thoughts; and where the marker does not 
 
 from collections import defaultdict
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ BINDING = frozenset({*CONSTRAINTS, *OF_THE_ANSWER}).difference(
 
 class ChainOfThought(Step):
     """Reasoning goes out as reasoning, the answer as content."""
+
+    operators: ClassVar[frozenset[str]] = frozenset({"marker"})  # which cuts what guards then look at apart
 
     instruction: str = Field(
         "Think step by step. Then write {marker} and after it the final answer alone.",

@@ -124,7 +124,7 @@ class TreeOfThoughts(Step):
 
 async def shown(level: Sequence[Branch], aloud: Aloud) -> None:
     for branch in level:
-        await aloud.tell(f"{branch.turns[-1].text} ({branch.grade:g}/10)")
+        await aloud.tell(f"({branch.grade:g}/10) {branch.turns[-1].text}")
 
 
 def grade_in(text: str) -> float:

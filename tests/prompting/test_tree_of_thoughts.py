@@ -44,7 +44,7 @@ async def test_the_best_branch_is_answered_from(composed: Compose) -> None:
     step = searching(breadth=2, depth=2)
     reply, streamed = await told(composed(engine, step), asking())
     assert reply.message.content == "8 then 9"
-    assert streamed.reasoning() == "8 (8/10)\n\n5 (5/10)\n\n9 (9/10)\n\n7 (7/10)"
+    assert streamed.reasoning() == "(8/10) 8\n\n(5/10) 5\n\n(9/10) 9\n\n(7/10) 7"
     grown = [call for call in engine.calls if call.messages[-1].text in ("first", "next")]
     assert [getattr(call, "n", None) for call in grown] == [4, 4, 4]
     assert {getattr(call, "temperature", None) for call in grown} == {0.8}
@@ -68,7 +68,7 @@ async def test_another_model_grades(composed: Compose, bench: Bench) -> None:
     step = searching(judge="judge", depth=1, breadth=1)
     reply, streamed = await told(composed(engine, step), asking(tools=tools))
     assert reply.message.content == "8"
-    assert streamed.reasoning() == "8 (10/10)"
+    assert streamed.reasoning() == "(10/10) 8"
     assert len(judge.calls) == 3
     assert all(call.to_wire().keys() == {"model", "messages", "max_tokens"} for call in judge.calls)
     assert {call.model for call in judge.calls} == {"judge"}
@@ -77,7 +77,7 @@ async def test_another_model_grades(composed: Compose, bench: Bench) -> None:
 async def test_a_grade_that_was_cut_is_none_and_so_is_an_empty_step(composed: Compose) -> None:
     engine = Scripted(["", "a", "", "b", "9 of ten parts", "6", "a or b"])
     reply, streamed = await told(composed(engine, searching(depth=1, max_tokens=2)), asking())
-    assert streamed.reasoning() == "b (6/10)\n\na (0/10)"
+    assert streamed.reasoning() == "(6/10) b\n\n(0/10) a"
     assert reply.message.content == "a or b"
 
 

@@ -73,10 +73,17 @@ def configured(texts: list[str], steps: list[Any], port: int) -> dict[str, Any]:
     }
 
 
-async def streamed(client: httpx2.AsyncClient, model: str) -> tuple[int, list[float]]:
+async def warmed(client: httpx2.AsyncClient, model: str) -> None:
+    """Memory that has lain idle for a tenth of a second can be ten times as slow on a virtual machine, and who has
+    more of it would pay for that."""
+    await streamed(client, model, max_tokens=20)
+
+
+async def streamed(client: httpx2.AsyncClient, model: str, **more: Any) -> tuple[int, list[float]]:
     """How many tokens came, and when each piece did, in seconds since the request."""
     body = {
         "model": model,
+        **more,
         "messages": [{"role": "user", "content": "Go on."}],
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -98,11 +105,14 @@ async def measured(url: str, pid: int, texts: int, rounds: int) -> dict[str, See
         for pass_ in range(rounds + 1):
             for number in range(texts):
                 for kind in sorted(("bare", "steps"), reverse=pass_ % 2 == 1):  # neither is always the second
+                    if pass_:
+                        await warmed(client, f"fast{number}-{kind}")
                     before = cpu_s(tree(pid))
                     tokens, _ = await streamed(client, f"fast{number}-{kind}")
                     spent = cpu_s(tree(pid)) - before
                     seen[kind if pass_ else f"{kind}, first pass"].cpu_us.append(1e6 * spent / tokens)
             for kind in ("bare", "steps"):
+                await warmed(client, f"paced{pass_ % texts}-{kind}")
                 _, times = await streamed(client, f"paced{pass_ % texts}-{kind}")
                 seen[kind].first_ms.append(1e3 * times[0])
                 seen[kind].between_ms += [1e3 * (after - before) for before, after in pairwise(times)]

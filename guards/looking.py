@@ -10,7 +10,7 @@ from typing import Protocol
 from guards.guard import NOTHING, Direction, Guard, Look, Looked, Opinion, aside, chars_to_look
 from guards.hold_back import Cut, HoldBack, Replace
 from guards.seam import Across, Seam
-from guards.skimming import Lexicon, Skimming
+from guards.skimming import Skimming, lexicon
 from guards.spans import Detector, Span
 from guards.vault import KIND, Vault
 from guards.verdicts import Verdicts, took
@@ -95,7 +95,7 @@ class Spans:
         self._flagging_by_kind, self._hiding_by_kind = kinds_of(flagging), kinds_of(hiding)
         self._flagged, self._hidden = detectors_of(flagging), detectors_of(hiding)
         self.detectors = [*self._hidden, *self._flagged]
-        self.lexicon = Lexicon(self.detectors)
+        self.lexicon = lexicon(tuple(self.detectors))
 
     def skimming(self, vault: Vault, verdicts: Verdicts, known: Vault | None = None) -> Skimming:
         """The same as `filter`, for a text that streams, and without notes."""

@@ -5,7 +5,7 @@ be written in many ways, and programs act on them. What is looked at is what the
 anew. A choice that is blocked ends there, alone; with the last one the engine's answer is cut off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -97,7 +97,8 @@ class Passing:
         choices = [await self._end(index, None) for index in sorted(self.choices)]
         return Reply.of(choices, Usage())
 
-    async def heard(self, delta: Delta) -> None:
+    def heard(self, delta: Delta) -> Awaitable[None]:
+        """What most pieces come to, and no more calls than that takes; the rest is `_heard`."""
         said = self.choices.get(delta.choice) if delta.choice else self.first
         if said is None:
             said = self._begun(delta.choice)
@@ -111,9 +112,12 @@ class Passing:
             ):
                 said.waiting = delta
                 said.came(piece)
-                await self.stream(waiting)
-                return  # what most pieces come to; the rest says it in full
+                return self.stream(waiting)
             said.wake()
+        return self._heard(said, delta)
+
+    async def _heard(self, said: Said, delta: Delta) -> None:
+        piece = delta.content
         if piece and said.speaks and not delta.reasoning:
             try:
                 passed = said.content.skim(piece)

@@ -9,6 +9,7 @@ segment later.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from time import perf_counter
 from typing import Self
 
@@ -51,6 +52,12 @@ class Lexicon:
                 if detector.alive(text) < end or detector.search(text, len(before)) is not None:
                     return False
         return True
+
+
+@lru_cache(maxsize=32)
+def lexicon(detectors: tuple[Detector, ...]) -> Lexicon:
+    """The same for all policies that look for the same: what one has learned, all know."""
+    return Lexicon(detectors)
 
 
 class Skimming(HoldBack):

@@ -1,6 +1,7 @@
 """Zero-shot: standing instructions, before everything that the caller says."""
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -16,9 +17,9 @@ class Instruct(Step):
 
     def around(self, parts: Parts) -> Around:
         def wrap(chat: Chat) -> Chat:
-            async def instructed(request: ChatRequest, emit: Emit) -> Reply:
+            def instructed(request: ChatRequest, emit: Emit) -> Coroutine[Any, Any, Reply]:
                 chats_only(request, "instruct")
-                return await chat(request.with_messages(preceded(self.text, request.messages)), emit)
+                return chat(request.with_messages(preceded(self.text, request.messages)), emit)
 
             return instructed
 

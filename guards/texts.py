@@ -40,11 +40,12 @@ Change = Callable[[str], str]
 def changed(request: ChatRequest, change: Change) -> ChatRequest:
     """The request with all its texts as `change` has them; the same where nothing is another. Raises BadRequest for
     what is nested too deeply to be looked at."""
+    extra = request.model_extra or {}  # none of these has a field of its own, and a missing attribute costs a lot
     try:
         messages = [turn(message, change) for message in request.messages]
-        given = {name: value for name in BESIDE if (value := getattr(request, name, None)) is not None}
+        given = {name: value for name in BESIDE if (value := extra.get(name)) is not None}
         beside = {name: within(value, change) for name, value in given.items()}
-        if (prompt := getattr(request, STORED, None)) is not None:
+        if (prompt := extra.get(STORED)) is not None:
             given[STORED], beside[STORED] = prompt, of_stored(prompt, change)
     except RecursionError:
         raise BadRequest("the request is nested too deeply for its guards to look at it") from None
@@ -55,7 +56,8 @@ def changed(request: ChatRequest, change: Change) -> ChatRequest:
 
 def chars_of(request: ChatRequest) -> int:
     """About how many characters all its texts have, found without making them."""
-    left: list[Any] = [getattr(request, name, None) for name in (*BESIDE, STORED)]
+    extra = request.model_extra or {}
+    left: list[Any] = [extra.get(name) for name in (*BESIDE, STORED)]
     for message in request.messages:
         left += [message.content, message.tool_calls, message.name, *(message.model_extra or {}).values()]
     count = 0

@@ -5,8 +5,10 @@ be written in many ways, and programs act on them. What is looked at is what the
 anew. A choice that is blocked ends there, alone; with the last one the engine's answer is cut off.
 """
 
+import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from guards.guard import Looked
@@ -19,6 +21,8 @@ from guards.vault import Vault
 from guards.verdicts import Verdicts, took
 from penstock.chat import ChatRequest, Choice, Delta, Emit, Message, Reply, Usage, silent
 from penstock.errors import PenstockError
+
+log = logging.getLogger(__name__)
 
 REASONING = ("reasoning", "reasoning_content")
 
@@ -242,7 +246,19 @@ def is_broken_off(choice: Choice, request: ChatRequest) -> bool:
     if choice.finish_reason in ("length", "content_filter") or choice.stopped_by is not None:
         return True
     untold = getattr(request, "stop", None) if choice.stop_untold else None
+    if untold:
+        warn_of(request.model)
     return bool(untold or getattr(request, "stop_token_ids", None))
+
+
+@lru_cache(maxsize=1024)
+def warn_of(model: str) -> None:
+    """Once of each: who reads the log wonders where last words have gone."""
+    log.warning(
+        "the engine of %s does not tell which stop string has ended an answer: guarded answers to requests with `stop` "
+        "end before what might have become a match",
+        model,
+    )
 
 
 def rewritten(message: Message, said: Said, cut: Cut | None) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Answer:
             raise BadRequest(f"the model {self.name!r} does not serve {exchange.path}", param="model")
         if self.composition.inputs:
             meter = self._meter()
+            exchange.cost = Cost(meter=meter)  # what its guards ask, until the engine is asked beside them
             asking.set(Asking(exchange, body, meter))
             self._tell(exchange)
             body = await changed(exchange.path, body, self.composition.inputs)

@@ -54,6 +54,8 @@ class Cost:
     pool: Pool | None = None
     usage: Mapping[str, Any] | None = None
     meter: Meter | None = None
+    beside: Meter | None = None
+    """What the guards of a request have asked that generates nothing."""
     streamed: bool = False
     """Of a composed model's answer, whether it streams."""
     texts: Sequence[Sequence[str]] = ()
@@ -214,6 +216,21 @@ def today() -> str:
 
 
 def used_of(cost: Cost) -> Used | None:
+    """With what guards have asked beside the engine; None as `engines_own` has it."""
+    used = engines_own(cost)
+    if used and cost.beside:
+        beside = of_meter(cost.beside)
+        beside.requests = 0
+        used.add(beside)
+    return used
+
+
+def of_meter(meter: Meter) -> Used:
+    usage, estimated = meter.told()
+    return Used(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, estimated=int(estimated))
+
+
+def engines_own(cost: Cost) -> Used | None:
     """What the engine says that it has counted, in any family's words; None if it is a generation of which it said
     nothing, or nothing plausible.
 
@@ -223,8 +240,7 @@ def used_of(cost: Cost) -> Used | None:
     if cost.incredible:
         return None
     if cost.meter is not None:
-        usage, estimated = cost.meter.told()
-        return Used(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, estimated=int(estimated))
+        return of_meter(cost.meter)
     if said is None:
         return None if cost.asked is not None and cost.asked.path in STREAMING else Used()
     prompt = said.get("prompt_tokens", said.get("input_tokens"))

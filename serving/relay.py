@@ -95,7 +95,7 @@ class Relayed:
         self.asked = Asked(
             exchange.path, body, forwarded(exchange), hint, deadline, written, hide_usage=hide_usage, name=route.name
         )
-        exchange.cost = Cost(self.asked, route.pool)
+        exchange.cost = Cost(self.asked, route.pool, beside=exchange.cost.meter if exchange.cost else None)
         if relay.trial:
             exchange.cost.tally = relay.trial.tally(route)
         self.passing = Passing(exchange, dialect, self.asked, exchange.cost, route)

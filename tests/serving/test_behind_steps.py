@@ -195,6 +195,31 @@ async def test_what_guards_ask_is_paid_for_and_outside_of_the_budget(
         assert rows[0][name] == usage[name] == sum(step[name] for step in steps.values())
 
 
+async def test_what_guards_ask_about_texts_that_are_only_embedded_is_paid_for_too(
+    made: list[Stack], tmp_path: Path
+) -> None:
+    rows = {}
+    for verdict in ("no", "yes"):
+        async with opened(f"sqlite:///{tmp_path}/{verdict}.db") as store, simulator() as sim:
+            ledger = Ledger(store)
+            tree: Any = {
+                "engines": {"e": {"urls": [sim.url]}, "j": {"kind": "scripted", "options": {"answers": [verdict]}}},
+                "models": {"m": {"engine": "e", "guards": "polite"}, "judge": {"engine": "j"}, "bare": {"engine": "e"}},
+                "guards": {"polite": [{"judge": {"model": "judge", "rubric": "It must rhyme.", "on": "input"}}]},
+            }
+            async with run_gateway(hot=True, ledger=ledger, **tree) as client:
+                body = {"input": "Where does the river go?"}
+                bare = await client.post("/v1/embeddings", json=body | {"model": "bare"})
+                answer = await client.post("/v1/embeddings", json=body | {"model": "m"})
+            await ledger.close()
+            rows[answer.status_code] = {row["model"]: row for row in await used(store, ["model"])}["m"]
+    embedded = bare.json()["usage"]["prompt_tokens"]
+    assert set(rows) == {200, 400}
+    assert [row["requests"] for row in rows.values()] == [1, 1]
+    assert [row["completion_tokens"] for row in rows.values()] == [1, 1]  # the judge's yes or no
+    assert rows[200]["prompt_tokens"] - embedded == rows[400]["prompt_tokens"] > 0
+
+
 def test_probabilities_of_pieces_without_text_stream_too() -> None:
     found = {"content": [{"token": "\\xf0\\x9f", "logprob": -0.1}]}
     (delta,) = Answer().add({"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": found}]})

@@ -71,7 +71,7 @@ def test_keys_are_made_shown_replaced_and_withdrawn(tmp_path: Path) -> None:
         words = shlex.split(command.replace(".venv/bin", str(BIN)))
         done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, bool(done.stdout)) == (0, True), (command, done.stderr)
-    assert len(kept) == 6
+    assert len(kept) == 7
 
 
 def test_versions_are_registered_as_shown_and_one_goes_round(tmp_path: Path) -> None:

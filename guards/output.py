@@ -139,8 +139,8 @@ class Passing:
     async def _look_into(self, said: Said, delta: Delta) -> None:
         content = reasoning = ""
         try:
-            if delta.reasoning:
-                reasoning = said.think(delta.reasoning)
+            for passed in said.think(delta.reasoning) if delta.reasoning else ():
+                reasoning += passed
             if delta.content:
                 if not said.speaks:
                     reasoning += said.pause()

@@ -1,6 +1,6 @@
 """What one choice of an answer has said and thought, as far as it has come, and what of that is out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from guards.hold_back import Cut
@@ -133,15 +133,16 @@ class Said:
             self.content.go_on(passed, self.content.came[-1])
         self.waiting = None
 
-    def think(self, piece: str) -> str:
-        passed = [self.reasoning.end(AGAIN)] if self.has_paused else []
+    def think(self, piece: str) -> Iterator[str]:
+        """What passes of it, thought by thought: one may be blocked when others have passed."""
+        if self.has_paused:
+            yield self.reasoning.end(AGAIN)
         self.has_paused = self.speaks = False
         for number, text in enumerate(piece.split(GAP)):
             if number:
                 self.reasoning.came.append(GAP)
-                passed.append(self.reasoning.end(GAP))
-            passed.append(self.reasoning.feed(text))
-        return "".join(passed)
+                yield self.reasoning.end(GAP)
+            yield self.reasoning.feed(text)
 
     def pause(self) -> str:
         """It has thought, and now says something: what was held of its thoughts goes before that, and what they have

@@ -45,6 +45,8 @@ class Filter:
 
     def end(self, with_: str) -> str:
         """Of a thought, which may have been broken off."""
+        if self.notes:
+            self.notes.feed(with_)
         passed = self.hold.end(with_, MOST_BEGUN)
         self.out.append(passed)
         return passed

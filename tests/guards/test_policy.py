@@ -605,6 +605,16 @@ async def test_what_a_thought_begins_and_the_answer_ends_is_found(bench: Bench) 
         assert (blocked.finish_reason, streamed.content()) == ("content_filter", "")
 
 
+@pytest.mark.parametrize(("between", "count"), [([], 1), ([Delta("\n\n")], 0), ([Delta(reasoning="\n\n")], 0)])
+async def test_no_flagged_match_goes_across_what_parts_thoughts(
+    bench: Bench, caplog: pytest.LogCaptureFixture, between: list[Delta], count: int
+) -> None:
+    engine = Saying([Delta(reasoning="river"), *between, Delta(reasoning="bed"), Delta(" fine")])
+    with caplog.at_level(logging.INFO):
+        await told(behind(bench, engine, Terms(terms=("riverbed",), action="flag")), asking())
+    assert len([record for record in caplog.records if "guard" in vars(record)]) == count
+
+
 async def test_thoughts_of_a_blank_line_are_whole(bench: Bench) -> None:
     pem = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\n" + "MIIEpAIBAAKCAQEAsecret\n" * 20
     engine = Saying([Delta(reasoning=f"So:\n\n{pem}"), Delta("fine")])

@@ -20,8 +20,8 @@ MOST_BEGUN = 12
 
 
 class Filter:
-    """A text as it came and as it goes out. `notes` are taken of it beside that. `seam`: that to the prompt which it
-    goes on with, until it is over."""
+    """A text as it came and as it goes out. `notes` are taken of it beside that. `seam`: that to the prompt or
+    the thought which it goes on with, until it is over."""
 
     __slots__ = ("_unsent", "came", "hold", "notes", "out", "seam")
 

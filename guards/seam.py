@@ -1,4 +1,5 @@
-"""Where a prompt ends and the model goes on: what begins in one and ends in the other is in no text of either."""
+"""Where a text ends and another goes on, a prompt and its completion, a thought and its answer: what begins in one and
+ends in the other is in no text of either."""
 
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ def as_it_is(span: Span, text: str) -> None:
 
 class Seam:
     """A filter before an answer's other one, for as long as a match could go across: of that it gives what `replace`
-    says, and everything else as it is. `is_over`: nothing can go across any more. `behind` has read the prompt."""
+    says, and everything else as it is. `is_over`: nothing can go across any more. `behind` has read the text before."""
 
     def __init__(self, behind: "Across", replace: Replace) -> None:
         self._filter = behind.again(lambda span, text: replace(span, text) if behind.is_across(span) else None)
@@ -30,7 +31,7 @@ class Seam:
 
 
 class Across(HoldBack):
-    """At the end of a prompt."""
+    """At the end of the text before, such as a prompt."""
 
     def __init__(self, detectors: Sequence[Detector], prompt: str) -> None:
         super().__init__(detectors, as_it_is, prompt)
@@ -48,7 +49,7 @@ class Across(HoldBack):
 
     @property
     def is_over(self) -> bool:
-        """Whether all that has begun in the prompt is decided."""
+        """Whether all that has begun there is decided."""
         return not self._swallowing and not self._stopped and self._before + self._context >= self._sent
 
     def rest(self) -> str:

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from tests.databases import Postgres, running_postgres
+from tests.processes import ByEngine, end_engine
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 300
@@ -34,9 +35,12 @@ hypothesis.settings.load_profile("penstock")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from tests.processes import ByEngine
-
     return ByEngine(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    end_engine(item, nextitem)
 
 
 @dataclass

@@ -48,9 +48,10 @@ class Tried:
 
     async def ask(self, caller: Caller, number: int, model: str = "m") -> None:
         body = ASK | {"model": model, "messages": [{"role": "user", "content": f"Number {number}"}], "stream": True}
+        versions = self.versions
         said = await caller.ask(body)
         assert (said.status, said.error, said.done) == (200, None, True), said.body
-        self.versions.setdefault(number, []).append(said.headers[VERSION])
+        versions.setdefault(number, []).append(said.headers[VERSION])
 
     @asynccontextmanager
     async def load(self, model: str = "m", callers: int = 4) -> AsyncIterator[None]:
@@ -68,6 +69,10 @@ class Tried:
                 tasks.create_task(call(first))
             yield
             over.set()
+
+    def anew(self) -> None:
+        """What was asked before this is not looked at, though it be answered later."""
+        self.versions = {}
 
     def seen(self) -> set[str]:
         return {version for versions in self.versions.values() for version in versions}
@@ -166,13 +171,13 @@ async def test_an_adapter_is_tried_and_taken_over_and_another_one_is_stopped_and
             assert (await outcome(known, "terse")).outcome == "on"
             await here.running.until_version("terse@2", "terse")
         assert here.seen() == {"terse@1", "terse@2"}
-        here.versions.clear()
+        here.anew()
         async with here.load("terse"):
             canary = await begun(known, "terse@production", 3, NEVER)
             await until(lambda: "terse@3" in here.seen())
             await end(known.store, canary.id, "stopped", "me")
             await until(lambda: not here.running.moving.served.versions.canaries)
-            here.versions.clear()
+            here.anew()
             await asyncio.sleep(0.3)
         assert here.seen() == {"terse@2"}
         (generation,) = here.running.engines._living
@@ -261,7 +266,7 @@ async def test_a_model_that_changes_its_engine_is_split_there_when_both_versions
         await until(lambda: here.seen() == {"terse@1", "terse@2"})
         await here.running.moving.prepare(config)
         here.running.moving.apply(config)
-        here.versions.clear()
+        here.anew()
         await until(lambda: here.seen() == {"terse@1", "terse@2"})
         await end(known.store, canary.id, "stopped", "me")
         folder = next((home() / "run").glob("*/base-0.adapters"))

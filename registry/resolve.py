@@ -1,7 +1,7 @@
 """`registry:NAME@ALIAS` in a configuration becomes a directory of this machine, where an engine finds its model."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,12 @@ from registry.versions import Version, find
 
 @dataclass(frozen=True)
 class Registered:
-    """What of a configuration is in the registry: the models of engines started here, the adapters of served models."""
+    """What of a configuration is in the registry: the models of engines started here, the adapters of served models,
+    of which those `elsewhere` are at engines that are not started here."""
 
     bases: Mapping[str, Placed] = field(default_factory=dict)
     adapters: Mapping[str, Placed] = field(default_factory=dict)
+    elsewhere: Sequence[str] = ()
 
 
 async def registered(config: Config) -> Registered:
@@ -42,7 +44,7 @@ async def registered(config: Config) -> Registered:
             for name, model in config.models.items()
             if model.adapter
         }
-    return Registered(bases, adapters)
+    return Registered(bases, adapters, [name for name in adapters if config.engines[config.models[name].engine].urls])
 
 
 def refers(config: Config) -> bool:

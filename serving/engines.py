@@ -164,7 +164,8 @@ class Engines:
     def versions(self) -> Versions:
         """Those that are served from the start."""
         engines = {name: base.version.reference for name, base in self.found.bases.items()}
-        return Versions(engines, {name: each.version.reference for name, each in self.found.adapters.items()})
+        adapters = {name: each.version.reference for name, each in self.found.adapters.items()}
+        return Versions(engines, adapters, cold=self.found.elsewhere)
 
     def start(self) -> None:
         for generation in self.current.values():

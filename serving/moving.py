@@ -234,9 +234,11 @@ class Moving:
             served.switch(adapters={model: version.reference})
         except FOR_NOW as error:
             self.outcomes.later(what, written, version, error)
+            served.not_waited_for(model)
             return False
         except PenstockError as error:
             self.outcomes.refuse(what, written, version, error)
+            served.not_waited_for(model)
             return True
         if now == version.reference:
             self.outcomes.accept(what)

@@ -86,9 +86,16 @@ class Served:
             self.versions,
             engines={**self.versions.engines, **(engines or {})},
             adapters={**self.versions.adapters, **(adapters or {})},
+            cold=[name for name in self.versions.cold if name not in (adapters or {})],
         )
         self.hosts.move(self.versions)
         self._publish()
+
+    def not_waited_for(self, model: str) -> None:
+        """Its adapter cannot be had, at least not now: the other models need not wait for it."""
+        if model in self.versions.cold:
+            self.versions = replace(self.versions, cold=[name for name in self.versions.cold if name != model])
+            self.hosts.move(self.versions)
 
     def try_out(self, canaries: Mapping[str, Mapping[str, Any]]) -> None:
         """These served models have canaries now, whose versions can be asked."""
@@ -102,6 +109,7 @@ class Served:
         self.versions = replace(
             self.versions,
             adapters={name: version for name, version in known.items() if is_adapted(config, name)},
+            cold=[name for name in self.versions.cold if is_the_same(before, config, name)],
             canaries={
                 name: canary for name, canary in self.versions.canaries.items() if is_the_same(before, config, name)
             },

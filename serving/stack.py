@@ -75,10 +75,11 @@ class Stack:
 
     @property
     def ready(self) -> bool:
-        """Whether every engine has a replica that is. One that is added later counts from when it was first: a load
-        balancer need not take the others' requests away for it."""
+        """Whether every engine has a replica that is, and engines elsewhere the adapters that models had at the start.
+        An engine that is added later counts from when it was first: a load balancer need not take the others' requests
+        away for it."""
         self._coming = {pool for pool in self._coming if not pool.ready}
-        return all(pool.ready or pool in self._coming for pool in self.pools.values())
+        return not self.versions.cold and all(pool.ready or pool in self._coming for pool in self.pools.values())
 
     async def until_ready(self) -> None:
         """Of every engine at least one replica; which engines those are may change meanwhile."""
@@ -356,11 +357,11 @@ def is_asked_for(pool: Pool, name: str) -> bool:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Stack]:
-    """Everything that is configured, in this process; aliases are not followed. Raises StartError for what cannot
-    start."""
+    """Everything that is configured, in this process; aliases are not followed, nor adapters given to engines
+    elsewhere. Raises StartError for what cannot start."""
     async with (
         engines_here(config) as engines,
-        composed(config, engines.replicas, engines.failed, engines.versions) as stack,
+        composed(config, engines.replicas, engines.failed, replace(engines.versions, cold=())) as stack,
     ):
         yield stack
 

@@ -16,6 +16,10 @@ from penstock import audit, metrics
 from penstock.config import Config
 from penstock.errors import ConfigError, StartError
 from penstock.home import home
+from registry.artifacts import Artifacts
+from registry.local_copy import Placed
+from registry.resolve import placed
+from registry.versions import Version
 from serving import loaded, stack
 from serving.engines import engines_here
 from tests.conftest import arguments
@@ -524,6 +528,25 @@ async def test_engines_elsewhere_get_adapters_by_a_directory_that_they_share(kno
         assert all(set(sim.model.adapters.loaded) == {"terse@1", "terse@2"} for sim in (first, second))
         said = json.loads((shared / "terse@2" / "adapter_config.json").read_text())
         assert said["base_model_name_or_path"] == "/models/demo"
+
+
+async def test_a_gateway_is_ready_when_engines_elsewhere_have_their_adapters(
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slowly(artifacts: Artifacts, version: Version) -> Placed:
+        await asyncio.sleep(1)
+        return await placed(artifacts, version)
+
+    monkeypatch.setattr(loaded, "placed", slowly)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    async with simulator(model="base", root="/models/demo", adapters=shared) as sim:
+        config = adapted(tmp_path)
+        config["registry"] |= {"adapters": str(shared)}
+        config["engines"] = {"base": {"urls": [sim.url], "probe": QUICK}}
+        async with moved(known, config) as here:
+            assert set(sim.model.adapters.loaded) == {"terse@1"}
+            assert await here.version("terse") == "terse@1"
 
 
 async def test_engines_elsewhere_that_differ_are_given_no_adapter(known: Registry, tmp_path: Path) -> None:

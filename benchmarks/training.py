@@ -6,14 +6,15 @@
 Contestants, taking turns in one process, each for some steps on rows of equal shape with equal optimizers:
 
 - penstock: `training.pretrain.advance`, the whole of a step: rows made of generated conversations, loss by weight,
-  metrics; on a GPU rows are made ahead, as in a run (`--steps` must be many more than are waiting, two a maker);
-- in turn: the same with rows made between the steps, on a GPU;
+  metrics; beside a GPU, or where `--threads` leaves a core, rows are made ahead, as in a run (`--steps` must be many
+  more than are waiting, two a maker);
+- in turn: the same with rows made between the steps, where they would be made ahead;
 - bare: the same model and optimizers over rows that are made beforehand, and nothing else;
 - plain: GPT code written in an afternoon (`benchmarks/plain_gpt.py`), of the same size; for the style gpt2;
 - transformers: Hugging Face's class, with the weights of ours.
 
-On a CPU tokens per CPU-second are of this process alone and count; tokens per second of the clock depend on who else is
-at work. On a GPU the clock counts, read when the GPU is through.
+Tokens per CPU-second are of this process alone. They count where it does all of the work; tokens per second of the
+clock depend on who else is at work. Where others make rows the clock counts, on a GPU read when that is through.
 The rate of matrix multiplication is measured in each round at the model's own shapes, each as forward and backward use
 it; the share of it is what a contestant's multiplications, attention among them, come to in its time. Ratios are
 medians over rounds, each against the neighbour of its own round.
@@ -115,7 +116,7 @@ def alone(
 
 def contestants(recipe: Recipe, folder: Path, stack: ExitStack) -> dict[str, Steps]:
     tokenizer = tokenizer_of(recipe)
-    makers = makers_for(recipe.device)
+    makers = makers_for(recipe.device, recipe.threads)
     found = {"penstock": penstock(recipe, folder / "run", makers, stack)}
     if makers:
         found["in turn"] = penstock(recipe, folder / "in turn", 0, stack)
@@ -209,7 +210,7 @@ def measured(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
         "tokens": tokens * steps,
         "flops": flops * steps,
         "attention": attention * steps,
-        "by": "wall_s" if recipe.device == "cuda" else "cpu_s",
+        "by": "wall_s" if makers_for(recipe.device, recipe.threads) else "cpu_s",
     }
 
 

@@ -1,7 +1,8 @@
 """Rows made ahead of the steps that learn from them, by other processes.
 
-A GPU is through with a step before one processor has made the rows of the next. Every batch is a function of the seed
-and the step, so who makes it, and when, changes nothing.
+A GPU is through with a step before one processor has made the rows of the next; a core that learns need not make them,
+where another has nothing to do. Every batch is a function of the seed and the step, so who makes it, and when, changes
+nothing.
 """
 
 import ctypes
@@ -26,9 +27,11 @@ _make: Callable[[int], Batch]
 """In a process that makes rows: what it was started with."""
 
 
-def makers_for(device: str) -> int:
-    """How many processes make rows: none beside a CPU that learns, which would be taken from it."""
-    return 0 if device == "cpu" else max(1, min(MOST_MAKERS, cores() - 1))
+def makers_for(device: str, threads: int) -> int:
+    """How many processes make rows: beside a CPU that learns on `threads` of its cores one, if it has another core."""
+    if device == "cpu":
+        return int(cores() > threads)
+    return max(1, min(MOST_MAKERS, cores() - 1))
 
 
 @contextmanager

@@ -48,8 +48,14 @@ def test_ratios_are_medians_against_the_faster_of_the_yardsticks() -> None:
     assert lines["multiplications"]["share"] == pytest.approx(1.0)
 
 
-def test_every_contestant_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cores", "more", "by"), [(1, set(), "cpu_s"), (2, {"in turn"}, "wall_s")])
+def test_every_contestant_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, more: set[str], by: str
+) -> None:
+    """Where another process makes rows, this one's seconds are not all that it costs."""
+    monkeypatch.setattr("training.ahead.cores", lambda: cores)
     found = measured(recipe_for(TINY, tmp_path), rounds=1, steps=1)
 
-    assert set(found["costs"]) == {"penstock", "bare", "plain", "transformers", "multiplications"}
+    assert set(found["costs"]) == {"penstock", "bare", "plain", "transformers", "multiplications"} | more
+    assert found["by"] == by
     assert found["tokens"] == 256

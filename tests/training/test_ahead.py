@@ -63,6 +63,12 @@ def test_a_killed_run_leaves_no_makers() -> None:
         assert not list(living(run.pid))
 
 
-def test_beside_a_cpu_that_learns_nobody_makes_rows() -> None:
-    assert makers_for("cpu") == 0
-    assert makers_for("cuda") >= 1
+@pytest.mark.parametrize(
+    ("device", "threads", "has", "makers"),
+    [("cpu", 1, 1, 0), ("cpu", 4, 4, 0), ("cpu", 3, 4, 1), ("cpu", 1, 64, 1), ("cuda", 1, 1, 1), ("cuda", 1, 64, 8)],
+)
+def test_no_core_that_learns_makes_rows(
+    device: str, threads: int, has: int, makers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.ahead.cores", lambda: has)
+    assert makers_for(device, threads) == makers

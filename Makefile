@@ -31,9 +31,9 @@ check: develop
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pytest -q tests/test_readme.py -k "stands_in_the_makefile or named_in_structure"
 
-# Three at a time on two cores: they wait more than they work. tests/processes.py says which stay together.
+# Four at a time on two cores: they wait as much as they work. tests/processes.py says which stay together.
 test: develop
-	$(VENV)/bin/pytest -n 3
+	$(VENV)/bin/pytest -n 4
 
 format: develop
 	$(VENV)/bin/ruff format .

@@ -259,7 +259,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(lines, indent=2))
 
 
-SIZES = {"width": 192, "layers": 4, "inner": 512, "rows": 16, "length": 256, "threads": 1, "rounds": 7, "steps": 5}
+SIZES = {"width": 192, "layers": 4, "inner": 512, "rows": 16, "length": 256, "threads": 1, "rounds": 7, "steps": 15}
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ HALVES = (torch.half, torch.bfloat16)
 BIASED, WITH_ZEROS = scalar_types.uint4b8, scalar_types.uint4
 
 
-class DequantizingLinearKernel(MPLinearKernel):
+class DequantizingLinearKernel(MPLinearKernel):  # type: ignore[misc]  # vLLM is not followed
     @classmethod
     def get_min_capability(cls) -> int:
         return -1

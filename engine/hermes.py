@@ -12,7 +12,7 @@ from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
 from xgrammar.structural_tag import JSONSchemaFormat
 
 
-class TightHermes(Hermes2ProToolParser):
+class TightHermes(Hermes2ProToolParser):  # type: ignore[misc]  # vLLM is not followed
     def get_structural_tag(self, *args: Any, **options: Any) -> Any:
         tag = super().get_structural_tag(*args, **options)
         if tag is not None:

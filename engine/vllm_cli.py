@@ -65,4 +65,4 @@ if __name__ in ("__main__", "__mp_main__"):
 if __name__ == "__main__":
     from vllm.entrypoints.cli.main import main
 
-    main()  # type: ignore[no-untyped-call]
+    main()

@@ -173,7 +173,7 @@ class Moving:
         if is_registered(self.served.config.engines[engine]):
             settled = await self._settle_base(engine)
         for model in self.served.adapters_at(engine):
-            settled = await self._settle_adapter(model) and settled
+            settled = await self._try_adapter(model) and settled
         if settled:
             self.loaded.unload(engine)
         return settled
@@ -213,6 +213,16 @@ class Moving:
                 self.outcomes.accepted(f"models.{model}", before.get(model), adapter)
         return True
 
+    async def _try_adapter(self, model: str) -> bool:
+        """Nobody waits for it any more, however it ends: unless it is given up, to be begun again."""
+        try:
+            settled = await self._settle_adapter(model)
+        except Exception:
+            self.served.not_waited_for(model)
+            raise
+        self.served.not_waited_for(model)
+        return settled
+
     async def _settle_adapter(self, model: str) -> bool:
         served = self.served
         if not is_adapted(served.config, model):
@@ -234,11 +244,9 @@ class Moving:
             served.switch(adapters={model: version.reference})
         except FOR_NOW as error:
             self.outcomes.later(what, written, version, error)
-            served.not_waited_for(model)
             return False
         except PenstockError as error:
             self.outcomes.refuse(what, written, version, error)
-            served.not_waited_for(model)
             return True
         if now == version.reference:
             self.outcomes.accept(what)

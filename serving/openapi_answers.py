@@ -126,7 +126,11 @@ ANSWERS: Json = {
     "Generated": {"type": "object", "description": "In OpenAI's, Anthropic's or vLLM's shape, as the route is theirs."},
     "Document": whole(openapi=TEXT, info={"type": "object"}, paths={"type": "object"}),
     "Health": whole(status={"const": "ok"}),
-    "Ready": whole(ready={"type": "boolean"}, engines={"type": "object", "additionalProperties": {"type": "boolean"}}),
+    "Ready": whole(
+        ready={"type": "boolean"},
+        engines={"type": "object", "additionalProperties": {"type": "boolean"}},
+        waiting={"type": "array", "items": TEXT},
+    ),
     "Model": {"anyOf": [OPENAI_MODEL, ANTHROPIC_MODEL]},
     "Models": {
         "anyOf": [

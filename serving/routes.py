@@ -43,10 +43,16 @@ async def health(gateway: "Gateway", call: Call) -> None:
 
 
 async def ready(gateway: "Gateway", call: Call) -> None:
-    """Whether requests should be sent here: every engine has a replica that generates, and no shutdown runs."""
-    up = gateway.stack is not None and gateway.stack.ready and not gateway.draining
-    engines = {name: pool.ready for name, pool in gateway.stack.pools.items()} if gateway.stack else {}
-    call.exchange.send(200 if up else 503, JSON, orjson.dumps({"ready": up, "engines": engines}))
+    """Whether requests should be sent here: `Stack.ready`, and no shutdown runs. `waiting`: models whose adapters are
+    on their way to engines elsewhere."""
+    stack = gateway.stack
+    up = stack is not None and stack.ready and not gateway.draining
+    said = {
+        "ready": up,
+        "engines": {name: pool.ready for name, pool in stack.pools.items()} if stack else {},
+        "waiting": sorted(stack.versions.cold) if stack else [],
+    }
+    call.exchange.send(200 if up else 503, JSON, orjson.dumps(said))
 
 
 async def figures(gateway: "Gateway", call: Call) -> None:

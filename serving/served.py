@@ -92,7 +92,7 @@ class Served:
         self._publish()
 
     def not_waited_for(self, model: str) -> None:
-        """Its adapter cannot be had, at least not now: the other models need not wait for it."""
+        """Its adapter is there, or cannot be had, at least not now: the other models need not wait for it."""
         if model in self.versions.cold:
             self.versions = replace(self.versions, cold=[name for name in self.versions.cold if name != model])
             self.hosts.move(self.versions)

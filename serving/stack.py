@@ -75,14 +75,15 @@ class Stack:
 
     @property
     def ready(self) -> bool:
-        """Whether every engine has a replica that is, and engines elsewhere the adapters that models had at the start.
+        """Whether every engine has a replica that is, and the first try is over to give engines elsewhere the adapters
+        that models had at the start.
         An engine that is added later counts from when it was first: a load balancer need not take the others' requests
         away for it."""
         self._coming = {pool for pool in self._coming if not pool.ready}
         return not self.versions.cold and all(pool.ready or pool in self._coming for pool in self.pools.values())
 
     async def until_ready(self) -> None:
-        """Of every engine at least one replica; which engines those are may change meanwhile."""
+        """As `ready` says; which engines those are may change meanwhile."""
         while not self.ready:
             await asyncio.sleep(READY_POLL_S)
 

@@ -12,7 +12,7 @@ class Versions:
     """NAME@NUMBER of what each engine started here serves (`engines`), and of each served model's adapter
     (`adapters`), which is the name to ask for it, too. What the registry does not know is not in it. `canaries` are
     those of served models, as `Canary.described` tells of them, where their versions can be asked. `cold` are the
-    models whose adapters engines elsewhere have not been given since the start."""
+    models whose adapters engines elsewhere have yet to be given for the first time since the start."""
 
     engines: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)

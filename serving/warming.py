@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 WARM_S = 60.0
 LIST_S = 10.0
+OFFER_S = 300.0
 UNLOAD_S = 10.0
 FOR_GOOD = (400, 404, 422)
 PATH = "/v1/completions"
@@ -54,7 +55,10 @@ async def warm_elsewhere(engine: str, place: Path, adapter: Placed, replicas: Se
             f"the replicas of {engine} serve different models ({', '.join(sorted(models))}): an adapter is of one"
         )
     try:
-        name = await asyncio.to_thread(offer, adapter, place, models.pop())
+        async with asyncio.timeout(OFFER_S):
+            name = await asyncio.to_thread(offer, adapter, place, models.pop())
+    except TimeoutError as error:
+        raise StateUnavailable(f"registry.adapters: {place} has not taken {adapter.version.reference} yet") from error
     except OSError as error:
         raise StateUnavailable(f"registry.adapters: {place} cannot be written to: {error}") from error
     await warm(replicas, name)
@@ -81,7 +85,7 @@ async def model_of(replica: Replica) -> str:
     try:
         listed = orjson.loads(answer.body)["data"]
         return next(str(model["root"]) for model in listed if not model.get("parent"))
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise EngineError(f"{replica.name} does not say what it was started with") from error
 
 

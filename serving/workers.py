@@ -120,7 +120,7 @@ class Workers:
             raise failures.exceptions[0] from None
 
     async def until_ready(self) -> None:
-        """Returns when each has had a replica of every engine ready."""
+        """Returns when each has been ready, as `Stack.ready` says."""
         for seat in self.seats:
             await seat.ready.wait()
 

@@ -8,6 +8,7 @@ nothing.
 import ctypes
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +20,8 @@ import torch
 
 from engine.machine import cores
 from training.packing import Batch
+
+Made = tuple[list[Any], float]  # a batch's columns, and the CPU-seconds that they took
 
 MOST_MAKERS = 8
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -35,8 +38,11 @@ def makers_for(device: str, threads: int) -> int:
 
 
 @contextmanager
-def ahead(make: Callable[[int], Batch], steps: range, makers: int) -> Iterator[Iterator[Batch]]:
-    """`make` of each step, in order; with `makers`, that many processes are at the next ones meanwhile, two each.
+def ahead(
+    make: Callable[[int], Batch], steps: range, makers: int, spent: Callable[[float], None] = lambda cpu_s: None
+) -> Iterator[Iterator[Batch]]:
+    """`make` of each step, in order; with `makers`, that many processes are at the next ones meanwhile, two each, and
+    `spent` is told the CPU-seconds of each.
 
     They are forks, so nothing is copied of what `make` reads; begin before there is anything on a GPU.
     """
@@ -46,22 +52,21 @@ def ahead(make: Callable[[int], Batch], steps: range, makers: int) -> Iterator[I
     with ProcessPoolExecutor(makers, get_context("fork"), _begin, (make, os.getpid())) as pool:
         asked = deque(pool.submit(_made, step) for step in steps[: 2 * makers])
         try:
-            yield _in_order(pool, asked, steps[2 * makers :])
+            yield _in_order(pool, asked, steps[2 * makers :], spent)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, asked: "deque[Future[list[Any]]]", later: range) -> Iterator[Batch]:
-    for step in later:
-        rows = _batch(asked.popleft())
-        asked.append(pool.submit(_made, step))
-        yield rows
+def _in_order(
+    pool: ProcessPoolExecutor, asked: "deque[Future[Made]]", later: range, spent: Callable[[float], None]
+) -> Iterator[Batch]:
+    waiting = iter(later)
     while asked:
-        yield _batch(asked.popleft())
-
-
-def _batch(asked: "Future[list[Any]]") -> Batch:
-    return Batch(*(torch.from_numpy(column) for column in asked.result()))
+        columns, cpu_s = asked.popleft().result()
+        spent(cpu_s)
+        if (step := next(waiting, None)) is not None:
+            asked.append(pool.submit(_made, step))
+        yield Batch(*(torch.from_numpy(column) for column in columns))
 
 
 def _begin(make: Callable[[int], Batch], parent: int) -> None:
@@ -75,6 +80,8 @@ def _begin(make: Callable[[int], Batch], parent: int) -> None:
         raise SystemExit("the run is gone")
 
 
-def _made(step: int) -> list[Any]:
+def _made(step: int) -> Made:
     """As arrays: torch would share a tensor's memory by a file, which costs more than to copy a few rows."""
-    return [column.numpy() for column in _make(step)]
+    began = time.process_time()
+    columns = [column.numpy() for column in _make(step)]
+    return columns, time.process_time() - began

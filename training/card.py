@@ -101,7 +101,7 @@ it knows a few families of small tasks and a tiny world, and nothing else.
 - {parameters:,} parameters: a Qwen3 (a Llama whose queries and keys are normalized) with tied
   embeddings, bfloat16 weights, a byte-level BPE with the digits apart. Context of 2,048 tokens,
   trained on rows of up to 1,024.
-- {tokens:,} tokens in {steps:,} steps, {cpu_minutes} minutes of one CPU core, no GPU.
+- {tokens:,} tokens in {steps:,} steps, {cpu_minutes} minutes of CPU, no GPU.
 - Data: `training/data.py`, generator seed {seed}. No outside text, so no outside licence.
 - Recipe: `{recipe}`. Rebuild with `python -m training.pretrain {recipe} --out DIR`.
 

@@ -142,7 +142,8 @@ def train(recipe_path: Path, out: Path, *, resume: bool) -> None:
     corpora = [corpus_of(stage, documents, recipe) for stage in recipe.stages]
     held_out = validation.texts(recipe.validation, tokenizer) if recipe.validation else []
     steps = range(run.first_step, recipe.steps)
-    with ahead(partial(rows_of, recipe, tokenizer, corpora), steps, makers_for(recipe.device, recipe.threads)) as rows:
+    makers = makers_for(recipe.device, recipe.threads)
+    with ahead(partial(rows_of, recipe, tokenizer, corpora), steps, makers, run.add_cpu) as rows:
         model = build(recipe.model, len(tokenizer), recipe.seed, checkpointed=recipe.gradient_checkpointing)
         model.to(recipe.device)
         optimizers = Optimizers.of(model, recipe.optimizer)

@@ -104,8 +104,13 @@ class Run:
 
     @property
     def cpu_s(self) -> float:
-        """CPU-seconds of this process and of those before it, as far as they had come at their last checkpoint."""
+        """CPU-seconds of this process, of those that made its rows, and of those before it, as far as they had come at
+        their last checkpoint."""
         return self._cpu_before_s + time.process_time()
+
+    def add_cpu(self, seconds: float) -> None:
+        """Of another process that works for this run."""
+        self._cpu_before_s += seconds
 
     def log(self, step: int, tokens: int = 0, loss: float | None = None, **more: Any) -> None:
         """Write a line about `step`, counted from 0; before the checkpoint that comes after the step.

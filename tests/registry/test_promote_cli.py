@@ -179,7 +179,7 @@ def test_who_was_overtaken_while_the_gate_was_asked_is_refused(site: Site) -> No
 
     async def done() -> tuple[int | None, str]:
         async with (
-            simulator(model="m@2", ttft_s=0.3) as mine,
+            simulator(model="m@2", ttft_s=0.5) as mine,
             simulator(model="m@1") as its,
             opened(None) as store,
         ):

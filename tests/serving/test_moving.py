@@ -1,6 +1,7 @@
 """Versions that move under a gateway at work: adapters and whole models, under load, in quick succession, damaged."""
 
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 from engine.sim import simulator
 from penstock import audit, metrics
 from penstock.config import Config
-from penstock.errors import ConfigError, StartError
+from penstock.errors import ConfigError, StartError, StateUnavailable
 from penstock.home import home
 from registry.artifacts import Artifacts
 from registry.local_copy import Placed
@@ -544,9 +545,43 @@ async def test_a_gateway_is_ready_when_engines_elsewhere_have_their_adapters(
         config = adapted(tmp_path)
         config["registry"] |= {"adapters": str(shared)}
         config["engines"] = {"base": {"urls": [sim.url], "probe": QUICK}}
+        config["models"]["brief"] = config["models"]["terse"]
         async with moved(known, config) as here:
             assert set(sim.model.adapters.loaded) == {"terse@1"}
-            assert await here.version("terse") == "terse@1"
+            assert await here.version("terse") == await here.version("brief") == "terse@1"
+            assert await here.get("/ready") == {"ready": True, "engines": {"base": True}, "waiting": []}
+
+
+@pytest.mark.parametrize("error", [StateUnavailable("the disk is away"), RuntimeError("nobody has thought of this")])
+async def test_an_adapter_that_cannot_be_had_yet_is_not_waited_for_but_tried_again(
+    error: Exception,
+    known: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries = itertools.count()
+
+    async def at_the_second_try(artifacts: Artifacts, version: Version) -> Placed:
+        if next(tries) == 0:
+            raise error
+        return await placed(artifacts, version)
+
+    monkeypatch.setattr(loaded, "placed", at_the_second_try)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    async with simulator(model="base", root="/models/demo", adapters=shared) as sim:
+        config = adapted(tmp_path)
+        config["registry"] |= {"adapters": str(shared)}
+        config["engines"] = {"base": {"urls": [sim.url], "probe": QUICK}}
+        async with moved(known, config) as here:
+            assert not sim.model.adapters.loaded
+            assert await here.version("m") is None  # it answers, and which version nobody here knows
+            await until(lambda: "terse@1" in sim.model.adapters.loaded)
+    assert [record for record in caplog.records if record.exc_info] == [
+        record for record in caplog.records if record.message == "unexpected, in moving the engine base"
+    ]
+    caplog.clear()
 
 
 async def test_engines_elsewhere_that_differ_are_given_no_adapter(known: Registry, tmp_path: Path) -> None:

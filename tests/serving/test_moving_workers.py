@@ -12,6 +12,10 @@ import pytest
 
 from engine.sim import simulator
 from penstock.config import Config
+from registry.artifacts import Artifacts
+from registry.local_copy import Placed
+from registry.resolve import placed
+from registry.versions import Version
 from serving import loaded
 from serving.engines import Engines, engines_here
 from serving.hosts import followed
@@ -178,7 +182,16 @@ async def test_a_worker_that_is_killed_comes_back_to_what_is_served_now(known: R
         await until(lambda: len(here.engines.living) == 1, 20)  # those that were killed hold nothing
 
 
-async def test_adapters_of_engines_elsewhere_are_warmed_by_the_parent(known: Registry, tmp_path: Path) -> None:
+async def test_adapters_of_engines_elsewhere_are_warmed_by_the_parent(
+    known: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any worker is ready."""
+
+    async def slowly(artifacts: Artifacts, version: Version) -> Placed:
+        await asyncio.sleep(4)  # workers start sooner
+        return await placed(artifacts, version)
+
+    monkeypatch.setattr(loaded, "placed", slowly)
     await known.adapter("terse", "demo@1")
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -186,6 +199,7 @@ async def test_adapters_of_engines_elsewhere_are_warmed_by_the_parent(known: Reg
         engines = {"base": {"urls": [sim.url], "probe": QUICK}}
         places = {"artifacts": str(tmp_path / "kept"), "adapters": str(shared)}
         async with with_workers(known, configured(tmp_path, engines=engines, registry=places)) as here:
+            assert set(sim.model.adapters.loaded) == {"terse@1"}
             await here.until_all("terse", "terse@1")
             await known.point("terse@production", 2)
             await here.until_all("terse", "terse@2")

@@ -36,10 +36,13 @@ def numbered(step: int) -> Batch:
 @pytest.mark.parametrize("makers", [0, 1, 3])
 @pytest.mark.parametrize("steps", [range(7, 30), range(2), range(0)])
 def test_they_come_in_order_whoever_makes_them(makers: int, steps: range) -> None:
-    with ahead(numbered, steps, makers) as rows:
+    spent: list[float] = []
+    with ahead(numbered, steps, makers, spent.append) as rows:
         found = list(rows)
 
     assert len(found) == len(steps)
+    assert len(spent) == (len(steps) if makers else 0)
+    assert all(seconds > 0 for seconds in spent)
     for step, batch in zip(steps, found, strict=True):
         assert all(one.equal(other) for one, other in zip(batch, numbered(step), strict=True))
 

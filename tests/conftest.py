@@ -142,7 +142,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`make serve`: the gateway and the real vLLM with the bundled model. Probes are frequent, for the tests that
     kill the engine; they wait for it to be back before they end."""
     port = free_port()
-    quick = {"INTERVAL_S": "1", "TIMEOUT_S": "5", "FAILURES": "2"}
+    quick = {"INTERVAL_S": "2", "TIMEOUT_S": "5", "FAILURES": "2"}
     env = {f"PENSTOCK_ENGINES__BASE__PROBE__{name}": value for name, value in quick.items()}
     with running(["make", "serve", f"PORT={port}"], port, tmp_path_factory.mktemp("demo"), **env) as served:
         yield served

@@ -28,8 +28,8 @@ def engine_of(nodeid: str) -> str | None:
 
 
 def end_engine(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """With the last test of an engine's, not with the process: probed every second, an engine that nobody asks takes a
-    fifth of a core. Only under `-n`, where all of them stand together."""
+    """With the last test of an engine's, not with the process: probes alone, one a second, take a fifth of a core. Only
+    under `-n`, where all of them stand together."""
     engine = engine_of(item.nodeid) if hasattr(item.config, "workerinput") else None
     if engine and nextitem and engine_of(nextitem.nodeid) != engine:
         item.session._setupstate.teardown_exact(None)

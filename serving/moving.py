@@ -217,7 +217,7 @@ class Moving:
         """Nobody waits for it any more, however it ends: unless it is given up, to be begun again."""
         try:
             settled = await self._settle_adapter(model)
-        except Exception:
+        except Exception:  # whatever it is: `_keep` tells of it and tries again
             self.served.not_waited_for(model)
             raise
         self.served.not_waited_for(model)

@@ -510,6 +510,14 @@ async def test_the_list_of_models_says_which_versions_they_are(known: Registry, 
         assert (await here.get("/v1/models/terse"))["version"] == "terse@1"
 
 
+def elsewhere(tmp_path: Path, shared: Path, *urls: str) -> dict[str, Any]:
+    """`adapted`, with engines that are not started here and read adapters in `shared`."""
+    config = adapted(tmp_path)
+    config["registry"] |= {"adapters": str(shared)}
+    config["engines"] = {"base": {"urls": list(urls), "probe": QUICK}}
+    return config
+
+
 async def test_engines_elsewhere_get_adapters_by_a_directory_that_they_share(known: Registry, tmp_path: Path) -> None:
     await known.adapter("terse", "demo@1")
     shared = tmp_path / "shared"
@@ -518,9 +526,7 @@ async def test_engines_elsewhere_get_adapters_by_a_directory_that_they_share(kno
         simulator(model="base", root="/models/demo", adapters=shared) as first,
         simulator(model="base", root="/models/demo", adapters=shared) as second,
     ):
-        config = adapted(tmp_path)
-        config["registry"] |= {"adapters": str(shared)}
-        config["engines"] = {"base": {"urls": [first.url, second.url], "probe": QUICK}}
+        config = elsewhere(tmp_path, shared, first.url, second.url)
         async with moved(known, config) as here, here.load("terse", "m"):
             await here.until_version("terse@1", "terse")
             await known.point("terse@production", 2)
@@ -542,9 +548,7 @@ async def test_a_gateway_is_ready_when_engines_elsewhere_have_their_adapters(
     shared = tmp_path / "shared"
     shared.mkdir()
     async with simulator(model="base", root="/models/demo", adapters=shared) as sim:
-        config = adapted(tmp_path)
-        config["registry"] |= {"adapters": str(shared)}
-        config["engines"] = {"base": {"urls": [sim.url], "probe": QUICK}}
+        config = elsewhere(tmp_path, shared, sim.url)
         config["models"]["brief"] = config["models"]["terse"]
         async with moved(known, config) as here:
             assert set(sim.model.adapters.loaded) == {"terse@1"}
@@ -571,9 +575,7 @@ async def test_an_adapter_that_cannot_be_had_yet_is_not_waited_for_but_tried_aga
     shared = tmp_path / "shared"
     shared.mkdir()
     async with simulator(model="base", root="/models/demo", adapters=shared) as sim:
-        config = adapted(tmp_path)
-        config["registry"] |= {"adapters": str(shared)}
-        config["engines"] = {"base": {"urls": [sim.url], "probe": QUICK}}
+        config = elsewhere(tmp_path, shared, sim.url)
         async with moved(known, config) as here:
             assert not sim.model.adapters.loaded
             assert await here.version("m") is None  # it answers, and which version nobody here knows
@@ -591,9 +593,7 @@ async def test_engines_elsewhere_that_differ_are_given_no_adapter(known: Registr
         simulator(model="base", root="/models/demo", adapters=shared) as first,
         simulator(model="base", root="/models/other", adapters=shared) as second,
     ):
-        config = adapted(tmp_path)
-        config["registry"] |= {"adapters": str(shared)}
-        config["engines"] = {"base": {"urls": [first.url, second.url], "probe": QUICK}}
+        config = elsewhere(tmp_path, shared, first.url, second.url)
         async with moved(known, config) as here:
             await until(lambda: all(replica.usable for replica in here.stack.pools["base"].replicas))
             here.moving.look_again("base")
